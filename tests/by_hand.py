@@ -1,4 +1,4 @@
-"""Learning rules in NumPy, as their papers write them, and the models that they are of.
+"""Learning rules as their papers write them, in NumPy but for backpropagation, and the models that they are of.
 
 They share nothing with `etpc`. Each returns the gradient of the mean of `sum((y - target)**2)` over time and batch,
 as a dict from the paths of parameters to arrays. `xs` and `targets` are [T, B, ...].
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import etpc
-from tests.helpers import normal
+from tests.helpers import by_path, normal
 from tests.zoo.check import model as of_step
 
 THRESHOLD, LEAK, SLOW, BETA = 0.6, 0.8, 0.95, 0.3
@@ -155,31 +155,22 @@ def rflo(model, xs, targets):
 
 def tbptt(model, xs, targets, steps):
     """Truncated backpropagation through time of the leaky units, in blocks of so many steps."""
-    w_in, w_rec, w_out = (np.asarray(w) for w in (model.w_in, model.w_rec, model.w_out))
     T, B, _ = xs.shape
-    grads = {
-        ".w_in": np.zeros_like(w_in),
-        ".w_rec": np.zeros_like(w_rec),
-        ".w_out": np.zeros_like(w_out),
-    }
-    h = np.zeros((B, len(w_rec)))
+
+    def block(model, h, xs, targets):
+        def step(h, given):
+            y, h = jax.vmap(model)(given[0], h)
+            return h, jnp.sum((y - given[1]) ** 2)
+
+        h, losses = jax.lax.scan(step, h, (xs, targets))
+        return losses.sum() / (T * B), h
+
+    total, h = jax.tree.map(jnp.zeros_like, model), jnp.zeros((B, len(model.w_rec)))
     for start in range(0, T, steps):
-        tape = []
-        for x, target in zip(
-            np.asarray(xs[start:][:steps]), np.asarray(targets[start:][:steps]), strict=True
-        ):
-            u, old = h @ w_rec.T + x @ w_in.T, h
-            h = model.leak * h + (1 - model.leak) * np.tanh(u)
-            tape.append((x, old, u, h, 2 * (h @ w_out.T - target) / (T * B)))
-        back = np.zeros_like(h)
-        for x, old, u, new, error in reversed(tape):
-            grads[".w_out"] += error.T @ new
-            back = back + error @ w_out
-            of_u = back * (1 - model.leak) * (1 - np.tanh(u) ** 2)
-            grads[".w_in"] += of_u.T @ x
-            grads[".w_rec"] += of_u.T @ old
-            back = model.leak * back + of_u @ w_rec
-    return grads
+        part = slice(start, start + steps)
+        grads, h = jax.grad(block, has_aux=True)(model, h, xs[part], targets[part])
+        total = jax.tree.map(jnp.add, total, grads)
+    return by_path(total)
 
 
 @functools.partial(of_step, start=(jnp.zeros(5), jnp.zeros(4)))

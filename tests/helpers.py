@@ -118,6 +118,19 @@ def spike_vjp(v):
 spike_vjp.defvjp(lambda v: (spike_vjp(v), v), lambda v, g: (g / (1 + v**2),))
 
 
+@jax.custom_jvp
+def spike_over(v, threshold):
+    """A spike with a surrogate derivative in both arguments."""
+    return (v > threshold).astype(v.dtype)
+
+
+@spike_over.defjvp
+def _(primals, tangents):
+    v, threshold = primals
+    out = (tangents[0] - tangents[1]) / (1 + (v - threshold) ** 2)
+    return spike_over(v, threshold), out.astype(v.dtype)
+
+
 def loss(y, target):
     """The squares of one example at one step, for outputs of any structure, real or complex.
 

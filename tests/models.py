@@ -1,10 +1,11 @@
-"""Models to test with, by name (`named`): networks that a `Spec` describes, and others.
+"""Models to test with, by name (`named`): networks that a step with parameters describes, and others.
 
 A model is ``model(x, state) -> (y, new_state)`` with ``model.init_state()`` and ``model.n_in``.
 """
 
-import dataclasses
-from typing import Any, Literal
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,9 +15,6 @@ import numpy as np
 from tests import helpers
 from tests.helpers import loss, spike  # noqa: F401
 
-# Spec ----------------------------------------------------------------------------------------------------------------
-
-SPIKING = ("lif", "alif")
 COUPLINGS = {
     "none": lambda h: h,
     "reverse": lambda h: h[::-1],
@@ -33,31 +31,6 @@ def _ring(n):
     return (np.roll(np.eye(n), 1, 0) + np.roll(np.eye(n), -1, 0)) * (n > 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    kind: Literal["leaky", "chain", "lif", "alif", "delay", "mingru"] = "leaky"
-    size: int = 3
-    recurrent: Literal["none", "separate", "fused", "gated"] = "separate"
-    synapse: bool = (
-        False  # spiking neurons have a state of their current, of which they read the new value
-    )
-    couple: str = "none"  # of the states of a leaky layer
-    split: Literal["split", "slice"] = "split"  # how the gates of one fused weight are read
-    depth: int = 2  # stages of a chain, length of a delay line
-    reset: Literal["soft", "hard", "late"] = "soft"  # late: by the spike of the old state
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    layers: tuple[Layer, ...] = (Layer(),)
-    mlp: bool = False
-    readout: Literal["new", "old", "leaky", "spike", "op", "op and old"] = "new"
-    seed: int = 0
-
-
-# Parameters ----------------------------------------------------------------------------------------------------------
-
-
 class Draw:
     """Draws parameters in order, from one seed."""
 
@@ -71,166 +44,134 @@ class Draw:
         return jnp.asarray(self.rng.uniform(low, high, shape))
 
 
-def layer_parameters(layer: Layer, n_in, draw: Draw):
-    n, spiking = layer.size, layer.kind in SPIKING
-    rows = 2 * n if layer.kind == "mingru" else n
+class Network(eqx.Module):
+    """A step `(p, x, states) -> (y, new states)` of parameters and states by name, which begin at zero."""
+
+    p: dict[str, Any]
+    step: Callable = eqx.field(static=True)
+    shapes: tuple = eqx.field(static=True)
+    n_in: int = eqx.field(static=True, default=2)
+
+    def init_state(self):
+        return {name: jnp.zeros(shape) for name, shape in self.shapes}
+
+    def __call__(self, x, state):
+        return self.step(self.p, x, state)
+
+
+# Layers --------------------------------------------------------------------------------------------------------------
+
+
+def layer(draw, rows=3, n_in=2, size=3, recurrent=True, fused=False, spiking=False):
+    """Its parameters."""
     p = {}
-    if layer.recurrent == "fused":
-        p["w0"] = draw.weight(rows, n_in + n, 0.9)
+    if fused:
+        p["fused"] = draw.weight(rows, n_in + size, 0.9)
     else:
-        p["w0"] = draw.weight(rows, n_in, 1.5 if spiking else 1.0)
-        if layer.recurrent != "none":
-            p["u0"] = draw.weight(rows, n, 0.7)
-    p["b0"] = draw.vector(0.2, 0.6, rows) if spiking else draw.vector(-0.3, 0.3, rows)
-    if layer.recurrent == "gated":
-        p["r"] = draw.weight(n, n, 0.8)
-    if layer.kind == "alif":
-        p["tau"] = draw.vector(1.0, 4.0, n)
-        p["threshold"] = draw.vector(0.4, 0.7)
-        p["beta"] = draw.vector(0.1, 0.4)
-    return p
+        p["w"] = draw.weight(rows, n_in, 1.5 if spiking else 1.0)
+        p |= {"u": draw.weight(rows, size, 0.7)} if recurrent else {}
+    return p | {"b": draw.vector(0.2, 0.6, rows) if spiking else draw.vector(-0.3, 0.3, rows)}
 
 
-# Layers: (p, layer, x, old states) -> (new states, output, output of the last op) ------------------------------------
+def current_of(p, x, h=None):
+    """The input of a layer; `h`: what the recurrent weight reads, if there is one."""
+    if "fused" in p:
+        return p["fused"] @ jnp.concatenate([x, h]) + p["b"]
+    if "gate" in p:
+        h = jax.nn.sigmoid(p["gate"] @ h) * h
+    current = p["w"] @ x
+    return current + p["b"] if "u" not in p else current + p["u"] @ h + p["b"]
 
 
-def current_of(p, layer, x, h):
-    """The input of a layer; `h`: what the recurrent weight reads."""
-    if layer.recurrent == "gated":
-        h = jax.nn.sigmoid(p["r"] @ h) * h
-    if layer.recurrent == "fused":
-        return p["w0"] @ jnp.concatenate([x, h]) + p["b0"]
-    current = p["w0"] @ x
-    if layer.recurrent != "none":
-        current = current + p["u0"] @ h
-    return current + p["b0"]
-
-
-def leak(p, h, current):
-    """h' = a h + (1 - a) current, with a = exp(-1/tau)."""
-    a = jnp.exp(-1 / p["tau"]) if "tau" in p else float(np.exp(-1 / 3))
+def leak(h, current, a=float(np.exp(-1 / 3))):
     return a * h + (1 - a) * current
 
 
-def leaky(p, layer, x, old):
-    current = current_of(p, layer, x, old["h"])
-    h = leak(p, COUPLINGS[layer.couple](old["h"]), jnp.tanh(current))
-    return {"h": h}, h, current
+def leaky(p, x, s, couple="none", read="new"):
+    """What is read: the new state, the old one, or the input of the layer, with the old state or without."""
+    current = current_of(p, x, s["h"])
+    h = leak(COUPLINGS[couple](s["h"]), jnp.tanh(current))
+    if read.startswith("op"):
+        return jnp.tanh(current) + (s["h"] if read == "op and old" else 0), {"h": h}
+    return p["out"] @ {"new": h, "old": s["h"]}[read], {"h": h}
 
 
-def chain(p, layer, x, old):
+def encoded(p, x, s):
+    return leaky(p, jnp.tanh(p["mlp"] @ x), s)
+
+
+def cascade(p, x, s):
     """Stages that low-pass each other; each reads the new value of the one before."""
-    new, read = {}, (current := current_of(p, layer, x, old[f"h{layer.depth - 1}"]))
-    for i in range(layer.depth):
-        new[f"h{i}"] = read = leak(p, old[f"h{i}"], read)
-    return new, read, current
+    new, read = {}, current_of(p, x)
+    for name, h in s.items():
+        new[name] = read = leak(h, read)
+    return p["out"] @ read, new
 
 
-def delay(p, layer, x, old):
+def delay(p, x, s):
     """A rate neuron that is driven by its own past: a buffer of past values, the newest first."""
-    current = current_of(p, layer, x, old["past"][-1])
-    h = leak(p, old["past"][-1], jnp.tanh(current))
-    return {"past": jnp.concatenate([h[None], old["past"][:-1]])}, h, current
+    h = leak(s["past"][-1], jnp.tanh(current_of(p, x)))
+    return p["out"] @ h, {"past": jnp.concatenate([h[None], s["past"][:-1]])}
 
 
-def spiking(p, layer, x, old):
-    late, new = layer.reset == "late", {}
-
-    def fire(v, a):
-        return spike(v - 0.5 if a is None else v - a * p["beta"] - p["threshold"])
-
-    z_old = fire(old["v"], old.get("a")) if late else old["z"]
-    read = current = current_of(p, layer, x, z_old)
-    if layer.synapse:
-        new["g"] = read = 0.6 * old["g"] + 0.5 * current
-    if layer.kind == "alif":
-        new["a"] = 0.8 * old["a"] + 0.2 * z_old
-    v = leak(p, old["v"], 3 * read)
-    if late:
-        new["v"] = v - 0.5 * z_old
-        return new, fire(new["v"], new.get("a")), current
-    z = fire(v, new.get("a"))
-    reset = {"soft": lambda: v - 0.5 * z, "hard": lambda: v * (1 - z)}[layer.reset]
-    return new | {"v": reset(), "z": z}, z, current
-
-
-def mingru(p, layer, x, old):
-    current, n = current_of(p, layer, x, old["h"]), layer.size
-    z, candidate = jnp.split(current, 2) if layer.split == "split" else (current[:n], current[n:])
+def mingru(p, x, s, halves=lambda a: (a[: len(a) // 2], a[len(a) // 2 :])):
+    z, candidate = halves(current_of(p, x, s["h"]))
     z = jax.nn.sigmoid(z)
-    h = (1 - z) * old["h"] + z * jnp.tanh(candidate)
-    return {"h": h}, h, candidate
+    h = (1 - z) * s["h"] + z * jnp.tanh(candidate)
+    return p["out"] @ h, {"h": h}
 
 
-STEPS = dict(leaky=leaky, chain=chain, delay=delay, lif=spiking, alif=spiking, mingru=mingru)
+def lif(p, x, s):
+    """The reset is by the spike of the old state."""
+    z = spike(s["v"] - 0.5)
+    v = leak(s["v"], 3 * current_of(p, x, z)) - 0.5 * z
+    return p["out"] @ spike(v - 0.5), {"v": v}
 
 
-def state_names(layer: Layer):
-    """The layer's states, and the number of rows of each (0: a vector)."""
-    if layer.kind not in SPIKING:
-        return {
-            "chain": {f"h{i}": 0 for i in range(layer.depth)},
-            "delay": {"past": layer.depth},
-        }.get(layer.kind, {"h": 0})
-    names = {"v": 0} | ({"a": 0} if layer.kind == "alif" else {})
-    names |= {} if layer.reset == "late" else {"z": 0}
-    return names | ({"g": 0} if layer.synapse else {})
+def hard_reset(p, x, s):
+    v = leak(s["v"], 3 * current_of(p, x))
+    z = spike(v - 0.5)
+    return p["out"] @ z, {"v": v * (1 - z), "z": z}
 
 
-def values_of_layer(layer: Layer, state):
-    return dict(zip(state_names(layer), state, strict=True))
+def alif(p, x, s):
+    a = 0.8 * s["a"] + 0.2 * s["z"]
+    v = leak(s["v"], 3 * current_of(p, x, s["z"]), jnp.exp(-1 / p["tau"]))
+    z = spike(v - a * p["beta"] - p["threshold"])
+    return p["out"] @ z, {"v": v - 0.5 * z, "a": a, "z": z}
 
 
-# The network ---------------------------------------------------------------------------------------------------------
+def two_layers(p, x, s):
+    """Of LIF neurons; those of the second have a state of their current, of which they read the new value."""
+    v = leak(s["v"], 3 * current_of(p["first"], x, s["z"]))
+    z = spike(v - 0.5)
+    g = 0.6 * s["g"] + 0.5 * current_of(p["second"], z, s["z2"])
+    v2 = leak(s["v2"], 3 * g)
+    z2 = spike(v2 - 0.5)
+    new = {"v": v - 0.5 * z, "z": z, "v2": v2 - 0.5 * z2, "z2": z2, "g": g}
+    return p["out"] @ z2, new
 
 
-class Network(eqx.Module):
-    layers: list
-    io: dict[str, Any]
-    spec: Spec = eqx.field(static=True)
-    n_in = 2
-
-    def __init__(self, spec: Spec):
-        draw = Draw(spec.seed)
-        sizes = [3 if spec.mlp else self.n_in, *(layer.size for layer in spec.layers)]
-        pairs = zip(spec.layers, sizes[:-1], strict=True)
-        self.layers = [layer_parameters(layer, n, draw) for layer, n in pairs]
-        io = {"mlp": draw.weight(3, self.n_in)} if spec.mlp else {}
-        if not spec.readout.startswith("op"):
-            io["out"] = draw.weight(2, sizes[-1])
-        self.io = io
-        self.spec = dataclasses.replace(spec, seed=0)  # the same program for every seed
-
-    def init_state(self):
-        def zeros(layer):
-            n = layer.size
-            return tuple(jnp.zeros((d, n) if d else n) for d in state_names(layer).values())
-
-        layers = tuple(map(zeros, self.spec.layers))
-        return (*layers, jnp.zeros(2)) if self.spec.readout == "leaky" else layers
-
-    def __call__(self, x, state):
-        spec, new_state = self.spec, []
-        if spec.mlp:
-            x = jnp.tanh(self.io["mlp"] @ x)
-        for i, layer in enumerate(spec.layers):
-            old = values_of_layer(layer, state[i])
-            new, x, last_op = STEPS[layer.kind](self.layers[i], layer, x, old)
-            new_state.append(tuple(new[name] for name in state_names(layer)))
-        main = f"h{layer.depth - 1}" if layer.kind == "chain" else next(iter(state_names(layer)))
-        main_old, main_new = (jnp.atleast_2d(values[main])[0] for values in (old, new))
-        if spec.readout.startswith("op"):
-            y = jnp.tanh(last_op[: layer.size])
-            return y + main_old if spec.readout == "op and old" else y, tuple(new_state)
-        read = {"old": main_old, "new": main_new}.get(spec.readout, x)
-        y = self.io["out"] @ read
-        if spec.readout == "leaky":
-            y = 0.7 * state[-1] + y
-            new_state.append(y)
-        return y, tuple(new_state)
+def leaky_readout(step, p, x, s):
+    y, new = step(p, x, s)
+    y = 0.7 * s["r"] + y
+    return y, new | {"r": y}
 
 
-# Models that a spec cannot say ---------------------------------------------------------------------------------------
+def conv(p, x, s):
+    """A one-dimensional convolution into leaky neurons: one weight element is used at many positions."""
+    current = jax.lax.conv_general_dilated(x[None, None], p["kernel"], (1,), "SAME")[0]
+    h = 0.7 * s["h"] + jnp.tanh(current)
+    return p["out"] @ h.ravel(), {"h": h}
+
+
+def summed(p, x, s):
+    """W h written as an element-wise product and a sum: nothing is cut, so D is dense and the trace exact."""
+    h = 0.7 * s["h"] + 0.3 * jnp.tanh(p["w"] @ x + jnp.sum(p["u"] * s["h"][None], axis=1))
+    return p["out"] @ h, {"h": h}
+
+
+# Models with other states or inputs ----------------------------------------------------------------------------------
 
 
 class Cell(eqx.Module):
@@ -291,92 +232,84 @@ class Embedding(eqx.Module):
         return self.out @ h, h
 
 
-class Conv(eqx.Module):
-    """A one-dimensional convolution into leaky neurons: one weight element is used at many positions."""
-
-    kernel: jax.Array
-    out: jax.Array
-    n_in = 5
-
-    def __init__(self):
-        draw = Draw(0)
-        self.kernel, self.out = draw.weight(2, 3)[:, None], draw.weight(2, 10)
-
-    def init_state(self):
-        return jnp.zeros((2, 5))
-
-    def __call__(self, x, h):
-        current = jax.lax.conv_general_dilated(x[None, None], self.kernel, (1,), "SAME")[0]
-        h = 0.7 * h + jnp.tanh(current)
-        return self.out @ h.ravel(), h
-
-
-class Summed(eqx.Module):
-    """W h written as an element-wise product and a sum: nothing is cut, so D is dense and the trace exact."""
-
-    w: jax.Array
-    u: jax.Array
-    out: jax.Array
-    n_in = 2
-
-    def __init__(self):
-        draw = Draw(0)
-        self.w, self.u, self.out = draw.weight(3, 2), draw.weight(3, 3, 0.7), draw.weight(2, 3)
-
-    def init_state(self):
-        return jnp.zeros(3)
-
-    def __call__(self, x, h):
-        current = self.w @ x + jnp.sum(self.u * h[None], axis=1)
-        h = 0.7 * h + 0.3 * jnp.tanh(current)
-        return self.out @ h, h
-
-
 # Named models --------------------------------------------------------------------------------------------------------
 
 
-def one(readout="new", **layer):
-    return Spec((Layer(**layer),), readout=readout)
+def one(step, shapes=(("h", 3),), more=lambda draw: {}, out=True, **options):
+    """A network of one layer, with `more` parameters, and a readout."""
+
+    def make():
+        draw = Draw(0)
+        p = layer(draw, **options) | more(draw)
+        return Network(p | ({"out": draw.weight(2, 3)} if out else {}), step, shapes)
+
+    return make
 
 
-NAMED = {
-    "lif": one(kind="lif", reset="late", readout="spike"),
-    "lif_feedforward": one(kind="lif", reset="late", recurrent="none", readout="spike"),
-    "leaky_readout": one(kind="lif", reset="late", recurrent="none", readout="leaky"),
-    "alif": one(kind="alif", readout="leaky"),
-    "mingru": one(kind="mingru", recurrent="none", split="split"),
-    "mingru_recurrent": one(kind="mingru", recurrent="fused", split="slice"),
-    "delay": one(kind="delay", depth=3, recurrent="none"),
-    "two_layer_lif": Spec(
-        (Layer("lif", 3), Layer("lif", 2, synapse=True)), readout="leaky", seed=1
-    ),
-    "cascade": one(kind="chain", depth=3, recurrent="none"),
-    "reset_gate": one(kind="leaky", recurrent="gated"),
-    "permuted": one(couple="permute", recurrent="none"),
-    "sorted": one(couple="sort", recurrent="none"),
-    "cumulated": one(couple="cumsum", recurrent="none"),
-    "mean_free": one(couple="mean_free", recurrent="none"),
-    "mlp": Spec((Layer(recurrent="none"),), mlp=True),
-    "op_readout": one(readout="op"),
-    "gated_op_readout": one(recurrent="gated", readout="op and old"),
-    "old_readout": one(readout="old", recurrent="none"),
-    "hard_reset_spike": one(kind="lif", reset="hard", recurrent="none", readout="spike"),
+def of_two_layers():
+    draw = Draw(1)
+    p = {"first": layer(draw, spiking=True), "second": layer(draw, 2, 3, 2, spiking=True)}
+    shapes = ("v", 3), ("z", 3), ("v2", 2), ("z2", 2), ("g", 2), ("r", 2)
+    return Network(p | {"out": draw.weight(2, 2)}, TWO_LAYERS, shapes)
+
+
+def of_conv():
+    draw = Draw(0)
+    p = {"kernel": draw.weight(2, 3)[:, None], "out": draw.weight(2, 10)}
+    return Network(p, conv, (("h", (2, 5)),), 5)
+
+
+def of_summed():
+    draw = Draw(0)
+    p = {"w": draw.weight(3, 2), "u": draw.weight(3, 3, 0.7), "out": draw.weight(2, 3)}
+    return Network(p, summed, (("h", 3),))
+
+
+partial = functools.partial
+V, Z, R = ("v", 3), ("z", 3), ("r", 2)
+FORWARD = {"recurrent": False}
+SPIKING = {"spiking": True}
+TWO_LAYERS = partial(leaky_readout, two_layers)
+GATE = lambda draw: {"gate": draw.weight(3, 3, 0.8)}
+ADAPTATION = lambda draw: {
+    "tau": draw.vector(1.0, 4.0, 3),
+    "threshold": draw.vector(0.4, 0.7),
+    "beta": draw.vector(0.1, 0.4),
 }
-CLASSES = {
+NAMED = {
+    "lif": one(lif, (V,), **SPIKING),
+    "lif_feedforward": one(lif, (V,), **SPIKING, **FORWARD),
+    "leaky_readout": one(partial(leaky_readout, lif), (V, R), **SPIKING, **FORWARD),
+    "alif": one(partial(leaky_readout, alif), (V, ("a", 3), Z, R), ADAPTATION, **SPIKING),
+    "mingru": one(
+        partial(mingru, halves=partial(jnp.split, indices_or_sections=2)), rows=6, **FORWARD
+    ),
+    "mingru_recurrent": one(mingru, rows=6, fused=True),
+    "delay": one(delay, (("past", (3, 3)),), **FORWARD),
+    "two_layer_lif": of_two_layers,
+    "cascade": one(cascade, (("h0", 3), ("h1", 3), ("h2", 3)), **FORWARD),
+    "reset_gate": one(leaky, more=GATE),
+    "permuted": one(partial(leaky, couple="permute"), **FORWARD),
+    "sorted": one(partial(leaky, couple="sort"), **FORWARD),
+    "cumulated": one(partial(leaky, couple="cumsum"), **FORWARD),
+    "mean_free": one(partial(leaky, couple="mean_free"), **FORWARD),
+    "mlp": one(encoded, more=lambda draw: {"mlp": draw.weight(3, 2)}, n_in=3, **FORWARD),
+    "op_readout": one(partial(leaky, read="op"), out=False),
+    "gated_op_readout": one(partial(leaky, read="op and old"), more=GATE, out=False),
+    "old_readout": one(partial(leaky, read="old"), **FORWARD),
+    "hard_reset_spike": one(hard_reset, (V, Z), **SPIKING, **FORWARD),
     "gru": lambda: Cell(eqx.nn.GRUCell),
     "lstm": lambda: Cell(eqx.nn.LSTMCell),
     "ring": Ring,
     "embedding": Embedding,
-    "conv": Conv,
-    "summed": Summed,
+    "conv": of_conv,
+    "summed": of_summed,
 }
+ALL_NAMED = tuple(NAMED)
 
 
 def named(name):
-    return CLASSES[name]() if name in CLASSES else Network(NAMED[name])
-
-
-ALL_NAMED = (*NAMED, *CLASSES)
+    return NAMED[name]()
 
 
 def data(model, T=5, B=None, seed=0):

@@ -15,8 +15,7 @@ import pytest
 
 import etpc
 from tests.helpers import by_path, compiled, known, mean_loss, quickly
-from tests.zoo.check import normal
-from tests.zoo.dtypes import cast
+from tests.zoo.check import cast, normal
 
 AS_USERS_DO = known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True})
 """XLA's fusions are its defaults, also where the environment has other ones. What LLVM makes of them is compiled

@@ -1,10 +1,6 @@
 """The benchmarks run, and what they compare is the same network."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +10,8 @@ from rich.console import Console
 import etpc
 from benchmarks import by_hand, cells, measure, network, norse, peer, quotes, record, report, step
 from benchmarks.network import Problem
-from tests.helpers import distance
+from tests.helpers import ROOT, distance, in_a_process
 
-ROOT = Path(__file__).resolve().parents[1]
 DECAY = 0.9
 
 
@@ -32,11 +27,6 @@ def problem() -> Problem:
     made = Problem.make(16, steps=20, batch=4)
     assert 0.05 < made.firing_rate() < 0.9
     return made
-
-
-def largest_error(got, want, names=("hidden.weight", "hidden.bias", "readout.weight")) -> float:
-    found = measure.difference(got, want)
-    return max(found[name]["error"] for name in names)
 
 
 @pytest.mark.peer
@@ -64,8 +54,8 @@ def test_norse_has_the_gradients_of_bptt_and_its_memory_grows():
 def test_quick_run_writes_results(tmp_path):
     """As a reader runs it: in a process of its own, in float32."""
     path = tmp_path / "results.json"
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--json", path, "--plots", tmp_path]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "JAX_ENABLE_X64": "0"}, check=True)
+    command = ["-m", "benchmarks", "--quick", "--json", path, "--plots", tmp_path]
+    in_a_process(*command, JAX_ENABLE_X64="0")
     runs = {run.benchmark: run for run in record.load(path)}
     left_out = {"interop": peer.available(), "norse": norse.available()}
     left_out["norse-memory"] = left_out["norse"]
@@ -164,31 +154,27 @@ def test_silent_network_is_refused(problem):
         silent.firing_rate()
 
 
-@pytest.mark.peer
-@pytest.mark.parametrize("mode", ["vmap", "batch"])
-def test_peer_computes_d_rtrl(problem, mode):
-    pytest.importorskip("braintrace")
-    ours = network.online(problem, etpc.D_RTRL(window=5))()
-    assert largest_error(peer.Gradient(problem, "d_rtrl", mode)(), ours) < 1e-5
+ES = etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=5)
+WEIGHTS = ("hidden.weight", "readout.weight")
+"""The peer smooths the trace of the bias too; etpc keeps it whole."""
+OF_THE_PEER = [
+    *(("d_rtrl", mode, {}, etpc.D_RTRL(window=5)) for mode in ("vmap", "batch")),
+    *(("es_d_rtrl", mode, {"decay_or_rank": DECAY}, ES) for mode in ("vmap", "batch")),
+    *(  # exact inside of each window
+        ("d_rtrl", "window", {"window": w}, etpc.D_RTRL(window=w, backprop="full")) for w in (5, 20)
+    ),
+]
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("mode", ["vmap", "batch"])
-def test_peer_computes_es_d_rtrl(problem, mode):
+@pytest.mark.parametrize(("name", "mode", "options", "rule"), OF_THE_PEER)
+def test_peer_computes_the_same_gradients(problem, name, mode, options, rule):
     pytest.importorskip("braintrace")
-    ours = network.online(problem, etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=5))()
-    theirs = peer.Gradient(problem, "es_d_rtrl", mode, decay_or_rank=DECAY)()
-    # The peer smooths the trace of the bias too; etpc keeps it whole.
-    assert largest_error(theirs, ours, ("hidden.weight", "readout.weight")) < 1e-5
-
-
-@pytest.mark.peer
-@pytest.mark.parametrize("window", [5, 20])
-def test_window_of_the_peer_is_exact_inside(problem, window):
-    pytest.importorskip("braintrace")
-    algorithm = etpc.D_RTRL(window=window, backprop="full")
-    ours = network.online(problem, algorithm)()
-    assert largest_error(peer.Gradient(problem, "d_rtrl", "window", window)(), ours) < 1e-5
+    ours = network.online(problem, rule)()
+    theirs = peer.Gradient(problem, name, mode, **options)()
+    names = WEIGHTS if rule is ES else ("hidden.weight", "hidden.bias", "readout.weight")
+    found = measure.difference(theirs, ours)
+    assert max(found[name]["error"] for name in names) < 1e-5
 
 
 @pytest.mark.peer

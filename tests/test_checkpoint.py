@@ -285,20 +285,17 @@ def test_the_carry_of_another_program(tmp_path):
     refused(tmp_path / "a", (MODEL, compiled().init()), r"\[1\] is a carry without a batch axis")
 
 
-NO_CHECKPOINTS = {
-    "numpy": (b"\x93NUMPY\x01\x00v\x00" + bytes(100), "is not a checkpoint of etpc"),
-    "earlier": (
-        OLD + bytes(100),
-        "has a format of another version of etpc. Load it with the version",
-    ),
-    "later": (b"\x89etpc3\r\n" + bytes(100), "has a format of another version of etpc"),
-}
-
-
-@pytest.mark.parametrize("case", NO_CHECKPOINTS)
-def test_what_is_no_checkpoint(case, tmp_path):
-    content, words = NO_CHECKPOINTS[case]
-    (tmp_path / "a").write_bytes(content)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x93NUMPY\x01\x00v\x00", "is not a checkpoint of etpc"),
+        (OLD, "has a format of another version of etpc. Load it with the version"),
+        (b"\x89etpc3\r\n", "has a format of another version of etpc"),
+    ],
+    ids=["numpy", "earlier", "later"],
+)
+def test_what_is_no_checkpoint(content, words, tmp_path):
+    (tmp_path / "a").write_bytes(content + bytes(100))
     refused(tmp_path / "a", small(), words)
 
 

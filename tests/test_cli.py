@@ -180,10 +180,15 @@ def test_explain(capsys):
 
 
 def test_explain_of_a_parameter(capsys):
-    status, out, _ = run(capsys, "explain", "tiny_models:make", ".win")
-    assert (status, out) == (0, leaky_program().explain(".win") + "\n")
-    status, out, _ = run(capsys, "explain", "tiny_models:make", ".win", "--json")
-    record = strict(out)
+    for argv in (
+        "tiny_models:make .win",
+        "tiny_models:model --inputs 2 .win",
+        "--inputs 2 tiny_models:model .win",
+        "tiny_models:model --inputs 2 .win --seed 0",
+    ):
+        found = run(capsys, "explain", *argv.split())
+        assert found == (0, leaky_program().explain(".win") + "\n", "")
+    record = strict(run(capsys, "explain", "tiny_models:make", ".win", "--json")[1])
     assert [w["path"] for w in record["weights"]] == [".win"]
     assert record["explanation"] == leaky_program().explain(".win")
     assert record["parameter"] == ".win"
@@ -243,16 +248,6 @@ def test_a_rule_that_the_file_registers(capsys):
         status, out, err = run(capsys, *command.split())
         assert (status, err) == (0, "")
         assert "Mine(" in out
-
-
-def test_a_parameter_behind_options(capsys):
-    _, expected, _ = run(capsys, "explain", "tiny_models:make", ".win")
-    for argv in (
-        ["tiny_models:model", "--inputs", "2", ".win"],
-        ["--inputs", "2", "tiny_models:model", ".win"],
-        ["tiny_models:model", "--inputs", "2", ".win", "--seed", "0"],
-    ):
-        assert run(capsys, "explain", *argv) == (0, expected, "")
 
 
 def test_the_seed_reaches_the_factory():
@@ -569,6 +564,10 @@ MISTAKES = {
     "algorithm": ("explain tiny_models:make --algo d_rtlr", r"'d_rtlr'\. Did you mean d_rtrl"),
     "setting": ("explain tiny_models:make --algo snap,windw=2", r"'windw=2' is no .*mean window"),
     "value": ("explain tiny_models:make --algo d_rtrl:2", r"d_rtrl takes no value"),
+    "no name of a value": (
+        "explain tiny_models:make --algo es_d_rtrl:0.9",
+        r"takes no value without a name.*decay, rank",
+    ),
     "range": ("explain tiny_models:make --algo es_d_rtrl:decay=1.5", r"decay must lie in \(0, 1\]"),
     "tbptt without steps": ("verify tiny_models:make --algo tbptt", r"tbptt needs steps"),
     "parameter": ("explain tiny_models:make .wni", r"no parameter '\.wni'.*\.win"),
@@ -673,11 +672,6 @@ def test_version(capsys):
 )
 def test_algorithms(text, algorithm):
     assert parse(text) == algorithm
-
-
-def test_a_number_of_es_d_rtrl_has_a_name():
-    with pytest.raises(CommandError, match=r"takes no value without a name.*decay, rank"):
-        parse("es_d_rtrl:0.9")
 
 
 @pytest.mark.parametrize(

@@ -220,105 +220,97 @@ def test_no_large_pattern_is_formed_to_decide():
 
 # --- what would keep the influence that escapes ---
 
+LAYERS = {"in": jnp.ones((4, 3)), "up": jnp.ones((4, 4)), "rec": jnp.ones((4, 4))}
+PAIRS = {"in": LAYERS["in"], "rec": jnp.ones((2, 2, 2))}
+ALONE = {"in": LAYERS["in"], "rec": jnp.ones(4)}
+ONE, TWO = jnp.zeros(4), (jnp.zeros(4),) * 2
+
+
+def synapse(m, x, state):
+    """The membrane reads its current."""
+    g, v = state
+    g = 0.5 * g + m["rec"] @ jnp.tanh(v) + m["in"] @ x
+    v = 0.9 * v + g
+    return v, (g, v)
+
+
+def leaky_readout(m, x, state):
+    v, r = state
+    v = 0.9 * v + m["in"] @ x
+    r = 0.5 * r + m["up"] @ jnp.tanh(v)
+    return r, (v, r)
+
+
+def plain_readout(m, x, v):
+    v = 0.9 * v + m["in"] @ x
+    return m["up"] @ jnp.tanh(v), v
+
+
+def filtered_readout(m, x, state):
+    v, a = state
+    v = 0.9 * v + m["in"] @ x
+    a = 0.5 * a + jnp.tanh(v)
+    return m["up"] @ a, (v, a)
+
+
+def two_layers(m, x, state):
+    a, b = state
+    a = jnp.tanh(0.5 * a + m["in"] @ x)
+    b = jnp.tanh(m["rec"] @ b + m["up"] @ a)
+    return b, (a, b)
+
+
+def blocks(m, x, h):
+    read = jnp.einsum("gij,gj->gi", m["rec"], h.reshape(2, 2)).reshape(4)
+    return (jnp.tanh(read + m["in"] @ x),) * 2
+
+
+gru = lambda cell, x, h: (cell(x, h),) * 2
+alone = lambda m, x, h: (jnp.tanh(m["rec"] * h + m["in"] @ x),) * 2
 RECURRENT = "The next step reads {} through {}. Recurrence of each unit with itself alone"
 READOUT = "Only the output reads {}. A readout without memory in its place keeps this influence."
+GRU = eqx.nn.GRUCell(3, 4, key=jax.random.key(0))
+ESCAPES = {
+    "a GRU": (gru, GRU, ONE, ".weight_ih", RECURRENT.format("state", ".weight_hh")),
+    "another state": (synapse, LAYERS, TWO, "['in']", RECURRENT.format("[1]", "['rec']")),
+    "a leaky readout": (leaky_readout, LAYERS, TWO, "['in']", READOUT.format("[1]")),
+    "one layer into another": (two_layers, LAYERS, TWO, "['in']", "[0] -> ['up'] -> hidden [1]"),
+    "the layer above": (two_layers, LAYERS, TWO, "['rec']", "Recurrence of each unit"),
+    "blocks": (blocks, PAIRS, ONE, "['in']", "etpc.nn.MinGRU, IndRNN or LRU"),
+}
+KEPT = {
+    "a readout without memory": (plain_readout, LAYERS, ONE, "d_rtrl", None),
+    "a filter": (filtered_readout, LAYERS, TWO, "d_rtrl", None),
+    "blocks of two units": (blocks, PAIRS, ONE, "rtrl", 2),
+    "each unit for itself": (alone, ALONE, ONE, "d_rtrl", 1),
+}
 
 
 def told(step, model, state, path, algo="d_rtrl"):
     program = etpc.compile(model, algo, inputs=jnp.zeros(3), state=state, step=step, weights="all")
     text = said(program, path)
-    return program, "Recurrence of each unit" in text, "A readout without memory" in text, text
+    advice = "Recurrence of each unit" in text, "A readout without memory" in text
+    return program, text, advice
 
 
-def gru(cell, x, h):
-    h = cell(x, h)
-    return h, h
+@pytest.mark.parametrize("name", ESCAPES)
+def test_what_lets_influence_escape_is_named(name):
+    *given, words = ESCAPES[name]
+    program, text, advice = told(*given)
+    assert not program.exact
+    assert words in text
+    is_readout, is_layer = name == "a leaky readout", name == "one layer into another"
+    assert advice == (not is_readout and not is_layer, is_readout)
 
 
-GRU = eqx.nn.GRUCell(3, 4, key=jax.random.key(0))
-LAYERS = {"in": jnp.ones((4, 3)), "up": jnp.ones((4, 4)), "rec": jnp.ones((4, 4))}
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_advised_is_exact(name):
+    step, model, state, algo, block = KEPT[name]
+    program, _, advice = told(step, model, state, "['in']", algo)
+    assert program.exact
+    assert advice == (False, False)
+    assert block is None or {op.block for op in program.ops} == {block}
 
 
-def test_recurrence_is_named():
-    _, recurrent, readout, text = told(gru, GRU, jnp.zeros(4), ".weight_ih")
-    assert (recurrent, readout) == (True, False)
-    assert RECURRENT.format("state", ".weight_hh") in text
-    assert "etpc.nn.MinGRU, IndRNN or LRU" in text
-
-
-def test_recurrence_through_another_state_is_named():
-    """A synaptic current, which the membrane reads."""
-
-    def step(m, x, state):
-        g, v = state
-        g = 0.5 * g + m["rec"] @ jnp.tanh(v) + m["in"] @ x
-        v = 0.9 * v + g
-        return v, (g, v)
-
-    _, recurrent, readout, text = told(step, LAYERS, (jnp.zeros(4),) * 2, "['in']")
-    assert (recurrent, readout) == (True, False)
-    assert RECURRENT.format("[1]", "['rec']") in text
-
-
-def test_a_readout_with_memory_is_named():
-    def leaky(m, x, state):
-        v, r = state
-        v = 0.9 * v + m["in"] @ x
-        r = 0.5 * r + m["up"] @ jnp.tanh(v)
-        return r, (v, r)
-
-    def plain(m, x, v):
-        v = 0.9 * v + m["in"] @ x
-        return m["up"] @ jnp.tanh(v), v
-
-    def filtered(m, x, state):
-        v, a = state
-        v = 0.9 * v + m["in"] @ x
-        a = 0.5 * a + jnp.tanh(v)
-        return m["up"] @ a, (v, a)
-
-    two = (jnp.zeros(4),) * 2
-    program, recurrent, readout, text = told(leaky, LAYERS, two, "['in']")
-    assert (program.exact, recurrent, readout) == (False, False, True)
-    assert READOUT.format("[1]") in text
-    for step, state in ((plain, jnp.zeros(4)), (filtered, two)):  # as it says
-        program, recurrent, readout, _ = told(step, LAYERS, state, "['in']")
-        assert (program.exact, recurrent, readout) == (True, False, False)
-
-
-def test_one_recurrent_layer_into_another_is_not():
-    def step(m, x, state):
-        a, b = state
-        a = jnp.tanh(0.5 * a + m["in"] @ x)
-        b = jnp.tanh(m["rec"] @ b + m["up"] @ a)
-        return b, (a, b)
-
-    _, recurrent, readout, text = told(step, LAYERS, (jnp.zeros(4),) * 2, "['in']")
-    assert "hidden [0] -> ['up'] -> hidden [1]" in text
-    assert (recurrent, readout) == (False, False)
-    _, recurrent, _, _ = told(step, LAYERS, (jnp.zeros(4),) * 2, "['rec']")
-    assert recurrent
-
-
-def test_what_is_named_is_exact():
-    """Blocks of two units under RTRL, and each unit for itself under D-RTRL."""
-
-    def blocks(m, x, h):
-        read = jnp.einsum("gij,gj->gi", m["rec"], h.reshape(2, 2)).reshape(4)
-        h = jnp.tanh(read + m["in"] @ x)
-        return h, h
-
-    alone = lambda m, x, h: (jnp.tanh(m["rec"] * h + m["in"] @ x),) * 2
-    for algo, block, step, rec in (
-        ("rtrl", 2, blocks, jnp.ones((2, 2, 2))),
-        ("d_rtrl", 1, alone, jnp.ones(4)),
-    ):
-        model = {"in": LAYERS["in"], "rec": rec}
-        program = told(step, model, jnp.zeros(4), "['in']", algo)[0]
-        assert program.exact
-        assert {op.block for op in program.ops} == {block}
-    assert not told(
-        blocks, {"in": LAYERS["in"], "rec": jnp.ones((2, 2, 2))}, jnp.zeros(4), "['in']"
-    )[0].exact
-    _, recurrent, readout, _ = told(gru, GRU, jnp.zeros(4), ".weight_ih", etpc.SnAp(1))
-    assert (recurrent, readout) == (False, False)
+def test_snap_gives_no_advice():
+    assert told(gru, GRU, ONE, ".weight_ih", etpc.SnAp(1))[2] == (False, False)

@@ -193,6 +193,7 @@ def package(tmp_path: Path) -> Path:
         "plan/__init__.py": "from ..analyse import patterns",
         "plan/blocks.py": "from . import groups",
         "plan/groups.py": "import etpc.trace",
+        "plan/_groups.py": "Group = int",
         "emit.py": "from etpc.plan.blocks import block",
     }
     for name, source in sources.items():
@@ -240,30 +241,19 @@ def test_an_import_of_a_part_that_is_not_seen_is_found(package, name, source) ->
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("violations", "source"),
     [
-        "from etpc.plan._groups import Group",
-        "def late():\n    from .plan import _groups",
-        "from .plan import _chosen",
-        "from .names import _table",
+        (private_imports, "from etpc.plan._groups import Group"),
+        (private_imports, "def late():\n    from .plan import _groups"),
+        (private_imports, "from .plan import _chosen"),
+        (private_imports, "from .names import _table"),
+        (internals_violations, "import jax.extend.core"),
+        (internals_violations, "from jax import extend"),
+        (internals_violations, "from jax.extend.core import Primitive"),
+        (internals_violations, "from jax._src import core"),
+        (internals_violations, "import jax\n\njax._src.core"),
     ],
 )
-def test_a_private_import_is_found(package: Path, source: str) -> None:
-    (package / "plan" / "_groups.py").write_text("Group = int")
+def test_an_import_of_what_is_private_is_found(package: Path, violations, source: str) -> None:
     (package / "emit.py").write_text(source)
-    assert private_imports(package)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import jax.extend.core",
-        "from jax import extend",
-        "from jax.extend.core import Primitive",
-        "from jax._src import core",
-        "import jax\n\njax._src.core",
-    ],
-)
-def test_an_import_of_internals_is_found(package: Path, source: str) -> None:
-    (package / "emit.py").write_text(source)
-    assert internals_violations(package)
+    assert violations(package)

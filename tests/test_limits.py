@@ -12,6 +12,7 @@ from jax.experimental import sparse
 import etpc
 from etpc import ops
 from tests.marks import few
+from tests.zoo.control_flow import clipped
 
 X, STATE = jnp.ones(2), jnp.zeros(3)
 W = jnp.ones((3, 2))
@@ -41,14 +42,6 @@ def loops_of_unknown_length():
         with pytest.raises(etpc.UnsupportedError, match=rf"(?s){words}") as caught:
             compiled(function)
         assert isinstance(caught.value, NotImplementedError)
-
-
-@jax.custom_vjp
-def clipped(h):
-    return h
-
-
-clipped.defvjp(lambda h: (h, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
 
 
 @jax.custom_vjp

@@ -3,12 +3,10 @@
 import functools
 import itertools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 import etpc
 from etpc.algorithms import Full, LowRank
@@ -18,103 +16,68 @@ from tests.helpers import loss, normal
 T, W = 9, 3
 
 
-class Cell(eqx.Module):
-    """One weight matrix; with a dense state of its own it is exact under D-RTRL."""
-
-    w: jax.Array
-
-    def __call__(self, x, state):
-        return self.step(self.w, x, state)
-
-
-class Gated(Cell):
+def gated(w, x, h):
     """A gate from the input: D depends on data, so traces have full rank."""
-
-    size = 4
-
-    def step(self, w, x, h):
-        z, new = jnp.split(w @ x, 2)
-        z = jax.nn.sigmoid(z)
-        h = (1 - z) * h + z * jnp.tanh(new)
-        return h, h
-
-    outputs, place = 8, lambda self, o: [o % 4]
+    z, new = jnp.split(w @ x, 2)
+    z = jax.nn.sigmoid(z)
+    h = (1 - z) * h + z * jnp.tanh(new)
+    return h, h
 
 
-class Adaptive(Cell):
+def adaptive(w, x, s):
     """Two states for each neuron."""
-
-    size = 8
-
-    def step(self, w, x, s):
-        v, a = jnp.split(s, 2)
-        z = jax.nn.sigmoid(4 * (v - a))
-        v = 0.9 * v * (1 - z) + w @ x
-        a = 0.8 * a + 0.3 * z
-        s = jnp.concatenate([v, a])
-        return v * z, s
-
-    outputs, place = 4, lambda self, o: [o, o + 4]
+    v, a = jnp.split(s, 2)
+    z = jax.nn.sigmoid(4 * (v - a))
+    v = 0.9 * v * (1 - z) + w @ x
+    a = 0.8 * a + 0.3 * z
+    return v * z, jnp.concatenate([v, a])
 
 
-class Rotated(Cell):
+def rotated(w, x, h):
     """Complex states, as pairs of real ones."""
-
-    size = 4
-
-    def step(self, w, x, h):
-        h = (0.5 + 0.4j) * jnp.abs(jnp.tanh(x[0])) * h + w.astype(complex) @ x.astype(complex)
-        return jnp.stack([h.real, h.imag]), h
-
-    outputs = 4
+    h = (0.5 + 0.4j) * jnp.abs(jnp.tanh(x[0])) * h + w.astype(complex) @ x.astype(complex)
+    return jnp.stack([h.real, h.imag]), h
 
 
 XS = normal(T, 6, seed=1)
-MODELS = {
-    "gated": (Gated(normal(8, 6)), jnp.zeros(4)),
-    "adaptive": (Adaptive(normal(4, 6)), jnp.zeros(8)),
+MODELS = {  # step, weight, state, and the states that each output of the weight reaches alone
+    "gated": (gated, normal(8, 6), jnp.zeros(4), np.array([[o % 4] for o in range(8)])),
+    "adaptive": (adaptive, normal(4, 6), jnp.zeros(8), np.array([[o, o + 4] for o in range(4)])),
 }
 
 
-def online(model, algo, state, passes=None):
-    program = etpc.compile(model, algo, inputs=XS[0], state=state, weights="all", passes=passes)
+def online(step, w, state, algo, passes=None):
+    program = etpc.compile(
+        w, algo, inputs=XS[0], state=state, step=step, weights="all", passes=passes
+    )
     run = program.value_and_grad(loss, "sum")
-    (_, carry), grads = run(model, XS, jnp.full(T, 0.3), program.init())
-    return program, grads.w, carry
+    return program, run(w, XS, jnp.full(T, 0.3), program.init())[1]
 
 
-def reduced(model, state, rank):
+def reduced(step, w, state, rows, rank):
     """Windows of reverse mode, and between them a dense trace, cut to `rank` by an SVD."""
-    w, unravel = ravel_pytree(model)
 
     def window(w, s, xs):
         total = 0.0
         for x in xs:
-            y, s = unravel(w)(x, s)
+            y, s = step(w, x, s)
             total = total + loss(y, 0.3)
         return total, s
 
     of_loss = jax.jit(jax.grad(lambda w, s, xs: window(w, s, xs)[0], (0, 1)))
     of_state = jax.jit(jax.jacrev(lambda w, s, xs: window(w, s, xs)[1], (0, 1)))
-    rows = np.array([model.place(o) for o in range(model.outputs)])  # [O, m]
-    trace, total = np.zeros((model.size, w.size)), 0.0
+    trace, total, outputs = np.zeros((state.size, *w.shape)), 0.0, np.arange(len(w))[:, None]
     for start in range(0, T, W):
         xs = XS[start : start + W]
         by_w, by_s = of_loss(w, state, xs)
-        total = total + np.asarray(by_w) + np.asarray(by_s) @ trace
+        total = total + by_w + np.tensordot(by_s, trace, 1)
         new, moved = of_state(w, state, xs)
-        trace = np.asarray(moved) @ trace + np.asarray(new)
-        entries = trace.reshape(model.size, model.outputs, -1)
-        matrix = np.stack([entries[rows[o], o] for o in range(model.outputs)])  # [O, m, I]
-        flat = matrix.reshape(-1, matrix.shape[-1])
-        u, s, v = np.linalg.svd(flat, full_matrices=False)
-        kept = ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(matrix.shape)
-        trace = np.zeros_like(entries)
-        for o in range(model.outputs):
-            trace[rows[o], o] = kept[o]
-        trace = trace.reshape(model.size, -1)
+        entries = (np.tensordot(moved, trace, 1) + new)[rows, outputs]  # [O, m, I]
+        u, s, v = np.linalg.svd(entries.reshape(-1, w.shape[1]), full_matrices=False)
+        trace = np.zeros_like(trace)
+        trace[rows, outputs] = ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(entries.shape)
         state = window(w, state, xs)[1]
-    return total.reshape(model.w.shape)
+    return total
 
 
 @pytest.mark.slow
@@ -123,19 +86,19 @@ def reduced(model, state, rank):
 def test_equals_the_reduced_dense_trace(name, rank, monkeypatch):
     """Where the iteration goes on until the modes are the leading ones."""
     monkeypatch.setattr(_modes, "ROUNDS", 40)
-    model, state = MODELS[name]
-    program, grads, _ = online(model, etpc.ES_D_RTRL(rank=rank, window=W), state)
+    step, w, state, rows = MODELS[name]
+    program, grads = online(step, w, state, etpc.ES_D_RTRL(rank=rank, window=W))
     assert isinstance(program.ops[0].form, LowRank)
-    expected = reduced(model, state, rank)
+    expected = reduced(step, w, state, rows, rank)
     # Gram matrices and two modes of nearly the same size leave the root of the precision
     np.testing.assert_allclose(grads, expected, rtol=0, atol=1e-7 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("rank", "form"), [(3, LowRank(3)), (4, Full()), (6, Full())])
 def test_the_whole_trace_is_carried_where_it_is_smaller(rank, form):
-    model, state = MODELS["gated"]
+    step, w, state, _ = MODELS["gated"]
     algo = etpc.ES_D_RTRL(rank=rank, window=W)
-    program = etpc.compile(model, algo, inputs=XS[0], state=state, weights="all")
+    program = etpc.compile(w, algo, inputs=XS[0], state=state, step=step, weights="all")
     (op,) = program.ops
     assert op.form == form
     assert op.exact == (form == Full())
@@ -146,9 +109,9 @@ def test_the_whole_trace_is_carried_where_it_is_smaller(rank, form):
 @pytest.mark.parametrize("backprop", ["cut", "full"])
 def test_complex_factors(backprop):
     """All units share a decay: one mode is all there is, which filtered inputs would replace."""
-    model, state = Rotated(normal(4, 6)), jnp.zeros(4, complex)
+    model = rotated, normal(4, 6), jnp.zeros(4, complex)
     low, whole = (
-        online(model, rule(window=W, backprop=backprop), state, passes=())
+        online(*model, rule(window=W, backprop=backprop), passes=())
         for rule in (functools.partial(etpc.ES_D_RTRL, rank=1, everywhere=True), etpc.D_RTRL)
     )
     assert low[0].ops[0].form == LowRank(1)
@@ -157,20 +120,16 @@ def test_complex_factors(backprop):
 
 @pytest.mark.slow
 def test_float32_is_stable_over_a_long_stream():
-    model, state = jax.tree.map(lambda a: a.astype(jnp.float32), MODELS["adaptive"])
-    program = etpc.compile(
-        model, etpc.ES_D_RTRL(rank=2, window=5), inputs=XS[0].astype(jnp.float32), state=state
-    )
-    whole = etpc.compile(
-        model, etpc.D_RTRL(window=5), inputs=XS[0].astype(jnp.float32), state=state
-    )
+    step, *arrays, _ = MODELS["adaptive"]
+    w, state, first = (a.astype(jnp.float32) for a in (*arrays, XS[0]))
     xs = normal(20_000, 6, seed=3).astype(jnp.float32)
     targets = jnp.full(len(xs), 0.3, jnp.float32)
     grads = []
-    for p in (program, whole):
-        (_, carry), g = p.value_and_grad(loss, reduction="mean")(model, xs, targets, p.init())
+    for rule in (etpc.ES_D_RTRL(rank=2, window=5), etpc.D_RTRL(window=5)):
+        p = etpc.compile(w, rule, inputs=first, state=state, step=step)
+        (_, carry), g = p.value_and_grad(loss, reduction="mean")(w, xs, targets, p.init())
         assert all(np.isfinite(a).all() for a in jax.tree.leaves(carry))
-        grads.append(np.asarray(g.w))
+        grads.append(g)
     assert np.linalg.norm(grads[0] - grads[1]) < 0.1 * np.linalg.norm(grads[1])
 
 

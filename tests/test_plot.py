@@ -3,14 +3,14 @@
 import functools
 import inspect
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import etpc
-from etpc import Row, nn
+from benchmarks.network import N_IN, N_OUT, Network
+from etpc import Row
 from etpc.checking.compare import Report, Result
 from tests.helpers import loss
 
@@ -27,36 +27,13 @@ def _closed():
     plt.close("all")
 
 
-class Network(eqx.Module):
-    """Recurrent LIF neurons and a leaky readout."""
-
-    hidden: eqx.nn.Linear
-    lif: nn.LIF
-    readout: nn.LeakyRateReadout
-
-    def __init__(self):
-        keys = jax.random.split(jax.random.key(0))
-        self.hidden = eqx.nn.Linear(4 + 6, 6, use_bias=False, key=keys[0])
-        self.lif = nn.LIF(6, tau=10.0, R=20.0)
-        self.readout = nn.LeakyRateReadout(6, 2, key=keys[1])
-
-    def init_state(self):
-        return self.lif.init_state(), self.readout.init_state()
-
-    def __call__(self, x, state):
-        V, r = state
-        spikes, V = self.lif(self.hidden(jnp.concatenate([x, self.lif.spike(V)])), V)
-        y, r = self.readout(spikes, r)
-        return y, (V, r)
-
-
-MODEL = Network()
-XS = jax.random.bernoulli(jax.random.key(1), 0.4, (20, 3, 4)).astype(float)  # T, B, I
+MODEL = Network(6, key=jax.random.key(0))
+XS = jax.random.bernoulli(jax.random.key(1), 0.4, (20, 3, N_IN)).astype(float)  # T, B, I
 
 
 @functools.cache
 def compiled(algo):
-    return etpc.compile(MODEL, algo, inputs=jnp.zeros(4))
+    return etpc.compile(MODEL, algo, inputs=jnp.zeros(N_IN))
 
 
 def report(program, *rows):
@@ -119,7 +96,7 @@ def test_names_are_shown_as_they_are(monkeypatch, parse_math):
 @pytest.mark.slow
 def test_gradient_agreement_of_several_reports():
     rule = etpc.D_RTRL(window=5)
-    online = etpc.verify(MODEL, XS, jnp.ones((20, 3, 2)), loss, rule, batch_size=3)
+    online = etpc.verify(MODEL, XS, jnp.ones((20, 3, N_OUT)), loss, rule, batch_size=3)
     assert online.ok
     other = (Row(row.path, 0.5, 0.7, 1.0, 1.0, "approximate", None) for row in online.rows)
     reports = {"online": online, "other": report(online.program, *other)}
@@ -130,7 +107,7 @@ def test_gradient_agreement_of_several_reports():
         for place, row in enumerate(found.rows):
             mark = "s" if row.claim == "exact" else "o"
             assert (max(row.error, plot.SMALLEST), place + shift, mark) in drawn
-    assert len(drawn) == 4
+    assert len(drawn) == 6
     assert {m for *_, m in drawn} == {"s", "o"}
     texts = [t.get_text() for t in figure.legends[0].get_texts()]
     assert texts == ["said to be exact", "approximate", "online", "other"]

@@ -9,6 +9,7 @@ import pytest
 import etpc
 from tests.helpers import weights
 from tests.test_initial_state import XS, model
+from tests.zoo.check import model as of_step
 
 T, B = XS.shape[:2]
 
@@ -57,20 +58,15 @@ def test_goes_on_from_a_carry_of_training_and_from_its_own_state(program):
         np.testing.assert_allclose(after[1], last[1], rtol=1e-12)
 
 
-class Flagged(eqx.Module):
-    """Counts its steps by `gain`, which is a part of the program, if it trains."""
-
-    weight: jax.Array
-    gain: float = 1.0
-    inference: bool = False
-
-    def __call__(self, x, h):
-        h = 0.5 * h + self.weight @ x
-        return (h if self.inference else self.gain + h), h
+@of_step
+def Flagged(x, h, weight, gain, inference):
+    """Adds `gain` to its output, which is a part of the program, if it trains."""
+    h = 0.5 * h + weight @ x
+    return (h if inference else gain + h), h
 
 
 def test_a_model_with_other_flags_and_numbers():
-    net = Flagged(weights(3, 2))
+    net = Flagged(weights(3, 2), 1.0, False)
     program = etpc.compile(net, inputs=jnp.zeros(2), state=jnp.zeros(3))
     xs, start = XS[:4, 0], program.init()
     training, _ = program.predict(net, xs, start)

@@ -19,6 +19,7 @@ from etpc.analyse import analyse
 from etpc.plan import plan
 from etpc.trace import trace
 from tests import helpers, test_online
+from tests.helpers import arrays
 from tests.marks import few
 
 T, B, I, O = 6, 3, 2, 3
@@ -82,16 +83,6 @@ def at(tree, t):
     return jax.tree.map(lambda a: a[t], tree)
 
 
-def total_loss(ys, targets, batched):
-    each = jax.vmap(jax.vmap(loss)) if batched else jax.vmap(loss)
-    losses = each(ys, targets)
-    return losses.sum() / (losses.shape[1] if batched else 1)
-
-
-def arrays(grads):
-    return [grads.win, grads.rec, grads.bias, grads.out, grads.spare]
-
-
 # --- the same thing in several ways ---------------------------------------------------------------
 
 RANK = etpc.ES_D_RTRL(rank=1, window=1)
@@ -129,7 +120,7 @@ def test_calls_scan_and_value_and_grad_agree(algo, batch):
 
         def total(parameters, run=run):
             ys, after = run(eqx.combine(parameters, rest), xs, start)
-            return total_loss(ys, targets, batch is not None), (after, ys)
+            return loss(ys, targets) / (batch or 1), (after, ys)
 
         (found, (after, ys)), found_grads = jax.value_and_grad(total, has_aux=True)(parameters)
         assert float(found) == pytest.approx(float(value), rel=1e-12)
@@ -297,26 +288,21 @@ def test_print():
     assert repr(program) == text
     assert "D_RTRL(window=2" in text
     assert "3 hidden states: ['h']" in text
+    shapes = {}
     for op in program.ops:
         (row,) = [line for line in text.splitlines() if line.startswith(f"{op.path} ")]
         assert op.kind in row
         assert "x".join(map(str, op.trace_shape)) in row
+        assert (op.states, op.block, op.exact) == (("['h']",), 1, False)
+        shapes[op.path] = op.kind, op.trace_shape
+    assert shapes.keys() == {".win", ".rec", ".bias"}
+    assert shapes[".win"] == ("dot_general", (O, I))
+    assert shapes[".bias"][1] == (O,)
     assert "hidden ['h'] -> .rec -> hidden ['h']" in text
     assert "approximate" in text
     assert "exact" in str(program_of(etpc.RTRL()))
-    assert "decay 0.7" in str(program_of(ES))
-
-
-def test_records():
-    program = program_of()
-    found = {op.path: op for op in program.ops}
-    assert set(found) == {".win", ".rec", ".bias"}
-    assert found[".win"].kind == "dot_general"
-    assert found[".win"].trace_shape == (O, I)
-    assert found[".bias"].trace_shape == (O,)
-    assert all(op.states == ("['h']",) and op.block == 1 for op in program.ops)
-    assert not any(op.exact for op in program.ops)
     assert all(op.exact and op.block == O for op in program_of(etpc.RTRL()).ops)
+    assert "decay 0.7" in str(program_of(ES))
 
 
 def test_graph():

@@ -69,11 +69,19 @@ def test_copying_asks_for_the_bits_that_were_shown(level: int) -> None:
     assert set(lengths) == set(range(max(level - 5, 1), level + 1))
 
 
+def batch_of(task, inputs, asked=1):
+    """A batch whose label, of which both occur, is asked at the last steps alone."""
+    xs, targets, mask = map(np.asarray, jax.jit(task.batch)(jax.random.key(0)))
+    assert xs.shape == (task.STEPS, task.BATCH, inputs)
+    assert 0 < targets[0].sum() < task.BATCH
+    assert (mask == (np.arange(task.STEPS) >= task.STEPS - asked)[:, None]).all()
+    return xs, targets
+
+
 def test_the_label_is_the_side_with_more_cues() -> None:
     E = evidence
     assert conductance.TASK.batch is E.TASK.batch
-    xs, targets, mask = map(np.asarray, jax.jit(E.batch)(jax.random.key(0)))
-    assert xs.shape == (E.STEPS, E.BATCH, 4 * E.GROUP)
+    xs, targets = batch_of(E, 4 * E.GROUP, E.ASK)
     left, right, ask, noise = np.split(xs, 4, axis=2)
     cues = (E.CUES, E.CUE + E.GAP)
     per_cue = [
@@ -81,10 +89,7 @@ def test_the_label_is_the_side_with_more_cues() -> None:
         for a in (left, right)
     ]
     assert (per_cue[0] ^ per_cue[1]).all()  # each cue has one side
-    more = per_cue[1].sum(0) > per_cue[0].sum(0)
-    assert 0 < more.sum() < E.BATCH
-    assert (targets == more).all()
-    assert (mask == (np.arange(E.STEPS) >= E.STEPS - E.ASK)[:, None]).all()
+    assert (targets == (per_cue[1].sum(0) > per_cue[0].sum(0))).all()
     assert ask[-E.ASK :].any((0, 2)).all()
     assert not ask[: -E.ASK].any()
     assert not xs[E.CUES * (E.CUE + E.GAP) : -E.ASK, :, : 3 * E.GROUP].any()  # the delay
@@ -92,23 +97,19 @@ def test_the_label_is_the_side_with_more_cues() -> None:
 
 
 def test_the_label_is_whether_the_stimuli_match() -> None:
-    xs, targets, mask = map(np.asarray, jax.jit(dms.batch)(jax.random.key(0)))
-    assert xs.shape == (dms.STEPS, dms.BATCH, dms.STIMULI * dms.GROUP)
+    xs, targets = batch_of(dms, dms.STIMULI * dms.GROUP, dms.TEST)
     groups = xs.reshape(*xs.shape[:2], dms.STIMULI, dms.GROUP).sum(3)
     first = groups[dms.BEFORE : dms.BEFORE + dms.SAMPLE].sum(0).argmax(1)
     second = groups[-dms.TEST :].sum(0).argmax(1)
     assert set(first) == set(range(dms.STIMULI))
-    assert 0 < (first == second).sum() < dms.BATCH
     assert (targets == (first == second)).all()
-    assert (mask == (np.arange(dms.STEPS) >= dms.STEPS - dms.TEST)[:, None]).all()
     delay = groups[dms.BEFORE + dms.SAMPLE : -dms.TEST]
     assert delay.mean() < 2 * dms.SILENT * dms.GROUP
 
 
 def test_the_answer_is_one_of_the_first_bits() -> None:
     C = memory_chain
-    xs, targets, mask = map(np.asarray, jax.jit(C.batch)(jax.random.key(0)))
-    assert xs.shape == (C.STEPS, C.BATCH, 2 * C.BITS + 1)
+    xs, targets = batch_of(C, 2 * C.BITS + 1)
     shown, first, asked = np.split(xs, [C.BITS, C.BITS + 1], axis=2)
     assert (np.abs(shown[:-1]) == 1).all()
     assert not shown[-1].any()
@@ -118,18 +119,13 @@ def test_the_answer_is_one_of_the_first_bits() -> None:
     assert (asked[-1].sum(1) == 1).all()
     assert set(asked[-1].argmax(1)) == set(range(C.BITS))
     assert (targets == (shown[0] * asked[-1] > 0).any(1)).all()
-    assert 0 < targets[0].sum() < C.BATCH
-    assert (mask == (np.arange(C.STEPS) == C.STEPS - 1)[:, None]).all()
 
 
 def test_the_label_is_whether_the_first_two_bits_are_equal() -> None:
-    xs, targets, mask = map(np.asarray, jax.jit(encoder.batch)(jax.random.key(0)))
-    assert xs.shape == (encoder.STEPS, encoder.BATCH, encoder.BITS)
+    xs, targets = batch_of(encoder, encoder.BITS)
     assert (np.abs(xs[0]) == 1).all()
     assert np.abs(xs[1:]).max() < 0.6
     assert (targets == (xs[0, :, 0] == xs[0, :, 1])).all()
-    assert 0 < targets[0].sum() < encoder.BATCH
-    assert (mask == (np.arange(encoder.STEPS) == encoder.STEPS - 1)[:, None]).all()
 
 
 @pytest.mark.parametrize("name", few([m.__name__.split(".")[-1] for m in MODULES], "dms"))
@@ -171,16 +167,12 @@ def tiny_batch(key):
     return xs, jnp.broadcast_to((first > 0).astype(jnp.int32), (6, 8)), mask
 
 
-def tiny_score(ys, targets, mask):
-    return ((ys.argmax(-1) == targets) * mask).sum() / mask.sum()
-
-
 TINY = arms.Task(
     name="first sign",
     make_model=tiny_model,
     batch=tiny_batch,
     loss_fn=optax.softmax_cross_entropy_with_integer_labels,
-    score=tiny_score,
+    score=lambda ys, targets, mask: ((ys.argmax(-1) == targets) * mask).sum() / mask.sum(),
     batch_size=8,
     window=2,
 )
@@ -288,9 +280,7 @@ def test_backpropagation_is_that_of_the_package() -> None:
 
 @pytest.mark.slow
 def test_training_learns_and_levels_rise() -> None:
-    def batch(key, level):
-        return tiny_batch(key)
-
+    batch = lambda key, level: tiny_batch(key)
     rises = arms.Curriculum(threshold=0.3, last=5)
     task = dataclasses.replace(TINY, batch=batch, curriculum=rises, updates=120, points=2, rate=0.1)
     (row,) = arms.run(task, [arms.Arm("BPTT", None)], seeds=(0,))

@@ -1,20 +1,62 @@
 """The C of exported learners against JAX, step by step."""
 
+import ctypes
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
+import etpc
 from etpc import nn
 from examples.on_device.to_c import Refused, write_c
-from tests.device.in_c import CFLAGS, Learner
 from tests.device.learners import CALLS, CASES, KEY, H, I, case, distance
 from tests.marks import few
 from tests.pages import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+CFLAGS = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror", "-pedantic"]
+
+
+class Learner:
+    """An exported learner as C, compiled for this machine, with the state that it has now."""
+
+    def __init__(self, exported: etpc.Exported, folder: Path):
+        self.exported = exported
+        self.sizes = write_c(exported, folder)
+        library = folder / "learner.so"
+        run(["cc", *CFLAGS, "-shared", "-fPIC", "learner.c", "-o", library.name, "-lm"], folder)
+        self.library = ctypes.CDLL(str(library))
+        fields = [(name, a.dtype, (max(1, a.size),)) for name, a in exported.state.items()]
+        self.memory = np.zeros((), np.dtype(fields, align=True))
+        self.library.learner_init(self._pointer(self.memory))
+
+    @staticmethod
+    def _pointer(array: np.ndarray) -> Any:
+        return array.ctypes.data_as(ctypes.c_void_p)
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        return {
+            name: self.memory[name].reshape(-1)[: a.size].reshape(a.shape).copy()
+            for name, a in self.exported.state.items()
+        }
+
+    def call(self, function: str, **data: Any) -> dict[str, np.ndarray]:
+        entry = self.exported.manifest["files"][f"{function}.mlirbc"]
+        arguments = [a for a in entry["arguments"] if a["role"] != "state"]
+        results = {
+            r["name"]: np.zeros(r["shape"], r["dtype"])
+            for r in entry["results"]
+            if r["role"] != "state"
+        }
+        given = [np.ascontiguousarray(data[a["name"]], a["dtype"]) for a in arguments]
+        pointers = map(self._pointer, [self.memory, *given, *results.values()])
+        getattr(self.library, f"learner_{function}")(*pointers)
+        return results
 
 
 @pytest.mark.parametrize("name", few(CASES, "rule: d_rtrl", "mask"))
@@ -71,17 +113,11 @@ def test_a_cortex_m4_learns_the_same(tmp_path: Path) -> None:
     write_c(case(nn.MinGRU(I, H, key=KEY)).exported(), tmp_path)
     (tmp_path / "main.c").write_text(STREAM)
     start = ROOT / "examples" / "on_device"
-    chip = [
-        "-mcpu=cortex-m4",
-        "-mthumb",
-        "-mfpu=fpv4-sp-d16",
-        "-mfloat-abi=hard",
-        "--specs=rdimon.specs",
-    ]
+    chip = "-mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard --specs=rdimon.specs"
     files = ["main.c", "learner.c", "-lm", "-o"]
     boot = [str(start / "cortex_m4.c"), "-T", str(start / "cortex_m4.ld")]
     run(["cc", *CFLAGS, *files, "host"], tmp_path)
-    run(["arm-none-eabi-gcc", "-O2", *CFLAGS, *chip, *boot, *files, "chip.elf"], tmp_path)
+    run(["arm-none-eabi-gcc", "-O2", *CFLAGS, *chip.split(), *boot, *files, "chip.elf"], tmp_path)
     board = "-M mps2-an386 -nographic -monitor none -serial none"
     emulated = f"{board} -semihosting-config enable=on,target=native -kernel chip.elf"
     there = run(["qemu-system-arm", *emulated.split()], tmp_path)

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import etpc
 from etpc.cli import main
 from tests.device.learners import CALLS, CASES, Case, complex_and_real, distance
 from tests.device.test_exported import MODELS
-from tests.pages import ROOT
+from tests.helpers import ROOT, in_a_process
 
 pytestmark = [
     pytest.mark.device,
@@ -31,15 +29,7 @@ def by_iree(
         folder / "data.npz", **{name: a[calls.start : calls.stop] for name, a in made.data.items()}
     )
     script = ROOT / "examples" / "on_device" / "run_iree.py"
-    command = [
-        sys.executable,
-        script,
-        folder / "learner",
-        folder / "data.npz",
-        folder / "results.npz",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_a_process(script, *(folder / name for name in ("learner", "data.npz", "results.npz")))
     with np.load(folder / "results.npz") as stored:
         return {name: stored[name] for name in stored.files}
 

@@ -5,6 +5,7 @@ model holds at all of them. The references are backpropagation through time (`te
 each approximation (`etpc.reference`).
 """
 
+import dataclasses
 import functools
 import zlib
 from typing import NamedTuple
@@ -194,7 +195,7 @@ def check(program: grammar.Program, number=0, count=5) -> Result:
     try:
         programs = [(case.compile(rule), way) for rule, way in rules.items()]
     except etpc.SelectionError:  # no use that is marked has an effect
-        program = case.program = program.with_all_weights
+        program = case.program = dataclasses.replace(program, weights="all")
         programs = [(case.compile(rule), way) for rule, way in rules.items()]
     others = [
         of_packed(case, *programs[2 * (number % 2)], number),
@@ -353,7 +354,7 @@ def difference(found, wanted, claims=None, chosen=()):
     return float(np.max([0.0, *each]))
 
 
-def check_patterns(program: grammar.Program, count=4) -> None:
+def check_patterns(program: grammar.Program) -> None:
     """Whether the pattern of a step holds at random points; raises where it does not."""
     case = Case(program)
     etpc.analyse.check_pattern(lambda x, state: case.model(x, state), case.x, case.state)

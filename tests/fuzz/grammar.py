@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental.sparse import BCOO
 
 import etpc
-from tests.helpers import spike, spike_vjp
+from tests.helpers import spike, spike_over, spike_vjp
 from tests.models import COUPLINGS, Draw
 
 STATES = ("vector", "stacked", "scalar", "delay", "ring", "counter", "noisy")
@@ -131,12 +131,10 @@ class Program:
     def ops(self):
         return (*(op for leaf in self.leaves for op in leaf.before), *self.after)
 
-    @property
-    def with_all_weights(self):
-        return dataclasses.replace(self, weights="all")
-
     def __str__(self):
-        return describe(self)
+        """What JAX traces of its step."""
+        step = lambda x, state: run_step(self, Run(Parameters(self.seed)), x, state)
+        return str(jax.make_jaxpr(step)(data(self, 1, at=0), initial_state(self)))
 
 
 def base(name):
@@ -182,18 +180,6 @@ own_transpose.defvjp(
 )
 
 
-@jax.custom_jvp
-def spike_over(v, threshold):
-    return (v > threshold).astype(v.dtype)
-
-
-@spike_over.defjvp
-def _(primals, tangents):
-    v, threshold = primals
-    out = (tangents[0] - tangents[1]) / (1 + (v - threshold) ** 2)
-    return spike_over(v, threshold), out.astype(v.dtype)
-
-
 def linear_recurrence(decay, v):
     def join(left, right):
         return left[0] * right[0], left[1] * right[0] + right[1]
@@ -215,6 +201,10 @@ def relaxed(v):
 
 def positive(v):
     return jnp.sum(v) > 0.117
+
+
+def by_name(*functions):
+    return {function.__name__: function for function in functions}
 
 
 ONE = {
@@ -617,14 +607,10 @@ MIX = {
     "conv_dilated": convolution(dilation=2),
     "conv_channels": convolution(channels=True),
     "conv_groups": convolution(groups=2),
-    "embedding": embedding,
-    "embedding_of_max": embedding_of_max,
-    "embedding_of_two": embedding_of_two,
-    "embedding_of_columns": embedding_of_columns,
-    "sparse": sparse,
-    "complex_weight": complex_weight,
-    "bilinear": bilinear,
-    "perceptron": perceptron,
+    **by_name(
+        *(embedding, embedding_of_max, embedding_of_two, embedding_of_columns, sparse),
+        *(complex_weight, bilinear, perceptron),
+    ),
 }
 ELEM = {
     "gain": element(jnp.multiply),
@@ -642,9 +628,7 @@ ELEM = {
     "reset_to": element(lambda v, w: jnp.where(v > 0.137, w, v), 0.0, 0.3),
     "last_is": element(lambda v, w: jnp.ravel(v).at[-1].set(w), -0.5, 0.5, scalar=True),
     "append": element(lambda v, w: jnp.concatenate([jnp.ravel(v), w[None]]), -1, 1, scalar=True),
-    "decay": decay,
-    "summed_product": summed_product,
-    "opaque_product": opaque_product,
+    **by_name(decay, summed_product, opaque_product),
 }
 
 # Weights inside control flow
@@ -801,11 +785,7 @@ def guarded_product(run, op, name, v, _):
     return lax.cond(s > 0.05, use, lambda: jnp.zeros(op.n, v.dtype))
 
 
-GUARDED_WEIGHTS = {
-    "guarded_gain": guarded_gain,
-    "guarded_by_weight": guarded_by_weight,
-    "guarded_product": guarded_product,
-}
+GUARDED_WEIGHTS = by_name(guarded_gain, guarded_by_weight, guarded_product)
 
 # Connections: integer arrays of the model, of narrow types, in tables that are larger than those count
 
@@ -854,29 +834,14 @@ def wired(run, op, name, v, _):
     return jnp.tanh(v[jnp.asarray(integers(run, name, (v.size,), v.size, "int8", op.n))])
 
 
-CONNECTED = {
-    "pairs": pairs,
-    "embedding_of_bytes": embedding_of_bytes,
-    "sparse_of_bytes": sparse_of_bytes,
-    "wired": wired,
-}
 CONTROL = {
     **GUARDED_WEIGHTS,
-    **CONNECTED,
-    "nested_loops": nested_loops,
-    "energy": energy,
-    "branch_by_row": branch_by_row,
-    "cond_one": cond_one,
-    "cond_both": cond_both,
-    "cond_same": cond_same,
-    "cond_gain": cond_gain,
-    "switch_weights": switch_weights,
-    "scan_weight": scan_weight,
-    "scan_outputs": scan_outputs,
-    "scan_gain": scan_gain,
-    "scan_layers": scan_layers,
-    "fori_weight": fori_weight,
-    "map_weight": map_weight,
+    **by_name(pairs, embedding_of_bytes, sparse_of_bytes, wired),
+    **by_name(
+        *(nested_loops, energy, branch_by_row, cond_one, cond_both, cond_same, cond_gain),
+        *(switch_weights, scan_weight, scan_outputs, scan_gain, scan_layers, fori_weight),
+        map_weight,
+    ),
 }
 WEIGHTED = {**MIX, **ELEM, **CONTROL}
 KINDS = (*ONE, *TWO, *BY_NUMBER, *WEIGHTED)
@@ -890,10 +855,10 @@ LARGEST = 6  # elements of a value in the pool
 
 
 class Parameters:
-    """Made when they are first asked for, in the order of use."""
+    """Those that are given, and others, which are made when they are first asked for, in the order of use."""
 
-    def __init__(self, seed):
-        self.draw, self.made, self.first, self.shared = Draw(seed), {}, {}, {}
+    def __init__(self, seed=0, made=(), shared=()):
+        self.draw, self.made, self.first, self.shared = Draw(seed), dict(made), {}, dict(shared)
 
     def get(self, name, key, shared, make):
         if name not in self.made and name not in self.shared:
@@ -903,16 +868,6 @@ class Parameters:
                 self.first.setdefault(key, name)
                 with jax.ensure_compile_time_eval():
                     self.made[name] = jax.tree.map(np.asarray, make())
-        return self.made[self.shared.get(name, name)]
-
-
-class Given:
-    """The parameters of a model that has been made."""
-
-    def __init__(self, made, shared):
-        self.made, self.shared = made, dict(shared)
-
-    def get(self, name, key, shared, make):
         return self.made[self.shared.get(name, name)]
 
 
@@ -927,33 +882,17 @@ def cast(w, op: Op):
 class Run:
     """One step: the pool and the parameters."""
 
-    def __init__(self, parameters, log=None, marked=frozenset()):
-        self.parameters, self.log, self.marked = parameters, log, marked
-        self.pool, self.numbers, self.names = [], [], []
+    def __init__(self, parameters, marked=frozenset()):
+        self.parameters, self.marked = parameters, marked
+        self.pool, self.numbers = [], []
 
     # Values
 
-    def add(self, value, text=""):
-        if value.size > LARGEST:
-            value = jnp.ravel(value)[:LARGEST]
-        self.pool.append(value)
-        self.names.append(f"v{len(self.pool) - 1}")
-        self.note(f"{self.names[-1]} = {text}", value)
-        return value
-
-    def note(self, text, value=None):
-        if self.log is not None:
-            shape = "" if value is None else f"    # {value.dtype}{list(value.shape)}"
-            self.log.append(text + shape)
-
-    def place(self, back):
-        return len(self.pool) - 1 - back % len(self.pool)
+    def add(self, value):
+        self.pool.append(jnp.ravel(value)[:LARGEST] if value.size > LARGEST else value)
 
     def read(self, back):
-        return self.pool[self.place(back)]
-
-    def name(self, back):
-        return self.names[self.place(back)]
+        return self.pool[-1 - back % len(self.pool)]
 
     def number(self, back):
         return self.numbers[back % len(self.numbers)]
@@ -962,31 +901,19 @@ class Run:
         v, w = self.read(op.a), self.read(op.b)
         if op.low:
             v, w = v.astype(op.low), w.astype(op.low)
-        args = [self.name(op.a)]
         if op.kind in ONE:
             out = ONE[op.kind](v)
         elif op.kind in BY_NUMBER:
             out = BY_NUMBER[op.kind](v, self.number(op.b))
-            args.append(f"number{op.b % len(self.numbers)}")
+        elif op.kind in TWO:
+            out = TWO[op.kind](v, fit(w, v.shape))
+        elif op.kind in ELEM:
+            out = ELEM[op.kind](self, op, name, v, fit(w, v.shape))
         else:
-            args.append(self.name(op.b))
-            if op.kind in TWO:
-                out = TWO[op.kind](v, fit(w, v.shape))
-            elif op.kind in ELEM:
-                out = ELEM[op.kind](self, op, name, v, fit(w, v.shape))
-            else:
-                out = WEIGHTED[op.kind](self, op, name, v, w)
-                args.append(f"n={op.n}, {op.form}")
-                # A product of a product with a weight, with nothing between, counts as one (`chain`).
-                out = 1.1 * out if op.kind in MIX else out
-        if op.low:
-            out = out.astype(float)
-        types = [
-            f" {field}={getattr(op, field)}"
-            for field in ("low", "store", "cast")
-            if getattr(op, field)
-        ]
-        self.add(out, f"{op.kind}({', '.join(args)}){' shared' * op.shared}{''.join(types)}")
+            out = WEIGHTED[op.kind](self, op, name, v, w)
+            # A product of a product with a weight, with nothing between, counts as one (`chain`).
+            out = 1.1 * out if op.kind in MIX else out
+        self.add(out.astype(float) if op.low else out)
 
     # Parameters
 
@@ -1066,8 +993,7 @@ def readable(leaf: Leaf, old):
 def blend(run: Run, name, leaf: Leaf, h, v, w):
     """h' of h and what drives it, v, and another value w."""
     rule = leaf.rule
-    couple = {"roll", "sort", "cumsum", "mean_free", "permute", "reverse", "lateral"}
-    if rule in couple:
+    if rule in COUPLINGS:
         return 0.6 * along(COUPLINGS[rule])(h) + 0.4 * jnp.tanh(v)
     if rule == "tau":
         a = jnp.exp(-1 / run.vector(name, Op("tau"), h.shape, 1.0, 4.0))
@@ -1087,7 +1013,6 @@ def blend(run: Run, name, leaf: Leaf, h, v, w):
             "detached_reset": lambda: h - 0.5 * lax.stop_gradient(z),
         }[rule]()
     return {
-        "leaky": lambda: 0.7 * h + 0.3 * jnp.tanh(v),
         "raw": lambda: 0.6 * h + 0.5 * v,
         "gated": lambda: (1 - jax.nn.sigmoid(w)) * h + jax.nn.sigmoid(w) * jnp.tanh(v),
         "replace": lambda: jnp.tanh(v),
@@ -1169,25 +1094,18 @@ def masked_write(h, v, w):
     return jnp.where(mask, 0.5 * h + jnp.tanh(v), h)
 
 
-IN_PLACE = {
-    "row_by_row": row_by_row,
-    "one_column": one_column,
-    "in_parts": in_parts,
-    "masked_write": masked_write,
-}
+IN_PLACE = by_name(row_by_row, one_column, in_parts, masked_write)
 
 
 def update(run: Run, name, leaf: Leaf, old, olds, news):
     """The new state of a leaf."""
     if leaf.kind == "complex":
-        text = f"complex {leaf.rule}({name}, {run.name(leaf.a)}, {run.name(leaf.b)})"
         new = rotating(run, name, leaf, old, run.read(leaf.a), run.read(leaf.b))
-        run.add(readable(leaf, new)[0][0], text)
+        run.add(readable(leaf, new)[0][0])
         return new
     floats, _ = readable(leaf, old)
     h = floats[0]
     v, w = fit(run.read(leaf.a), h.shape), fit(run.read(leaf.b), h.shape)
-    text = f"{leaf.rule}({name}, {run.name(leaf.a)}, {run.name(leaf.b)})"
     if leaf.kind in ("vector", "stacked", "scalar"):
         if leaf.rule == "mirror" and news:
             return fit(news[leaf.a % len(news)], h.shape)
@@ -1195,7 +1113,7 @@ def update(run: Run, name, leaf: Leaf, old, olds, news):
             return fit(olds[leaf.a % len(olds)], h.shape)
         if leaf.rule in IN_PLACE and h.ndim:
             new = IN_PLACE[leaf.rule](h, v, w)
-            run.add(new, text)
+            run.add(new)
             return new
     h = blend(run, name, leaf, h, v, w)
     if leaf.kind == "delay":
@@ -1221,7 +1139,7 @@ def update(run: Run, name, leaf: Leaf, old, olds, news):
         new = h, jax.random.key_data(key)
     else:
         new = h
-    run.add(h, text)
+    run.add(h)
     return new
 
 
@@ -1249,11 +1167,11 @@ def unpacked(program: Program, state):
 def run_step(program: Program, run: Run, x, state):
     olds = [as_type(old, float) for old in unpacked(program, state)]
     run.numbers.append(x["i"])
-    run.add(x["x"], "x")
+    run.add(x["x"])
     for leaf, old in zip(program.leaves, olds, strict=True):
         floats, numbers = readable(leaf, old)
         for value in floats:
-            run.add(value, f"old {leaf.kind}")
+            run.add(value)
         run.numbers += numbers
     values = [readable(leaf, old)[0][0] for leaf, old in zip(program.leaves, olds, strict=True)]
     news, floats = [], []
@@ -1265,7 +1183,6 @@ def run_step(program: Program, run: Run, x, state):
         floats += [new] if leaf.kind in ("vector", "stacked", "scalar", "delay") else []
     for j, op in enumerate(program.after):
         run.apply(op, f"after.{j}:{op.kind}")
-    run.note("y of " + ", ".join(run.name(back) for back in program.reads))
     if program.separate:
         y = {"values": tuple(run.read(back) for back in program.reads), "n": run.numbers[-1] + 1}
         return y, packed(program, news)
@@ -1295,10 +1212,10 @@ class DrawnModel(eqx.Module):
         return initial_state(self.program)
 
     def __call__(self, x, state):
-        return self.run(Given(self.parameters, self.shared), x, state)
+        return self.run(Parameters(0, self.parameters, self.shared), x, state)
 
-    def run(self, given: Given, x, state):
-        return run_step(self.program, Run(given, marked=self.program.marked), x, state)
+    def run(self, given: Parameters, x, state):
+        return run_step(self.program, Run(given, self.program.marked), x, state)
 
 
 class Apart(eqx.Module):
@@ -1312,21 +1229,12 @@ class Apart(eqx.Module):
         owner = lambda name: self.marked if base(name) in program.marked else self.others
         names = [*self.marked.parameters, *shared]
         made = {name: owner(name).parameters[shared.get(name, name)] for name in names}
-        return self.marked.run(Given(made, ()), x, state)
+        return self.marked.run(Parameters(0, made), x, state)
 
 
-def trace(program: Program, parameters, log=None):
-    state = initial_state(program)
-    run = Run(parameters, log)
-    return jax.eval_shape(lambda x, s: run_step(program, run, x, s), data(program, 1, at=0), state)
-
-
-def describe(program: Program):
-    """The program, one line for each value."""
-    log = []
-    trace(program, Parameters(program.seed), log)
-    how = "separate values" if program.separate else f"readout: {program.readout}"
-    return "\n".join([*log, f"state: {program.pack}, {how}"])
+def trace(program: Program, parameters):
+    step = lambda x, state: run_step(program, Run(parameters), x, state)
+    return jax.eval_shape(step, data(program, 1, at=0), initial_state(program))
 
 
 def data(program: Program, T, seed=0, at=None):

@@ -135,7 +135,7 @@ def test_signatures_shrinking_and_text():
     small = grammar.shrink(RECURRENT, lambda p: any(op.kind == "sort" for op in p.ops))
     assert small.ops == (Op("sort"),)
     assert len(small.leaves) == 1
-    assert "sort(" in str(small)
+    assert "sort[" in str(small)
 
 
 def test_a_run_reports_what_failed():

@@ -21,6 +21,20 @@ pytestmark = pytest.mark.peer
 UPDATES = 2
 
 
+def connect(pre, post, model: str, among: str = "all_to_all", **more) -> None:
+    how = {"rule": among} | ({"allow_autapses": False} if among == "all_to_all" else {})
+    nest.Connect(pre, post, how, dict(synapse_model=model, delay=1.0, **more))
+
+
+def inputs(xs: np.ndarray):
+    """Neurons that fire as [T, I] says."""
+    times = [{"spike_times": 1.0 + np.flatnonzero(x)} for x in xs.T]
+    source = nest.Create("spike_generator", len(times), times)
+    relay = nest.Create("parrot_neuron", len(times))
+    connect(source, relay, "static_synapse", "one_to_one")
+    return relay
+
+
 def simulated(
     setting: eprop.Setting,
     weights: Sequence[np.ndarray],
@@ -69,11 +83,7 @@ def simulated(
         len(w_out),
         dict(**cell, loss=loss, regular_spike_arrival=False),
     )
-    times = [{"spike_times": 1.0 + np.flatnonzero(x)} for x in np.concatenate(xs).T]
-    source, relay = (
-        nest.Create("spike_generator", len(times), times),
-        nest.Create("parrot_neuron", len(times)),
-    )
+    relay = inputs(np.concatenate(xs))
     wanted = np.concatenate(targets).astype(float)
     at = 4.0 + np.arange(len(wanted))  # after what comes before the readout
     rates = [dict(amplitude_times=at, amplitude_values=values) for values in wanted.T]
@@ -82,12 +92,7 @@ def simulated(
     optimizer = dict(**optimizer, batch_size=batch_size, Wmin=-100.0, Wmax=100.0)
     nest.SetDefaults(rule, dict(average_gradient=last < steps, optimizer=optimizer))
 
-    def connect(pre, post, model: str, among: str = "all_to_all", **more) -> None:
-        how = {"rule": among} | ({"allow_autapses": False} if among == "all_to_all" else {})
-        nest.Connect(pre, post, how, dict(synapse_model=model, delay=1.0, **more))
-
     plastic = [(relay, neurons, w_in), (neurons, neurons, w_rec), (neurons, readout, w_out)]
-    connect(source, relay, "static_synapse", "one_to_one")
     for pre, post, w in plastic:
         connect(pre, post, rule, tau_m_readout=setting.tau, weight=w.astype(float))
     back = "eprop_learning_signal_connection_bsshslm_2020"
@@ -204,9 +209,7 @@ def losses_of_nest(neuron: eprop_online.Neuron, cutoff: float) -> np.ndarray:
         spiking |= dict(adapt_beta=neuron.adaptation, adapt_tau=neuron.tau_adaptation)
     neurons = nest.Create(kind, E.UNITS, spiking | dict(flush_event_send_interval=float(E.STEPS)))
     readout = nest.Create("eprop_readout", 1, cell)
-    times = [{"spike_times": 1.0 + np.flatnonzero(column)} for column in x.T]
-    source = nest.Create("spike_generator", E.UNITS, times)
-    relay = nest.Create("parrot_neuron", E.UNITS)
+    relay = inputs(x)
     learns = nest.Create("step_rate_generator", 1)
     learns.set(dict(amplitude_times=[2.0], amplitude_values=[1.0]))
     record = dict(interval=1.0, record_from=["readout_signal"], start=2.0, stop=2.0 + len(x))
@@ -216,11 +219,6 @@ def losses_of_nest(neuron: eprop_online.Neuron, cutoff: float) -> np.ndarray:
         optimizer |= dict(type="adam", beta_1=0.9, beta_2=0.999, epsilon=1e-7)
     nest.SetDefaults("eprop_synapse", dict(optimizer=dict(**optimizer, Wmin=-100.0, Wmax=100.0)))
 
-    def connect(pre, post, model: str, among: str = "all_to_all", **more) -> None:
-        how = {"rule": among} | ({"allow_autapses": False} if among == "all_to_all" else {})
-        nest.Connect(pre, post, how, dict(synapse_model=model, delay=1.0, **more))
-
-    connect(source, relay, "static_synapse", "one_to_one")
     for pre, post, w in (
         (relay, neurons, w_in),
         (neurons, neurons, w_rec),

@@ -1,7 +1,7 @@
 """The gradients of etpc beside those of braintrace, on the same networks, weights and data, in float64.
 
-Three comparisons hang together here. The peer and etpc are each compared with dense references written for these
-networks alone, and with each other. Where the peer's own gradient is known to be off, the test asserts what etpc gives
+Three comparisons hang together here. The peer and etpc are each compared with the definition of a rule, and with each
+other. Where the peer's own gradient is known to be off, the test asserts what etpc gives
 and only prints what the peer gives (`pytest -rP`).
 """
 
@@ -20,7 +20,8 @@ import brainstate
 import braintrace
 
 import etpc
-from tests.peer import networks, peers, reference
+from tests.helpers import loss_of_sequence
+from tests.peer import networks, peers
 from tests.peer.networks import Model, Weights
 
 pytestmark = [
@@ -32,7 +33,12 @@ pytestmark = [
 ]
 
 T, B, DECAY = 12, 3, 0.9
-LOSSES = {"squared": reference.squared_error, "entropy": reference.cross_entropy}
+CUT, FULL = etpc.D_RTRL(window=1), etpc.D_RTRL(window=1, backprop="full")
+SMOOTHED = etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=5)
+LOSSES = {
+    "squared": lambda y, target: 0.5 * jnp.sum((y - target) ** 2),
+    "entropy": lambda y, target: -jnp.sum(jax.nn.softmax(target) * jax.nn.log_softmax(y)),
+}
 
 # No state reads another's new value but through a weight: the peer's gradient is that of the paper.
 AGREEING = (networks.ALIF, networks.RNN, networks.Gated, networks.LearnedLeak)
@@ -73,7 +79,7 @@ class Case:
 
     @ft.cached_property
     def model(self) -> Model:
-        return networks.build(self.network, self.weights)
+        return self.network(**{name: jnp.asarray(w) for name, w in self.weights.items()})
 
     @ft.cached_property
     def data(self) -> tuple[np.ndarray, np.ndarray]:
@@ -96,18 +102,39 @@ class Case:
         return jax.vmap(sequence, in_axes=1)(self.data[0])
 
 
+def by_name(grads: Model) -> Weights:
+    """Gradients of a model's structure, by weight name."""
+    return {name: np.asarray(value) for name, value in vars(grads).items()}
+
+
 @ft.cache
-def expected(case: Case, rule: str, *options) -> Weights:
-    """The gradient of a dense reference, or BPTT."""
-    return getattr(reference, rule)(case.model, *case.data, LOSSES[case.loss], *options)
+def expected(case: Case, rule: etpc.algorithms.Algorithm) -> Weights:
+    """The gradient by the definition of a rule."""
+    batch_size = None if case.batch == "one" else B
+    loss = LOSSES[case.loss]
+    sequence = case.model, *map(jnp.asarray, case.data)
+    return by_name(etpc.reference(*sequence, loss, rule, batch_size=batch_size, reduction="sum")[1])
+
+
+@ft.cache
+def bptt(case: Case, stop: bool = False) -> Weights:
+    """The gradient of a batch; with `stop` that of each step alone, which a parameter without a trace gets."""
+
+    def total(model, xs, targets):
+        return loss_of_sequence(
+            model, xs, targets, model.init_state(), loss=LOSSES[case.loss], stop=stop
+        )
+
+    of_batch = jax.vmap(jax.grad(total), in_axes=(None, 1, 1))
+    return by_name(jax.tree.map(lambda g: g.mean(0), jax.jit(of_batch)(case.model, *case.data)))
 
 
 @ft.cache
 def peer(
-    case: Case, algo="d_rtrl", vjp_method="single-step", decay=None, network=None, n=None
+    case: Case, algo="d_rtrl", vjp_method="single-step", decay=None, n=None, plain=False
 ) -> Weights:
     return peers.peer_gradient(
-        network or case.network,
+        case.network,
         case.weights,
         *case.data,
         algo,
@@ -116,6 +143,7 @@ def peer(
         loss=LOSSES[case.loss],
         vmap=case.batch == "vmap",
         n=n,
+        plain=plain,
     )
 
 
@@ -125,7 +153,7 @@ def ours(case: Case, algo, **options) -> Weights:
     program = etpc.compile(case.model, algo, inputs=one, **options)
     gradient = eqx.filter_jit(program.value_and_grad(LOSSES[case.loss], reduction="sum"))
     _, grads = gradient(case.model, xs, targets, program.init(batch_size=batch_size))
-    return reference.by_name(grads)
+    return by_name(grads)
 
 
 def differences(got: Weights, wanted: Weights) -> dict[str, float]:
@@ -162,7 +190,7 @@ def record_peer(case: Case, wanted: Weights, **options) -> None:
 # --- the networks are alive, and the same ----------------------------------------------------------------------------
 
 
-@by_network(tuple(peers.PEERS))
+@by_network((*AGREEING, *CASCADED, *MIXED, networks.Vanilla, networks.GRU))
 def test_networks_are_alive_and_the_same_for_both(network):
     case = Case(network)
     ys, states = case.run()
@@ -172,19 +200,19 @@ def test_networks_are_alive_and_the_same_for_both(network):
         assert 0.02 < np.mean(states["v"] > 1.0) < 0.8, "silent, or always firing"
 
     with jax.numpy_rank_promotion("allow"):
-        twin = peers.PEERS[network](case.weights)
+        twin = peers.PeerModel(network, case.weights)
         brainstate.nn.init_all_states(twin, batch_size=B)
         twin_ys = brainstate.transform.for_loop(twin.update, jnp.asarray(case.data[0]))
     np.testing.assert_allclose(jnp.swapaxes(twin_ys, 0, 1), ys, rtol=1e-12, atol=1e-12)
 
 
-# --- both against dense references -----------------------------------------------------------------------------------
+# --- both against the definition ------------------------------------------------------------------------------------
 
 
 @by_network_and_batch(AGREEING)
 def test_d_rtrl_in_single_step_mode(network, batch):
     case = Case(network, batch)
-    wanted = expected(case, "d_rtrl", "cut")
+    wanted = expected(case, CUT)
     assert_same(peer(case), wanted)
     for window in (1, 5):
         assert_same(ours(case, etpc.D_RTRL(window=window, backprop="cut")), wanted)
@@ -194,9 +222,9 @@ def test_d_rtrl_in_single_step_mode(network, batch):
 def test_d_rtrl_in_multi_step_mode(network, batch):
     """The peer's is D-RTRL with exact windows of one step."""
     case = Case(network, batch)
-    wanted = expected(case, "d_rtrl", "full")
+    wanted = expected(case, FULL)
     assert_same(peer(case, vjp_method="multi-step"), wanted)
-    assert_same(ours(case, etpc.D_RTRL(window=1, backprop="full")), wanted)
+    assert_same(ours(case, FULL), wanted)
 
 
 @by_network_and_batch(AGREEING)
@@ -204,8 +232,8 @@ def test_es_d_rtrl(network, batch):
     """Of all matrices, leaky readouts too. Element-wise weights aside: the peer smooths their trace too, etpc keeps the
     trace of D-RTRL for them."""
     case = Case(network, batch)
-    wanted, whole = expected(case, "es_d_rtrl", DECAY), expected(case, "d_rtrl", "cut")
-    found = ours(case, etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=5))
+    wanted, whole = expected(case, SMOOTHED), expected(case, CUT)
+    found = ours(case, SMOOTHED)
     theirs = peer(case, "es_d_rtrl", decay=DECAY)
     assert_same(theirs, wanted, products(case))
     assert_same(found, theirs, products(case), 5e-14)
@@ -217,7 +245,7 @@ def test_es_d_rtrl(network, batch):
 @by_network((networks.ALIF, networks.Gated))
 def test_a_leaky_readout_is_that_of_d_rtrl_where_factors_save_nothing(network):
     case, w_out = Case(network), ["w_out"]
-    whole, es = expected(case, "d_rtrl", "cut"), etpc.ES_D_RTRL(decay=DECAY, window=5)
+    whole, es = expected(case, CUT), etpc.ES_D_RTRL(decay=DECAY, window=5)
     assert_same(ours(case, es), whole, w_out)
     theirs = peer(case, "es_d_rtrl", decay=DECAY)
     assert differences(theirs, {"w_out": whole["w_out"]})["w_out"] > 0.1
@@ -226,9 +254,9 @@ def test_a_leaky_readout_is_that_of_d_rtrl_where_factors_save_nothing(network):
 def test_es_d_rtrl_without_memory_of_its_own():
     """As published, inputs of before are added to those of the step, also where no later step reads a trace."""
     case = Case(networks.Vanilla)
-    theirs, whole = peer(case, "es_d_rtrl", decay=DECAY), expected(case, "d_rtrl", "cut")
-    assert_same(theirs, expected(case, "es_d_rtrl", DECAY), ["w_in", "w_rec"])
-    published = etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=5)
+    theirs, whole = peer(case, "es_d_rtrl", decay=DECAY), expected(case, CUT)
+    assert_same(theirs, expected(case, SMOOTHED), ["w_in", "w_rec"])
+    published = SMOOTHED
     assert_same(ours(case, published), theirs, tolerance=5e-14)
     assert_same(ours(case, etpc.ES_D_RTRL(decay=DECAY, window=5)), whole)
     off = differences(theirs, {name: whole[name] for name in ("w_in", "w_rec")})
@@ -250,9 +278,9 @@ def test_snap_where_all_states_are_one_group_of_the_peer(network):
 def test_snap_between_groups_of_the_peer():
     """The peer follows nothing from one group to the next, here the memory of the readout, whatever n is."""
     case = Case(networks.RNN)
-    bptt = expected(case, "bptt")
-    assert_same(ours(case, etpc.SnAp(2)), bptt)
-    record_peer(case, bptt, algo=braintrace.SnAp, n=8)
+    exact = bptt(case)
+    assert_same(ours(case, etpc.SnAp(2)), exact)
+    record_peer(case, exact, algo=braintrace.SnAp, n=8)
 
 
 @by_network((networks.ALIF, networks.RNN))
@@ -276,7 +304,7 @@ def test_a_third_factor_is_a_mask():
     mask = jnp.broadcast_to(B * modulator[:, None], (T, B))
     gradient = program.value_and_grad(lambda v, _: v.sum(), "sum")
     _, grads = gradient(case.model, jnp.asarray(xs), None, program.init(B), mask=mask)
-    assert_same(theirs, reference.by_name(grads))
+    assert_same(theirs, by_name(grads))
 
 
 @by_network((networks.ALIF, networks.RNN, networks.Gated))
@@ -284,11 +312,11 @@ def test_the_rules_differ_on_recurrent_networks(network):
     """Controls: agreement below is no accident of networks on which all rules are one."""
     case = Case(network)
     rules = {
-        "bptt": expected(case, "bptt"),
-        "cut": expected(case, "d_rtrl", "cut"),
-        "full": expected(case, "d_rtrl", "full"),
-        "smoothed": expected(case, "es_d_rtrl", DECAY),
-        "smoothed more": expected(case, "es_d_rtrl", 0.5),
+        "bptt": bptt(case),
+        "cut": expected(case, CUT),
+        "full": expected(case, FULL),
+        "smoothed": expected(case, SMOOTHED),
+        "smoothed more": expected(case, dataclasses.replace(SMOOTHED, decay=0.5)),
     }
     recurrent = "w_cand" if network is networks.Gated else "w_rec"
     for a in rules:
@@ -302,9 +330,7 @@ def test_the_rules_differ_on_recurrent_networks(network):
 def test_agreement_with_another_loss_and_other_weights(network):
     case = Case(network, loss="entropy", seed=1)
     assert_same(ours(case, etpc.D_RTRL(window=5)), peer(case))
-    assert_same(
-        ours(case, etpc.D_RTRL(window=1, backprop="full")), peer(case, vjp_method="multi-step")
-    )
+    assert_same(ours(case, FULL), peer(case, vjp_method="multi-step"))
     es = ours(case, etpc.ES_D_RTRL(decay=0.5, everywhere=True, window=5))
     assert_same(es, peer(case, "es_d_rtrl", decay=0.5), products(case), 5e-14)
 
@@ -315,38 +341,38 @@ def test_agreement_with_another_loss_and_other_weights(network):
 @by_network(EXACT)
 def test_d_rtrl_is_bptt_where_nothing_escapes(network):
     case = Case(network)
-    bptt = expected(case, "bptt")
+    exact = bptt(case)
     for backprop in ("cut", "full"):
         for window in (1, 5):
-            assert_same(ours(case, etpc.D_RTRL(window=window, backprop=backprop)), bptt)
-    record_peer(case, bptt)
+            assert_same(ours(case, etpc.D_RTRL(window=window, backprop=backprop)), exact)
+    record_peer(case, exact)
 
 
 @by_network(CASCADED)
 def test_a_state_that_reads_another_s_new_value_counts_once(network):
     """The peer's factor is 2 for the LSTM's w_i, w_g and w_f, and 3 for the cascade."""
     case = Case(network)
-    wanted = expected(case, "d_rtrl", "cut")
+    wanted = expected(case, CUT)
     assert_same(ours(case, etpc.D_RTRL(window=5)), wanted)
-    es = ours(case, etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=5))
-    assert_same(es, expected(case, "es_d_rtrl", DECAY))
+    es = ours(case, SMOOTHED)
+    assert_same(es, expected(case, SMOOTHED))
     record_peer(case, wanted)
 
 
 def test_a_readout_that_no_state_follows_learns():
     """The peer gives it exactly zero in its default mode."""
     case = Case(networks.GRU)
-    bptt, truncated = expected(case, "bptt"), expected(case, "d_rtrl", "cut")
+    exact, truncated = bptt(case), expected(case, CUT)
     for algo in (etpc.D_RTRL(window=5), etpc.ES_D_RTRL(decay=DECAY, window=5)):
-        assert_same(ours(case, algo), bptt, ["w_out"])
+        assert_same(ours(case, algo), exact, ["w_out"])
     assert_same(ours(case, etpc.D_RTRL(window=5)), truncated, ["w_gate", "w_cand"])
-    record_peer(case, {"w_out": bptt["w_out"]})
+    record_peer(case, {"w_out": exact["w_out"]})
 
 
 def test_a_gate_that_acts_through_another_weight_learns():
     """A GRU's reset gate has no trace: it gets the gradient of each step. The peer gives it exactly zero."""
     case = Case(networks.GRU)
-    wanted = {"w_reset": expected(case, "immediate")["w_reset"]}
+    wanted = {"w_reset": bptt(case, stop=True)["w_reset"]}
     assert_same(ours(case, etpc.D_RTRL(window=5)), wanted)
     record_peer(case, wanted)
 
@@ -354,20 +380,20 @@ def test_a_gate_that_acts_through_another_weight_learns():
 def test_a_plain_weight_learns():
     """A weight used outside the peer's operations gets exactly zero there. In etpc it needs no operation of its own."""
     case = Case(networks.LearnedLeak)
-    bptt, immediate = expected(case, "bptt"), expected(case, "immediate")
-    assert_same(ours(case, etpc.D_RTRL(window=5)), bptt)
+    exact, immediate = bptt(case), bptt(case, stop=True)
+    assert_same(ours(case, etpc.D_RTRL(window=5)), exact)
     chosen = ours(case, etpc.D_RTRL(window=5), weights=lambda model: model.w_in)
-    assert_same(chosen, bptt, ["w_in"])
+    assert_same(chosen, exact, ["w_in"])
     assert_same(chosen, immediate, ["leak", "threshold"])
-    assert min(differences(immediate, {k: bptt[k] for k in ("leak", "threshold")}).values()) > 1e-3
+    assert min(differences(immediate, {k: exact[k] for k in ("leak", "threshold")}).values()) > 1e-3
 
-    record_peer(case, bptt, network=peers.PeerPlainLeak)
+    record_peer(case, exact, plain=True)
 
 
 @by_network(MIXED)
 def test_hidden_states_that_mix_neurons_are_exact(network):
     """The peer takes column sums of the Jacobian for its diagonal, in either mode."""
     case = Case(network)
-    bptt = expected(case, "bptt")
-    assert_same(ours(case, etpc.D_RTRL(window=5, backprop="full")), bptt)
-    record_peer(case, bptt, vjp_method="multi-step")
+    exact = bptt(case)
+    assert_same(ours(case, etpc.D_RTRL(window=5, backprop="full")), exact)
+    record_peer(case, exact, vjp_method="multi-step")

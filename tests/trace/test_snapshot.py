@@ -14,6 +14,7 @@ from jax.experimental import sparse
 import etpc
 from tests.helpers import loss
 from tests.zoo.check import TOLERANCE, bptt, call, distance, normal, online
+from tests.zoo.check import model as of_step
 
 W = normal(steps=3)
 H = jnp.linspace(0.1, 0.3, 3)
@@ -201,13 +202,10 @@ def test_a_flag_of_numpy():
 
 @pytest.mark.slow
 def test_inference_mode():
-    class Network(eqx.Module):
-        w: jax.Array
-        dropout: eqx.nn.Dropout
-
-        def __call__(self, x, h):
-            h = 0.5 * h + self.w * self.dropout(x, key=jax.random.key(0))
-            return h, h
+    @of_step
+    def Network(x, h, w, dropout):
+        h = 0.5 * h + w * dropout(x, key=jax.random.key(0))
+        return h, h
 
     model = Network(W, eqx.nn.Dropout(0.5))
     program, other = compiled(model, call), eqx.nn.inference_mode(model)

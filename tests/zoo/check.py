@@ -62,6 +62,12 @@ layer = functools.partial(model, data=1)
 """The same of a `function(x, *parameters)` without a state."""
 
 
+def cast(tree, dtype):
+    """Every float array of a PyTree in another dtype."""
+    floats = lambda a: eqx.is_array(a) and jnp.issubdtype(a.dtype, jnp.floating)
+    return jax.tree.map(lambda a: a.astype(dtype) if floats(a) else a, tree)
+
+
 def targets_of(inputs):
     """One number for each step."""
     return jnp.cos(2.0 * jnp.arange(len(jax.tree.leaves(inputs)[0])))
@@ -121,29 +127,24 @@ def check(
         one = jax.tree.map(lambda a: a[0], inputs)
         return etpc.compile(model, algo, inputs=one, state=state, step=step, weights="all")
 
-    d_rtrl, rtrl = program(etpc.D_RTRL(window=2)), program(etpc.RTRL(window=2))
+    decay = functools.partial(etpc.ES_D_RTRL, decay=DECAY, everywhere=bool(smoothed))
+    rules = {"rtrl": etpc.RTRL(window=2), "d_rtrl": etpc.D_RTRL(window=2)}
+    if every or smoothed is not None:
+        rules["es"] = decay(window=2)
+    if every:
+        rules |= {
+            "whole": etpc.D_RTRL(window=T),
+            "one, in two calls": etpc.D_RTRL(window=1),
+            "uncut": etpc.D_RTRL(window=T, backprop="full"),
+            "uncut, in windows": etpc.D_RTRL(window=2, backprop="full"),
+            "es, whole": decay(window=T),
+        }
+    programs = {name: program(rule) for name, rule in rules.items()}
+    d_rtrl = programs["d_rtrl"]
+    if every and batched:
+        programs |= {"other example": d_rtrl, "batch": d_rtrl}
     claimed = all(op.exact for op in d_rtrl.plan.ops)
     assert claimed or not exact, str(d_rtrl)
-    decay = functools.partial(etpc.ES_D_RTRL, decay=DECAY, everywhere=bool(smoothed))
-    es = program(decay(window=2)) if every or smoothed is not None else None
-    if every:
-        one, whole = program(etpc.D_RTRL(window=1)), program(etpc.D_RTRL(window=T))
-        uncut = program(etpc.D_RTRL(window=T, backprop="full"))
-        windows = program(etpc.D_RTRL(window=2, backprop="full"))
-        es_whole = program(decay(window=T))
-
-    programs = {"rtrl": rtrl, "d_rtrl": d_rtrl, "es": es}
-    if every:
-        programs |= {
-            "whole": whole,
-            "one, in two calls": one,
-            "uncut": uncut,
-            "uncut, in windows": windows,
-            "es, whole": es_whole,
-        }
-        if batched:
-            programs |= {"other example": d_rtrl, "batch": d_rtrl}
-    programs = {name: p for name, p in programs.items() if p is not None}
     carries = {name: p.init(2 if name == "batch" else None) for name, p in programs.items()}
 
     def gradients(model, inputs, carries):
@@ -163,7 +164,7 @@ def check(
     assert same(got["rtrl"], got["bptt"])
     if claimed:
         assert same(got["d_rtrl"], got["bptt"])
-    if es is not None:
+    if "es" in got:
         assert finite(got["es"])
     if smoothed is not None:
         assert (distance(got["es"], got["d_rtrl"]) > 1e-4) == smoothed

@@ -1,30 +1,20 @@
 """Steps with control flow: weights inside it, around it, and in nested functions."""
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tests.helpers import spike_over
 from tests.zoo.check import model
 
 
-def by_fori(body, h):
-    return lax.fori_loop(0, 3, lambda _, h: body(h), h)
-
-
-class LeakInLoop(eqx.Module):
+@model
+def LeakInLoop(x, h, weight, tau):
     """The weight is outside; in the loop there is a leak with a time constant of its own."""
-
-    weight: jax.Array
-    tau: jax.Array
-    loop: Callable = eqx.field(static=True)
-
-    def __call__(self, x, h):
-        current = self.weight @ x
-        h = self.loop(lambda h: h + 0.3 * (current - h) / self.tau, h)
-        return h, h
+    current = weight @ x
+    h = lax.fori_loop(0, 3, lambda _, h: h + 0.3 * (current - h) / tau, h)
+    return h, h
 
 
 @model
@@ -45,19 +35,6 @@ def Powers(x, h, weight):
     effective = lax.fori_loop(0, 2, lambda _, w: jnp.tanh(w @ weight), weight)
     h = 0.7 * h + effective @ x
     return h, h
-
-
-@jax.custom_jvp
-def threshold(v, theta):
-    """A step with a surrogate derivative in both arguments."""
-    return jnp.where(v > theta, 1.0, 0.0)
-
-
-@threshold.defjvp
-def _(primals, tangents):
-    (v, theta), (dv, dtheta) = primals, tangents
-    slope = 1 / (1 + jnp.abs(v - theta)) ** 2
-    return threshold(v, theta), slope * (dv - dtheta)
 
 
 @jax.custom_vjp
@@ -82,9 +59,9 @@ clipped.defvjp(lambda h: (h, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
 
 @model
 def Threshold(x, v, weight, theta):
-    z = threshold(v, theta)
+    z = spike_over(v, theta)
     v = 0.8 * v * (1 - z) + weight @ x
-    return threshold(v, theta), v
+    return spike_over(v, theta), v
 
 
 @model
@@ -135,19 +112,11 @@ def _(primals, tangents):
     return rounded(x), dx
 
 
-class Filtered(eqx.Module):
+@model
+def Filtered(x, h, linear, function):
     """Derivatives by Equinox's own decorators."""
-
-    linear: eqx.nn.Linear
-    function: Callable = eqx.field(static=True)
-
-    def __call__(self, x, h):
-        if self.function is rounded:
-            current = self.linear(x)
-            h = rounded(0.7 * h + current)
-        else:
-            h = 0.7 * h + self.function(self.linear, x)
-        return h, h
+    h = rounded(0.7 * h + linear(x)) if function is rounded else 0.7 * h + function(linear, x)
+    return h, h
 
 
 def root(f, guess):

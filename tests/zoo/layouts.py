@@ -68,18 +68,14 @@ def RingBuffer(x, state, weight):
     return old, (buffer, (i + 1) % len(buffer))
 
 
-class SlicedRingBuffer(eqx.Module):
+@model
+def SlicedRingBuffer(x, state, weight, delays):
     """The same by dynamic slices, and with a delay for each neuron."""
-
-    weight: jax.Array
-    delays: tuple = eqx.field(static=True)
-
-    def __call__(self, x, state):
-        buffer, i = state
-        buffer = lax.dynamic_update_slice_in_dim(buffer, (self.weight @ x)[None], i, axis=0)
-        steps, n = buffer.shape
-        late = buffer[(i - jnp.asarray(self.delays)) % steps, jnp.arange(n)]
-        return late, (buffer, (i + 1) % steps)
+    buffer, i = state
+    buffer = lax.dynamic_update_slice_in_dim(buffer, (weight @ x)[None], i, axis=0)
+    steps, n = buffer.shape
+    late = buffer[(i - jnp.asarray(delays)) % steps, jnp.arange(n)]
+    return late, (buffer, (i + 1) % steps)
 
 
 @model

@@ -1,6 +1,5 @@
 """Spiking neurons and networks, with surrogates of every make."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -13,46 +12,25 @@ def spike_straight_through(v):
     return soft + jax.lax.stop_gradient(jnp.where(v > 0, 1.0, 0.0) - soft)
 
 
-class LIF(eqx.Module):
+@model
+def LIF(x, v, weight, recurrent, tau, threshold, surrogate, hard):
     """Learnable time constants and thresholds, soft or hard reset, feed-forward or recurrent."""
-
-    weight: jax.Array
-    recurrent: jax.Array | None
-    tau: jax.Array
-    threshold: jax.Array
-    surrogate: callable = eqx.field(static=True, default=spike)
-    hard: bool = eqx.field(static=True, default=False)
-
-    def __call__(self, x, v):
-        z = self.surrogate(v - self.threshold)
-        current = self.weight @ x
-        if self.recurrent is not None:
-            current = current + self.recurrent @ z
-        alpha = jnp.exp(-1.0 / self.tau)
-        if self.hard:
-            v = alpha * v * (1 - z) + current
-        else:
-            v = alpha * v + current - self.threshold * jax.lax.stop_gradient(z)
-        return self.surrogate(v - self.threshold), v
+    z = surrogate(v - threshold)
+    current = weight @ x
+    if recurrent is not None:
+        current = current + recurrent @ z
+    alpha = jnp.exp(-1.0 / tau)
+    reset = alpha * v * z if hard else threshold * jax.lax.stop_gradient(z)
+    v = alpha * v - reset + current
+    return surrogate(v - threshold), v
 
 
-class ConvSNN(eqx.Module):
+@model
+def ConvSNN(image, v, conv, pool, readout):
     """An image a step, a spiking convolutional layer, and a readout of its spikes."""
-
-    conv: eqx.nn.Conv2d
-    pool: eqx.nn.AvgPool2d
-    readout: eqx.nn.Linear
-
-    def __init__(self, key):
-        one, two = jax.random.split(key)
-        self.conv = eqx.nn.Conv2d(1, 2, 3, padding=1, key=one)
-        self.pool = eqx.nn.AvgPool2d(2, 2)
-        self.readout = eqx.nn.Linear(8, 2, key=two)
-
-    def __call__(self, image, v):
-        z = spike(v - 0.5)
-        v = 0.8 * v * (1 - z) + self.conv(image)
-        return self.readout(self.pool(spike(v - 0.5)).reshape(-1)), v
+    z = spike(v - 0.5)
+    v = 0.8 * v * (1 - z) + conv(image)
+    return readout(pool(spike(v - 0.5)).reshape(-1)), v
 
 
 @model

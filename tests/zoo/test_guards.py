@@ -225,36 +225,22 @@ def unit(k):
     return k / (jnp.linalg.norm(k) + 1e-2)
 
 
-def key_now(m, x, s):
-    """The key is normalised in the step that makes it."""
-    k = unit(jax.nn.relu(m @ x))
-    s = 0.9 * s + k * x.sum()
-    return s, s
+def key(use, delay):
+    """A key that is made behind a relu, and used so many steps later."""
+
+    def step(m, x, state):
+        s, *keys = state
+        keys = [jax.nn.relu(m @ x), *keys]
+        s = 0.9 * s + use(keys.pop()) * x.sum()
+        return s, (s, *keys)
+
+    return step
 
 
 def normed(m, x, h):
     """The first state is zero, where backpropagation needs no derivative of a norm."""
     h = 0.5 * h / jnp.maximum(1.0, jnp.linalg.norm(h)) + m @ (x + 3)
     return h, h
-
-
-def key_later(m, x, s):
-    """The key is a state, and is normalised one step later."""
-    s, k = s
-    s = 0.9 * s + unit(k) * x.sum()
-    return s, (s, jax.nn.relu(m @ x))
-
-
-def key_much_later(m, x, s):
-    s, k, before = s
-    s = 0.9 * s + unit(before) * x.sum()
-    return s, (s, jax.nn.relu(m @ x), k)
-
-
-def root_later(m, x, s):
-    s, k = s
-    s = 0.9 * s + jnp.sqrt(k) * x.sum()
-    return s, (s, jax.nn.relu(m @ x))
 
 
 def shared_scalar(p, x, s):
@@ -288,10 +274,10 @@ def key_by_selection(m, x, s):
 ONES = jnp.ones(N)
 KEYS = {
     "a norm of the first state": (normed, W, jnp.zeros(N)),
-    "now": (key_now, W, ONES),
-    "later": (key_later, W, (ONES, ONES)),
-    "much later": (key_much_later, W, (ONES, ONES, ONES)),
-    "a root": (root_later, W, (ONES, ONES)),
+    "now": (key(unit, 0), W, (ONES,)),
+    "later": (key(unit, 1), W, (ONES, ONES)),
+    "much later": (key(unit, 2), W, (ONES, ONES, ONES)),
+    "a root": (key(jnp.sqrt, 1), W, (ONES, ONES)),
     "one parameter": (shared_scalar, jnp.asarray(0.7), ONES),
     "one parameter, later": (shared_scalar_later, jnp.asarray(0.7), (jnp.ones(12), ONES)),
     "many states": (many_states_behind, V, (jnp.ones(12), ONES)),

@@ -15,7 +15,7 @@ import etpc
 from etpc.nn import MinGRU
 from tests.helpers import spike, spike_vjp
 from tests.marks import few
-from tests.zoo import cells, control_flow, layouts, more_cells, spiking, ssm
+from tests.zoo import cells, control_flow, layouts, spiking
 from tests.zoo import weights as zoo
 from tests.zoo.check import T, call, cell, check, integers, normal, weights
 
@@ -27,8 +27,6 @@ SMOOTHED, EVERY = {"smoothed": True}, {"every": True}
 ALL = SMOOTHED | EVERY
 EDGES = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 2, 1, 0])
 SPARSE = sparse.BCOO((weights(4), jnp.asarray([(0, 0), (0, 1), (1, 1), (2, 0)])), shape=(3, 3))
-KERNEL = (weights(3) + 1j * weights(3, seed=1)).astype(complex)
-KERNEL = KERNEL.at[0].set(KERNEL[0].real).at[2].set(KERNEL[2].real)
 EINSUM = {  # shapes of the weight, the data and the state
     "goi,gi->go": ((2, 3, 2), (2, 2), (2, 3)),
     "oi,ti->to": ((3, 2), (2, 2), (2, 3)),
@@ -39,6 +37,14 @@ EINSUM = {  # shapes of the weight, the data and the state
     "ii,i->i": ((3, 3), (3,), (3,)),
     "ab,cb->ac": ((2, 3), (2, 3), (2, 2)),
 }
+
+
+def linear(n_in, n_out, **options):
+    return eqx.nn.Linear(n_in, n_out, key=KEY, **options)
+
+
+def complex_weights(*shape):
+    return weights(*shape) + 1j * weights(*shape, seed=1)
 
 
 def run(model, inputs=normal(2), state=H, step=call, *, exact=True, blocks=None, **options):
@@ -53,7 +59,7 @@ def drives(op, inputs=normal(2), *shape, **options):
 
 
 def shared_layers():
-    one, two = eqx.nn.Linear(3, 3, key=KEY), eqx.nn.Linear(3, 3, key=jax.random.key(1))
+    one, two = linear(3, 3), eqx.nn.Linear(3, 3, key=jax.random.key(1))
     return eqx.nn.Shared((one, two), lambda m: m[1].weight, lambda m: m[0].weight)
 
 
@@ -83,6 +89,29 @@ def lstm(bias):
 
 def wrapped(wrap):
     run(eqx.nn.GRUCell(2, 3, key=KEY), step=wrap(cell), exact=False)
+
+
+def sandwich(before):
+    after = eqx.nn.MLP(3, 1, 3, 1, jnp.tanh, key=jax.random.key(1))
+    return cells.Sandwich(before, MinGRU(2, 3, key=KEY), after)
+
+
+def stacked(cell, *sizes):
+    """Two cells of one kind."""
+    return eqx.filter_vmap(lambda key: cell(*sizes, key=key))(jax.random.split(KEY, 2))
+
+
+def mamba():
+    A_log = jnp.log(jnp.tile(jnp.arange(1.0, 3.0), (3, 1)))
+    selective = cells.Selective(A_log, linear(3, 3), linear(3, 4, use_bias=False), jnp.ones(3))
+    enter, leave = linear(2, 6, use_bias=False), linear(3, 2, use_bias=False)
+    return cells.Mamba(enter, weights(3, 3), selective, leave)
+
+
+def spectrum():
+    """Of a real kernel."""
+    kernel = complex_weights(3)
+    return kernel.at[0].set(kernel[0].real).at[2].set(kernel[2].real)
 
 
 def noise(make, **options):
@@ -122,79 +151,87 @@ MODELS = {
     "LSTM": lambda: lstm(True),
     "LSTM without bias": lambda: lstm(False),
     "layer normalisation": lambda: run(
-        cells.NormalisedLSTM(2, 3, KEY), state=(H + 0.1, weights(3)), exact=False
+        cells.NormalisedLSTM(
+            linear(2, 12), linear(3, 12, use_bias=False), eqx.nn.LayerNorm(12), eqx.nn.LayerNorm(3)
+        ),
+        state=(H + 0.1, weights(3)),
+        exact=False,
     ),
     "MinGRU": lambda: run(MinGRU(2, 3, key=KEY), **ALL),
-    "perceptron after a cell": lambda: run(cells.Sandwich(KEY, encode=False)),
+    "perceptron after a cell": lambda: run(sandwich(eqx.nn.Identity())),
     "layers by scan": lambda: run(
-        cells.ResidualStack(2, 2, KEY), state=jnp.zeros((2, 2)), exact=False
+        cells.ResidualStack(stacked(MinGRU, 2, 2)), state=jnp.zeros((2, 2)), exact=False
     ),
     "second order": lambda: run(
         cells.FastWeights(weights(3, 2, 3), W, R), state=H + 0.1, exact=False
     ),
     "sLSTM": lambda: run(
-        more_cells.SLSTM(weights(12, 2), weights(12, 3)), state=(H, H, H + 1.0, H), exact=False
+        cells.SLSTM(weights(12, 2), weights(12, 3)), state=(H, H, H + 1.0, H), exact=False
     ),
     "mLSTM": lambda: run(
-        more_cells.MLSTM(weights(3, 2, 2), weights(2, 2)),
+        cells.MLSTM(weights(3, 2, 2), weights(2, 2)),
         state=(jnp.zeros((2, 2)), jnp.zeros(2), jnp.zeros(())),
     ),
     "reservoir": lambda: run(
-        more_cells.Reservoir(W, R, weights(3), weights(1, 3)), dead=(".enter", ".reservoir")
+        cells.Reservoir(W, R, weights(3), weights(1, 3)), dead=(".enter", ".reservoir")
     ),
     "differentiable plasticity": lambda: run(
-        more_cells.Plastic(R, R1, jnp.asarray(0.3), W), state=(H, jnp.zeros((3, 3))), exact=False
+        cells.Plastic(R, R1, jnp.asarray(0.3), W), state=(H, jnp.zeros((3, 3))), exact=False
     ),
-    "transition from the input": lambda: run(
-        more_cells.InputDependentTransition(weights(3, 3, 2), W)
-    ),
+    "transition from the input": lambda: run(cells.InputDependentTransition(weights(3, 3, 2), W)),
     "memory": lambda: run(
-        more_cells.Memory(weights(2, 2), weights(2, 2, seed=1), weights(2, 2, seed=2)),
+        cells.Memory(weights(2, 2), weights(2, 2, seed=1), weights(2, 2, seed=2)),
         state=weights(3, 2, seed=3),
     ),
     "learned start": lambda: run(
-        more_cells.LearnedStart(weights(3), W),
+        cells.LearnedStart(weights(3), W),
         (normal(2), jnp.arange(T) == 3),
         (H, jnp.zeros((), jnp.int32)),
     ),
-    "competition": lambda: run(more_cells.Competition(W, jnp.linspace(0.1, 0.3, 3)), blocks={3}),
-    "one cell twice": lambda: run(
-        more_cells.TwiceACell(eqx.nn.GRUCell(2, 3, key=KEY)), exact=False
-    ),
-    "one einsum of two weights": lambda: run(more_cells.ThreeFactors(W, weights(2, 2))),
-    "products of outputs": lambda: run(more_cells.GatedProduct(W, W1), **SMOOTHED),
-    "gap junctions": lambda: run(more_cells.GapJunctions(weights(4, 2), LEAK), state=jnp.zeros(4)),
+    "competition": lambda: run(cells.Competition(W, jnp.linspace(0.1, 0.3, 3)), blocks={3}),
+    "one cell twice": lambda: run(cells.TwiceACell(eqx.nn.GRUCell(2, 3, key=KEY)), exact=False),
+    "one einsum of two weights": lambda: run(cells.ThreeFactors(W, weights(2, 2))),
+    "products of outputs": lambda: run(cells.GatedProduct(W, W1), **SMOOTHED),
+    "gap junctions": lambda: run(cells.GapJunctions(weights(4, 2), LEAK), state=jnp.zeros(4)),
     # spiking networks
     "surrogate by custom_jvp": lambda: run(spiking.lif(spike)),
     "surrogate by custom_vjp": lambda: run(spiking.lif(spike_vjp)),
     "straight-through surrogate": lambda: run(spiking.lif(spiking.spike_straight_through)),
     "hard reset": lambda: run(spiking.lif(hard=True)),
     "recurrent LIF": lambda: run(spiking.lif(recurrent=True), exact=False, **ALL),
-    "spiking convolution": lambda: run(spiking.ConvSNN(KEY), normal(1, 4, 4), jnp.zeros((2, 4, 4))),
+    "spiking convolution": lambda: run(
+        spiking.ConvSNN(
+            eqx.nn.Conv2d(1, 2, 3, padding=1, key=KEY), eqx.nn.AvgPool2d(2, 2), linear(8, 2)
+        ),
+        normal(1, 4, 4),
+        jnp.zeros((2, 4, 4)),
+    ),
     "detached recurrence": lambda: run(spiking.EProp(W, R), state=(H, H)),
     "gates of ion channels": lambda: run(
         spiking.HodgkinHuxley(W, jnp.linspace(0.5, 2.0, 3)), state=(H, H + 0.1, H + 0.2)
     ),
     # state-space models
     "LRU with complex parameters": lambda: run(
-        ssm.ComplexLRU(2, 3, 1), state=jnp.zeros(3, complex), **ALL
+        cells.ComplexLRU(
+            jnp.linspace(0.5, 0.9, 3) * jnp.exp(0.7j), complex_weights(3, 2), complex_weights(1, 3)
+        ),
+        state=jnp.zeros(3, complex),
+        **ALL,
     ),
-    "Mamba": lambda: run(
-        ssm.Mamba(2, 3, 2, KEY), state=(jnp.zeros((2, 3)), jnp.zeros((3, 2))), exact=False
-    ),
+    "Mamba": lambda: run(mamba(), state=(jnp.zeros((2, 3)), jnp.zeros((3, 2))), exact=False),
     "linear attention": lambda: run(
-        ssm.LinearAttention(weights(3, 2, 2, 2)), state=(jnp.zeros((2, 2, 2)), jnp.zeros((2, 2)))
+        cells.LinearAttention(weights(3, 2, 2, 2)), state=(jnp.zeros((2, 2, 2)), jnp.zeros((2, 2)))
     ),
     "delta rule": lambda: run(
-        ssm.DeltaRule(weights(3, 2, 2, 2), eqx.nn.Linear(2, 2, key=KEY), weights(1, 2, 2)),
+        cells.DeltaRule(weights(3, 2, 2, 2), linear(2, 2), weights(1, 2, 2)),
         state=jnp.zeros((2, 2, 2)),
         **SMOOTHED,
     ),
     "attention over a cache": lambda: run(
-        ssm.CachedAttention(weights(2, 2), weights(2, 2, seed=1), W),
+        cells.CachedAttention(weights(2, 2), weights(2, 2, seed=1), W),
         state=(jnp.zeros((3, 2)), jnp.zeros((3, 3))),
     ),
-    "Fourier layer": lambda: run(ssm.Spectral(KERNEL, weights(4)), normal(4), jnp.zeros(4)),
+    "Fourier layer": lambda: run(cells.Spectral(spectrum(), weights(4)), normal(4), jnp.zeros(4)),
     # layouts of states
     "membrane and adaptation in one array": lambda: run(
         layouts.Columns(W), state=jnp.zeros((3, 2)), blocks={2}
@@ -227,19 +264,13 @@ MODELS = {
         {"w": weights(4, 2), "order": jnp.array([1, 0, 2, 3])}, state=jnp.zeros(4), step=permuted
     ),
     # control flow
-    "leak in a loop": lambda: run(
-        control_flow.LeakInLoop(W, LEAK, control_flow.by_fori), blocks={1}
-    ),
+    "leak in a loop": lambda: run(control_flow.LeakInLoop(W, LEAK), blocks={1}),
     "weight as a carry": lambda: run(control_flow.WeightAsCarry(W)),
     "loop over parameters": lambda: run(control_flow.Powers(R), normal(3)),
     "custom_vjp of a weight": lambda: run(control_flow.CustomProduct(W)),
     "custom_vjp on the way out": lambda: run(control_flow.ClippedCotangent(W)),
-    "filter_custom_vjp": lambda: run(
-        control_flow.Filtered(eqx.nn.Linear(2, 3, key=KEY), control_flow.filtered)
-    ),
-    "filter_custom_jvp": lambda: run(
-        control_flow.Filtered(eqx.nn.Linear(2, 3, key=KEY), control_flow.rounded)
-    ),
+    "filter_custom_vjp": lambda: run(control_flow.Filtered(linear(2, 3), control_flow.filtered)),
+    "filter_custom_jvp": lambda: run(control_flow.Filtered(linear(2, 3), control_flow.rounded)),
     "implicit derivatives": lambda: run(control_flow.Equilibrium(W, LEAK)),
     "jit": lambda: wrapped(eqx.filter_jit),
     "checkpoint": lambda: wrapped(eqx.filter_checkpoint),
@@ -281,7 +312,7 @@ MODELS = {
     "sparse recurrence": lambda: run(
         zoo.Rolled(zoo.Sparse(SPARSE)), normal(3), H + 0.1, exact=False
     ),
-    "weight normalisation": lambda: drives(eqx.nn.WeightNorm(eqx.nn.Linear(2, 3, key=KEY))),
+    "weight normalisation": lambda: drives(eqx.nn.WeightNorm(linear(2, 3))),
     "signs and normalised rows": lambda: drives(
         zoo.Dale(W, jnp.array([[1.0, -1.0]] * 3)), dead=(".op.sign",)
     ),
@@ -300,7 +331,7 @@ MODELS = {
         **SMOOTHED,
     ),
     "ensemble": lambda: run(
-        eqx.filter_vmap(lambda key: eqx.nn.GRUCell(2, 3, key=key))(jax.random.split(KEY, 2)),
+        stacked(eqx.nn.GRUCell, 2, 3),
         state=jnp.zeros((2, 3)),
         step=eqx.filter_vmap(cell, in_axes=(eqx.if_array(0), None, 0)),
         exact=False,
@@ -308,9 +339,7 @@ MODELS = {
     ),
     "shared layers": lambda: run(shared_layers(), normal(3), step=step_of_shared_layers),
     "interpolated table": lambda: run(zoo.Interpolated(weights(5)), normal(3)),
-    "mixture of experts": lambda: drives(
-        zoo.Mixture(eqx.nn.Linear(2, 3, key=KEY), weights(3, 3, 2))
-    ),
+    "mixture of experts": lambda: drives(zoo.Mixture(linear(2, 3), weights(3, 3, 2))),
 }
 
 
@@ -357,19 +386,25 @@ def test_groups_of_states():
 
 @pytest.mark.slow
 def test_perceptrons_around_a_cell():
-    program = check(cells.Sandwich(KEY), normal(2), H)
+    program = check(sandwich(eqx.nn.MLP(2, 2, 3, 1, jnp.tanh, key=KEY)), normal(2), H)
     assert {op.path for op in program.ops if op.exact} >= {".cell.weight_ih"}
     assert "only through .cell.weight_ih" in program.untraced[".before.layers[0].weight"]
 
 
 @pytest.mark.slow
 def test_scalar_parameters():
-    program = check(more_cells.Scalars(W, jnp.asarray(0.4), jnp.asarray(1.3)), normal(2), H)
+    program = check(cells.Scalars(W, jnp.asarray(0.4), jnp.asarray(1.3)), normal(2), H)
     assert {op.path for op in program.ops if op.exact} == {".weight", ".decay", ".gain"}
     assert any(not op.exact for op in program.plan.ops if op.path == ".gain")
 
 
 @pytest.mark.slow
 def test_leaves_of_every_kind():
-    program = check(more_cells.Everything(KEY), normal(2), H, exact=True, dead=(".unused",))
+    layers = eqx.nn.Sequential([linear(2, 3), eqx.nn.Lambda(jnp.tanh), eqx.nn.Identity()])
+    norm, prelu = eqx.nn.RMSNorm(3), eqx.nn.PReLU(0.3)
+    count, mask = jnp.asarray(2, jnp.int32), jnp.array([True, False, True])
+    model = cells.Everything(
+        layers, norm, prelu, KEY, count, mask, weights(2), jax.nn.silu, "net", None
+    )
+    program = check(model, normal(2), H, exact=True, dead=(".unused",))
     assert "no operation of the step depends on it" in program.untraced[".unused"]

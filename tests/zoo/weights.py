@@ -3,10 +3,8 @@
 Each model is a leaky state that is driven by one operation, unless it says otherwise.
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from tests.zoo.check import layer, model
@@ -47,16 +45,10 @@ def Take(index, table, pairs, columns):
     return rows + one + jnp.take(columns, index[0], axis=1)
 
 
-class SegmentSum(eqx.Module):
+@layer
+def SegmentSum(x, weight, source, sink, size):
     """Synapses as a list of edges, which is fixed."""
-
-    weight: jax.Array
-    source: np.ndarray
-    sink: np.ndarray
-    size: int = eqx.field(static=True)
-
-    def __call__(self, x):
-        return jax.ops.segment_sum(self.weight * x[self.source], self.sink, self.size)
+    return jax.ops.segment_sum(weight * x[source], sink, size)
 
 
 @layer
@@ -65,12 +57,9 @@ def Sparse(x, matrix):
     return matrix @ x
 
 
-class Einsum(eqx.Module):
-    weight: jax.Array
-    equation: str = eqx.field(static=True)
-
-    def __call__(self, *data):
-        return jnp.einsum(self.equation, self.weight, *data)
+@layer
+def Einsum(x, weight, equation):
+    return jnp.einsum(equation, weight, x)
 
 
 @layer
