@@ -103,11 +103,6 @@ def _joined(parts: Sequence[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
 
 
-def of_each_example(a: Array, fresh: Array) -> Array:
-    """An array [B, ...], or [1, ...] that a batch shares, as [B, ...], spread over devices as `fresh` [B] is."""
-    return a + zeros_over(fresh, a.shape[1:], a.dtype)
-
-
 def zeros_over(lead: Array, shape: Sequence[int], dtype: Any) -> Array:
     """Zeros of `lead.shape + shape`, spread over devices as `lead` is."""
     zero = jnp.zeros_like(lead, dtype).reshape(*lead.shape, *[1] * len(shape))
@@ -131,16 +126,9 @@ def leading(mask: Array, a: Array) -> Array:
 
 
 def where_over(mask: Array, a: Array) -> Array:
-    """The array, with zeros where a mask over its leading axes does not hold."""
+    """The array, with zeros where a mask over its leading axes does not hold. A derivative by what came before a
+    stream may be NaN, as that of a norm at zero is, and nothing reads it."""
     return jnp.where(leading(mask, a), a, 0)
-
-
-def without_past(by_state: Array, first: Array) -> Array:
-    """Derivatives [W, B, ...] by old states, with zeros where a stream begins with the step.
-
-    Such a derivative may be NaN, as that of a norm at zero is, and nothing reads it.
-    """
-    return jnp.where(leading(first, by_state), 0, by_state)
 
 
 def finite_where(by_state: Array, fresh: Array) -> Array:

@@ -9,6 +9,7 @@ steps behind it runs as follows:
     traces are moved through 1 ... W, which leave; kept after it: W+1 to K+W
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,11 +60,12 @@ def forward(
         uncut = uncut_by(window, old, old_pull, fresh, leaving.valid)
     begins = leaving.first | first.first
     jacobians = window.cut.jacobians(weights, old.taken, begins).within(leaving.valid)
-    data = [where_over(leaving.valid, x) for x in window.cut.data(weights, old)]
+    kept = functools.partial(where_over, leaving.valid)
+    data = jax.tree.map(kept, window.cut.data(weights, old))
     factors = window.cut.factors(jacobians, data, begins)
-    paths, reset = window.mover.follow(factors, traces), span.begins.reset
-    of_moves = None if reset is None else begins
-    moves = Moves(factors, paths, uncut, past.carried, of_moves)
+    paths = window.mover.follow(factors, traces)
+    restarts = None if span.restarts is None else begins
+    moves = Moves(factors, paths, uncut, past.carried, restarts)
     return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
 
