@@ -126,9 +126,14 @@ def leading(mask: Array, a: Array) -> Array:
 
 
 def where_over(mask: Array, a: Array) -> Array:
-    """The array, with zeros where a mask over its leading axes does not hold. A derivative by what came before a
-    stream may be NaN, as that of a norm at zero is, and nothing reads it."""
+    """The array, with zeros where a mask over its leading axes does not hold."""
     return jnp.where(leading(mask, a), a, 0)
+
+
+def unless(mask: Array, a: Array) -> Array:
+    """The array, with zeros where a mask over its leading axes holds. A derivative by what came before a stream may be
+    NaN, as that of a norm at zero is, and nothing reads it."""
+    return jnp.where(leading(mask, a), 0, a)
 
 
 def finite_where(by_state: Array, fresh: Array) -> Array:

@@ -21,8 +21,8 @@ from ._arrays import (
     rows_of,
     take,
     take_rows,
+    unless,
     weighted,
-    where_over,
     widened,
 )
 from ._cut import ByOp, Jacobians, ReadPull, into_op
@@ -119,7 +119,7 @@ class StepCredit(Credit):
         self.old = None
         """By old states; `None` if no output reads them past the new ones."""
         if window.cut.reads_old:
-            self.old = [where_over(~residuals.first, part) for part in by.old]
+            self.old = [unless(residuals.first, part) for part in by.old]
         self.place = {op: place for place, op in enumerate(window.cut.live)}
         self.paths = dict(zip(window.program.traces, residuals.paths, strict=True))
         self._through: dict[Feed, Array] = {}
@@ -150,7 +150,7 @@ class StepCredit(Credit):
 
     def first(self, past: Past) -> Array:
         added, restarts = super().first(past), self.residuals.restarts
-        return added if restarts is None else where_over(~restarts[0], added)
+        return added if restarts is None else unless(restarts[0], added)
 
     def start(self, node: TraceNode) -> Array:
         self.through(node.op, node)

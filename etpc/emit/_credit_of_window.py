@@ -16,6 +16,7 @@ from ._arrays import (
     finite_where,
     replaced,
     take,
+    unless,
     where_over,
     widened,
     zeros_over,
@@ -95,7 +96,7 @@ def backward(
     by_state, of_states = _parts_of_bars(window, by.state), None
     if window.program.extends is not None:
         of_states = jnp.concatenate([finite_where(s, residuals.fresh) for s in by_state], -1)
-    signals = [where_over(~residuals.fresh, part) for part in by_state]
+    signals = [unless(residuals.fresh, part) for part in by_state]
     credit = WindowCredit(window.program, traces, signals, of_states)
     grads = credit.added_to(widened(by.weights), window.program.grads)
     return Bars(grads, window.by_input(by.inputs), credit.starts, {}, of_states)

@@ -20,6 +20,7 @@ from ._arrays import (
     rows_of,
     take,
     take_rows,
+    unless,
     weighted,
     where_over,
     widened,
@@ -137,7 +138,7 @@ class CutSteps:
                 compressed = _by_columns(columns, pull_op, parts, deltas[place])
             dtype = trace_dtype(self.program.analysis, op)
             immediate.append([j.astype(dtype) for j in compressed])
-        return Jacobians([where_over(~first[None], j) for j in transition], immediate)
+        return Jacobians([unless(first[None], j) for j in transition], immediate)
 
     def factors(
         self, jacobians: Jacobians, data: ByOp, begins: Array | None = None

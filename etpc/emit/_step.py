@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from .._jax import Equation, Rule, evaluate, prune
 from ..analyse import Analysis, WeightOp, by_equation, shifted
-from ._forward import Forward, Rollout, Shifts, Stored, Values
+from ._forward import Forward, Rollout, Stored, Values
 from ._prefix import prefix_rule
 from ._records import Arrays, Begins, Taken, Weights
 
@@ -32,7 +32,7 @@ class StepFunctions:
         self.saved = [op for op in self.live if op.number in a.cut]
         self.saved_equations = {op.equation: i for i, op in enumerate(self.saved)}
         self.live_by_equation = by_equation(self.live)
-        self.forward = Forward(a, tuple(op.equation.outputs[0] for op in self.saved))
+        self.forward = Forward(a, tuple(op.equation.outputs[0] for op in self.saved), self.acting)
         new = [a.split.next_state[i] for i in a.hidden.leaves]
         self._cut_body = prune(body, new, self.saved_equations)
 
@@ -85,16 +85,8 @@ class StepFunctions:
         stored: Stored | None = None,
         begins: Begins | None = None,
     ) -> Rollout:
-        """The model over a window of a batch.
-
-        - `outputs`: whether outputs are wanted.
-        - `shifts`: what is added where each live operation acts, [W, B, ...]; empty if nothing is.
-        - `stored`: the states before each step, where they are known. The run then is a function of the
-            state that it begins with, at these states.
-        - `begins`: where streams begin anew, if some may.
-        """
-        added = Shifts(shifts, self.acting if shifts else lambda _: None)
-        return self.forward(self._fixed(weights), xs, state, outputs, added, stored, begins)
+        """The model over a window of a batch, as `Forward` has it."""
+        return self.forward(self._fixed(weights), xs, state, outputs, shifts, stored, begins)
 
     def outputs(self, weights: Weights, x: Arrays, state: Arrays) -> list[Array]:
         """The output of the model at one step of one example."""
