@@ -44,6 +44,7 @@ class Credit(abc.ABC):
         self.moved: dict[TraceNode, Carry] = {}
         """The traces that were read at the end of the window, there."""
         self._pasts: dict[TraceNode, Sequence[list[Rows] | Array]] = {}
+        self._ends: dict[TraceNode, Array | None] = {}
 
     @abc.abstractmethod
     def start(self, node: TraceNode) -> Array:
@@ -91,11 +92,17 @@ class Credit(abc.ABC):
         return found
 
     def added_to(self, grads: Arrays, terms: Grads) -> list[Array]:
-        """Gradients by the effective weights, at least float32, with the terms of each operation."""
+        """Gradients by the effective weights, at least float32, with the terms of each operation. Where a form declines
+        to be read at the end of the window, all operations of its trace have their terms of any window."""
         grads, weights = list(grads), self.program.analysis.split.weights
+        at_end = {
+            term.trace for of_op in terms.values() for term in of_op if isinstance(term, After)
+        }
+        self._ends = {node: self.after(node) for node in self.program.traces if node in at_end}
+        declined = {op for node, end in self._ends.items() if end is None for op in node.ops}
         for op, of_op in terms.items():
             place = weights.index(op.weight)
-            for new in self._of_op(op, of_op):
+            for new in self._of_op(op, self.program.grads[op] if op in declined else of_op):
                 new = new if is_complex(grads[place]) else new.real
                 grads[place] = _sum(grads[place], new.astype(grads[place].dtype))
         return grads
@@ -122,8 +129,8 @@ class Credit(abc.ABC):
                     else:
                         of_trace.append(given)
                 case After(trace):
-                    found = self.after(trace)
-                    return self._of_op(op, self.program.grads[op]) if found is None else [found]
+                    end = self._ends[trace]
+                    of_trace += [] if end is None else [end]
         if credits:
             rows.insert(0, (x, sum((c.reshape(credits[0].shape) for c in credits[1:]), credits[0])))
         return [*of_trace, *([_product(op, rows)] if rows else [])]
