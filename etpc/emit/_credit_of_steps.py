@@ -67,7 +67,7 @@ def forward(
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
     outputs, read_pull, data = window.cut.read(weights, rollout)
     factors = window.cut.factors(jacobians, data, restarts)
-    moves = Moves(factors, window.mover.follow(factors, traces), begins=restarts)
+    moves = window.mover.moves(factors, traces, restarts)
     pull = _input_pull(window.step, weights, rollout, moving) if moving else None
     residuals = CutWindow(read_pull, pull, jacobians, data, moves.paths, first, restarts)
     return Course(outputs, rollout.last, moves, residuals)

@@ -76,7 +76,7 @@ def forward(
     uncut = uncut_by(window, rollout, pull, first[0], None)
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
     factors = window.cut.factors(jacobians, window.cut.data(weights, rollout), restarts)
-    moves = Moves(factors, window.mover.follow(factors, traces), uncut, begins=restarts)
+    moves = window.mover.moves(factors, traces, restarts, uncut)
     ends: list[Array] = []
     if uncut is not None:  # else a zero would meet derivatives that may be infinite
         ends = _split(window, jnp.zeros_like(uncut.last))

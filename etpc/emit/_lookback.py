@@ -22,7 +22,6 @@ from ..ir import TraceProgram
 from ._arrays import leading, where_over
 from ._credit_of_window import UncutWindow, differentiated, steps, uncut_by
 from ._forward import Rollout, Stored, enter
-from ._move import Moves
 from ._records import Arrays, Begins, Span, Weights
 from ._window import Course, Window
 
@@ -49,7 +48,8 @@ def forward(
 
     begin = Span(span.xs, behind.start, span.begins)
     rollout, pull = differentiated(window, run, weights, begin, moving)
-    taken = behind.then(_of_window(span, rollout))
+    whole = jnp.ones_like(span.first)
+    taken = behind.then(Steps(list(span.xs), list(rollout.taken.state), span.first, whole))
     leaving, past = taken.part(None, count), taken.part(count, None)
     fresh, uncut = leaving.first[0] | ~leaving.valid[0], None
     first = Span(leaving.xs, leaving.start, Begins(fresh))
@@ -63,9 +63,8 @@ def forward(
     kept = functools.partial(where_over, leaving.valid)
     data = jax.tree.map(kept, window.cut.data(weights, old))
     factors = window.cut.factors(jacobians, data, begins)
-    paths = window.mover.follow(factors, traces)
     restarts = None if span.restarts is None else begins
-    moves = Moves(factors, paths, uncut, past.carried, restarts)
+    moves = window.mover.moves(factors, traces, restarts, uncut, past.carried)
     return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
 
@@ -127,9 +126,3 @@ def _recent(past: Carry, span: Span) -> Steps:
         for old, new in zip(stored, coming, strict=True)
     ]
     return Steps(full[: len(span.xs)], full[len(span.xs) :], first, valid)
-
-
-def _of_window(span: Span, rollout: Rollout) -> Steps:
-    """The steps of a window that was run."""
-    first = span.first
-    return Steps(list(span.xs), list(rollout.taken.state), first, jnp.ones_like(first))
