@@ -62,7 +62,9 @@ def apply(
     pairs: Pairs, transition: Inexact[Array, "... P o"], block: Inexact[Array, "... m O"]
 ) -> Array:
     """A transition applied to the block states of each output."""
-    return apply_columns(pairs, in_columns(pairs, transition), block)
+    if pairs.m and pairs.dense:
+        return _contracted(_square(transition, pairs.m), block[..., None, :, :], -2)
+    return apply_columns(pairs, [transition], block)
 
 
 def in_columns(pairs: Pairs, transition: Inexact[Array, "..."], axis: int = -2) -> list[Array]:
