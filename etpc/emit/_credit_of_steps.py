@@ -63,7 +63,7 @@ def forward(
 ) -> Course[CutWindow]:
     """Run a window, and linearise its cut steps."""
     first, restarts = span.first, span.restarts
-    rollout = window.step.run(weights, span.xs, span.state, outputs=False, begins=span.begins)
+    rollout = window.step.forward(weights, span.xs, span.state, outputs=False, begins=span.begins)
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
     outputs, read_pull, data = window.cut.read(weights, rollout)
     factors = window.cut.factors(jacobians, data, restarts)

@@ -113,8 +113,8 @@ def steps(
     asks for it. `stored` are the states before each step, where they are known."""
 
     def run(weights: Weights, span: Span, shifts: Arrays) -> Rollout:
-        run = window.step.run
-        return run(weights, span.xs, span.state, True, shifts, stored, span.begins)
+        forward = window.step.forward
+        return forward(weights, span.xs, span.state, True, shifts, stored, span.begins)
 
     shifts: list[Array] = []
     if window.program.extends is not None:

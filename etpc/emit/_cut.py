@@ -22,7 +22,6 @@ from ._arrays import (
     take_rows,
     unless,
     weighted,
-    where_over,
     widened,
     zeros_over,
 )
@@ -47,11 +46,6 @@ class Jacobians:
     immediate: list[list[Array]]
     """F, for each live operation [C, W, B, outputs]; where it is read by columns, [C, W, B, n] for each part of
     the states."""
-
-    def within(self, valid: Array) -> "Jacobians":
-        """These Jacobians, where nothing enters the states at a step that is not part of a stream."""
-        immediate = [[where_over(valid[None], j) for j in parts] for parts in self.immediate]
-        return Jacobians(self.transition, immediate)
 
 
 class CutSteps:

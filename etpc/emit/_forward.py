@@ -18,7 +18,7 @@ from .._jax import Equation, Rule, Variable, evaluate, prune
 from .._jax.primitives import facts
 from ..analyse import Analysis
 from ._arrays import leading
-from ._records import Arrays, Begins, Taken
+from ._records import Arrays, Begins, Taken, Weights
 
 Values = dict[Variable, Any]
 
@@ -89,7 +89,7 @@ class Forward:
 
     def __call__(
         self,
-        fixed: Values,
+        weights: Weights,
         xs: Arrays,
         state: Arrays,
         outputs: bool,
@@ -99,15 +99,14 @@ class Forward:
     ) -> Rollout:
         """The model over a window of a batch.
 
-        - `fixed`: what does not change over the window. Weights there may be wider than the step has them, and then
-            their gradient is summed over steps as precisely.
+        - `weights`: they may be wider than the step has them; then their gradient is summed over steps as precisely.
         - `outputs`: whether outputs are wanted.
         - `shifts`: what is added where each live operation acts, [W, B, ...]; empty if nothing is.
         - `stored`: the states before each step, where they are known. The run then is a function of the
             state that it begins with, at these states.
         - `begins`: where streams begin anew, if some may.
         """
-        a = self.analysis
+        a, fixed = self.analysis, fixed_values(self.analysis, weights)
         over: dict[Variable, Array] = dict(zip(a.step.inputs, xs, strict=True))
         last, after = list(state), list(state)
         lead = xs[0].shape[:2]
@@ -218,6 +217,14 @@ def _entered(
     if begins is not None and reset is not None:
         old = [begins.entered(i, o, reset) for i, o in zip(stage.leaves, old, strict=True)]
     return old
+
+
+def fixed_values(a: Analysis, weights: Weights) -> Values:
+    """What does not change from step to step."""
+    env: Values = dict(a.step.constants)
+    env.update(zip(a.split.others, weights.others, strict=True))
+    env.update(zip(a.split.weights, weights.effective, strict=True))
+    return env
 
 
 def narrowed(a: Analysis, fixed: Mapping[Variable, Any], of_example: Iterable[Any]) -> Values:

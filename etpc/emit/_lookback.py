@@ -9,7 +9,6 @@ steps behind it runs as follows:
     traces are moved through 1 ... W, which leave; kept after it: W+1 to K+W
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,9 +18,10 @@ from jax import Array
 
 from ..forms import Carry, Traces
 from ..ir import TraceProgram
-from ._arrays import leading, where_over
+from ._arrays import leading
 from ._credit_of_window import UncutWindow, differentiated, steps, uncut_by
 from ._forward import Rollout, Stored, enter
+from ._move import restricted
 from ._records import Arrays, Begins, Span, Weights
 from ._window import Course, Window
 
@@ -41,10 +41,10 @@ def forward(
     entering = span.first[0]
 
     def run(weights: Weights, begin: Span, shifts: Arrays) -> Rollout:
-        past = window.step.run(weights, behind.xs, begin.state, False, stored=behind.stored)
+        past = window.step.forward(weights, behind.xs, begin.state, False, stored=behind.stored)
         ends = zip(span.state, past.last, strict=True)
         state = [enter(entered, end, entering) for entered, end in ends]
-        return window.step.run(weights, begin.xs, state, True, begins=begin.begins)
+        return window.step.forward(weights, begin.xs, state, True, begins=begin.begins)
 
     begin = Span(span.xs, behind.start, span.begins)
     rollout, pull = differentiated(window, run, weights, begin, moving)
@@ -54,15 +54,14 @@ def forward(
     fresh, uncut = leaving.first[0] | ~leaving.valid[0], None
     first = Span(leaving.xs, leaving.start, Begins(fresh))
     if window.program.extends is None:
-        old = window.step.run(weights, first.xs, first.state, False, stored=leaving.stored)
+        old = window.step.forward(weights, first.xs, first.state, False, stored=leaving.stored)
     else:
         old, old_pull = steps(window, weights, first, stored=leaving.stored)
         uncut = uncut_by(window, old, old_pull, fresh, leaving.valid)
     begins = leaving.first | first.first
-    jacobians = window.cut.jacobians(weights, old.taken, begins).within(leaving.valid)
-    kept = functools.partial(where_over, leaving.valid)
-    data = jax.tree.map(kept, window.cut.data(weights, old))
-    factors = window.cut.factors(jacobians, data, begins)
+    jacobians = window.cut.jacobians(weights, old.taken, begins)
+    factors = window.cut.factors(jacobians, window.cut.data(weights, old), begins)
+    factors = restricted(factors, leaving.valid)
     restarts = None if span.restarts is None else begins
     moves = window.mover.moves(factors, traces, restarts, uncut, past.carried)
     return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))

@@ -79,11 +79,7 @@ class Moves:
             return self.factors
         later = jnp.cumsum(self.restarts[::-1], 0)[::-1]  # how many begin with the step or later
         goes_on = jnp.pad(later[1:], ((0, 1), (0, 0))) == 0
-        kept = lambda a: None if a is None else where_over(goes_on, a)
-        return [
-            [dataclasses.replace(f, x=kept(f.x), immediate=kept(f.immediate)) for f in feeds]
-            for feeds in self.factors
-        ]
+        return restricted(self.factors, goes_on)
 
     def going_on(self, node: TraceNode, carry: Carry) -> Carry:
         """A carry without what it holds of streams that end in the window, where its form reduces it. Of a whole trace
@@ -93,6 +89,13 @@ class Moves:
         goes_on = ~self.restarts.any(0)
         real = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
         return tuple(where_over(goes_on, a) if real(a) else a for a in carry)
+
+
+def restricted(factors: list[list[Factors]], where: Array) -> list[list[Factors]]:
+    """Factors by which nothing enters a trace but at some steps, [W, B]."""
+    kept = lambda a: None if a is None else where_over(where, a)
+    of_feed = lambda f: dataclasses.replace(f, x=kept(f.x), immediate=kept(f.immediate))
+    return [[of_feed(f) for f in feeds] for feeds in factors]
 
 
 class Mover:

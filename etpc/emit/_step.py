@@ -12,9 +12,9 @@ from jax import Array, lax
 
 from .._jax import Equation, Rule, evaluate, prune
 from ..analyse import Analysis, WeightOp, by_equation, shifted
-from ._forward import Forward, Rollout, Stored, Values
+from ._forward import Forward, Values, fixed_values
 from ._prefix import prefix_rule
-from ._records import Arrays, Begins, Taken, Weights
+from ._records import Arrays, Taken, Weights
 
 
 class StepFunctions:
@@ -22,6 +22,7 @@ class StepFunctions:
 
     - `live`: the operations that reach a hidden state: each has a `delta`.
     - `saved`: those of them whose data is cut, so that the forward pass saves their outputs.
+    - `forward`: the model over a window.
     """
 
     def __init__(self, analysis: Analysis):
@@ -75,19 +76,6 @@ class StepFunctions:
             tuple(env[v] for v in a.split.others),
         )
 
-    def run(
-        self,
-        weights: Weights,
-        xs: Arrays,
-        state: Arrays,
-        outputs: bool,
-        shifts: Arrays = (),
-        stored: Stored | None = None,
-        begins: Begins | None = None,
-    ) -> Rollout:
-        """The model over a window of a batch, as `Forward` has it."""
-        return self.forward(self._fixed(weights), xs, state, outputs, shifts, stored, begins)
-
     def outputs(self, weights: Weights, x: Arrays, state: Arrays) -> list[Array]:
         """The output of the model at one step of one example."""
         outputs = self.analysis.split.outputs
@@ -97,16 +85,9 @@ class StepFunctions:
 
     def environment(self, weights: Weights, x: Arrays, state: Arrays) -> Values:
         """The values that the equations of a step start from."""
-        a, env = self.analysis, self._fixed(weights)
+        a, env = self.analysis, fixed_values(self.analysis, weights)
         env.update(zip(a.step.inputs, x, strict=True))
         env.update(zip(a.step.state, state, strict=True))
-        return env
-
-    def _fixed(self, weights: Weights) -> Values:
-        a = self.analysis
-        env: Values = dict(a.step.constants)
-        env.update(zip(a.split.others, weights.others, strict=True))
-        env.update(zip(a.split.weights, weights.effective, strict=True))
         return env
 
     # --- the cut step ---
