@@ -64,11 +64,8 @@ class Reading:
         outputs = [first[v] for v in a.split.outputs]
         if self.paths.crossing:
             shared, held_state = first, step.with_parts(taken.state, [stop(p) for p in sources.old])
-            if any(
-                data_of(op) in self.paths.past
-                for op in step.saved
-                if op.equation in self.paths.crossing
-            ):
+            crossing = (op for op in step.saved if op.equation in self.paths.crossing)
+            if any(data_of(op) in self.paths.past for op in crossing):
                 held = step.environment(weights, taken.xs, held_state)
                 shared = self._run(held, taken, sources.deltas, moved)
             held_weights = weights._replace(effective=[stop(w) for w in sources.weights])
@@ -95,18 +92,17 @@ class Reading:
         given = [v for v in dict.fromkeys(given) if v not in moved]
         if not given:
             return moved
-        places = [v for eqn, _ in moves.origins for v in eqn.inputs if v not in given]
+        places = [v for eqn, _ in moves.origins for v in eqn.inputs if v not in (*given, *moved)]
         body = prune(step.analysis.split.body, places, step.saved_equations)
         env = evaluate(body, dict(env), step.acting(sources.deltas, taken.saved))
         zero = lambda v: jnp.zeros(v.shape, v.aval.dtype)
+        still = lambda v: lax.stop_gradient(env[v]) if v in env else zero(v)
 
         def move(shifts: Arrays) -> dict[int, Array]:
             values = dict(zip(given, shifts, strict=True))
             ends: dict[int, Array] = {}
             for eqn, _ in reversed(moves.origins):
-                operands = [
-                    values.get(v, lax.stop_gradient(env.get(v, zero(v)))) for v in eqn.inputs
-                ]
+                operands = (values[v] if v in values else still(v) for v in eqn.inputs)
                 for v, out in zip(eqn.outputs, eqn.bind(*operands), strict=True):
                     if v in values:
                         values[v] = values[v] + out
