@@ -40,7 +40,7 @@ def take(parts: Sequence[Array], index: Index) -> Array:
     continues = (np.diff(flat) == 1) & (np.diff(part) == 0) & present[1:] & present[:-1]
     breaks = np.flatnonzero(~(continues | ~(present[1:] | present[:-1]))) + 1
     if flat.size == 0 or breaks.size >= MAX_SLICES:
-        out = _joined(parts)[..., flat]
+        out = joined(parts, -1)[..., flat]
         out = out.reshape(*out.shape[:-1], *at.shape)
         if index.mask is not None:
             out = jnp.where(jnp.asarray(index.mask), out, jnp.zeros((), out.dtype))
@@ -49,7 +49,9 @@ def take(parts: Sequence[Array], index: Index) -> Array:
     runs = np.split(np.arange(flat.size), breaks)
     if len(runs) > 1 and len({flat[run].tobytes() for run in runs}) == 1 and present.all():
         # The gates of a cell read the same states. XLA fuses what is repeated; it does not fuse what is joined.
-        return _repeated(take(parts, Index(flat[runs[0]], None)), len(runs), at.shape)
+        one = take(parts, Index(flat[runs[0]], None))[..., None, :]
+        out = jnp.broadcast_to(one, (*one.shape[:-2], len(runs), one.shape[-1]))
+        return out.reshape(*out.shape[:-2], *at.shape)
     for run in runs:
         number = int(part[run[0]])
         start = int(flat[run[0]] - bounds[number])
@@ -58,7 +60,7 @@ def take(parts: Sequence[Array], index: Index) -> Array:
         else:
             lead = next((p[..., 0] for p in parts if p.shape[-1]), parts[0].sum(-1))
             pieces.append(zeros_over(lead, (run.size,), parts[0].dtype))
-    out = _joined(pieces)
+    out = joined(pieces, -1)
     return out.reshape(*out.shape[:-1], *at.shape)
 
 
@@ -67,8 +69,8 @@ def rows_of(parts: Sequence[Array]) -> list[Array]:
     count = parts[0].shape[0]
     if count * len(parts) <= MAX_SLICES:
         return [part[c] for c in range(count) for part in parts]
-    joined = jnp.moveaxis(_joined(parts), 0, -2)
-    return [joined.reshape(*joined.shape[:-2], -1)]
+    whole = jnp.moveaxis(joined(parts, -1), 0, -2)
+    return [whole.reshape(*whole.shape[:-2], -1)]
 
 
 def by_step(rows: Array) -> list[Array] | Array:
@@ -91,21 +93,6 @@ def columns(index: Index, parts: Sequence[Array]) -> list[Index]:
         Index(index.at[:, a:b], None if index.mask is None else index.mask[:, a:b])
         for a, b in itertools.pairwise(bounds)
     ]
-
-
-def _repeated(a: Array, count: int, shape: tuple[int, ...]) -> Array:
-    """An array [..., n] so many times one after the other, as [..., *shape]."""
-    lead = a.shape[:-1]
-    return jnp.broadcast_to(a[..., None, :], (*lead, count, a.shape[-1])).reshape(*lead, *shape)
-
-
-def _joined(parts: Sequence[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
-
-
-def of_each_example(a: Array, fresh: Array) -> Array:
-    """An array [B, ...], or [1, ...] that a batch shares, as [B, ...], spread over devices as `fresh` [B] is."""
-    return a + zeros_over(fresh, a.shape[1:], a.dtype)
 
 
 def zeros_over(lead: Array, shape: Sequence[int], dtype: Any) -> Array:
@@ -135,12 +122,10 @@ def where_over(mask: Array, a: Array) -> Array:
     return jnp.where(leading(mask, a), a, 0)
 
 
-def without_past(by_state: Array, first: Array) -> Array:
-    """Derivatives [W, B, ...] by old states, with zeros where a stream begins with the step.
-
-    Such a derivative may be NaN, as that of a norm at zero is, and nothing reads it.
-    """
-    return jnp.where(leading(first, by_state), 0, by_state)
+def unless(mask: Array, a: Array) -> Array:
+    """The array, with zeros where a mask over its leading axes holds. A derivative by what came before a stream may be
+    NaN, as that of a norm at zero is, and nothing reads it."""
+    return jnp.where(leading(mask, a), 0, a)
 
 
 def finite_where(by_state: Array, fresh: Array) -> Array:
@@ -160,7 +145,7 @@ def widened(arrays: Sequence[Array]) -> list[Array]:
 
 def joined(arrays: Sequence[Array], axis: int = 0) -> Array:
     """Arrays along an axis as one, in the dtype of all."""
-    dtype = result_type(*arrays)
     if len(arrays) == 1:
         return arrays[0]
+    dtype = result_type(*arrays)
     return jnp.concatenate([a.astype(dtype) for a in arrays], axis)

@@ -14,12 +14,12 @@ from ..forms import Traces, Uncut
 from ..ir import TraceNode, TraceProgram
 from ._arrays import (
     finite_where,
-    of_each_example,
     replaced,
     take,
+    unless,
     where_over,
     widened,
-    without_past,
+    zeros_over,
 )
 from ._forward import Rollout, Stored
 from ._gradient import Credit, StartSignals
@@ -72,13 +72,11 @@ def forward(
 ) -> Course[UncutWindow]:
     """Run a window, as a function of its weights, inputs and the state that it begins with."""
     rollout, pull = steps(window, weights, span, moving)
-    first, begins = span.first, span.begins
+    first, restarts = span.first, span.restarts
     uncut = uncut_by(window, rollout, pull, first[0], None)
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
-    data = window.cut.data(weights, rollout)
-    reset = None if begins.reset is None else first
-    factors = window.cut.factors(jacobians, data, reset)
-    moves = Moves(factors, window.mover.follow(factors, traces), uncut, begins=reset)
+    factors = window.cut.factors(jacobians, window.cut.data(weights, rollout), restarts)
+    moves = window.mover.moves(factors, traces, restarts, uncut)
     ends: list[Array] = []
     if uncut is not None:  # else a zero would meet derivatives that may be infinite
         ends = _split(window, jnp.zeros_like(uncut.last))
@@ -98,11 +96,10 @@ def backward(
     by_state, of_states = _parts_of_bars(window, by.state), None
     if window.program.extends is not None:
         of_states = jnp.concatenate([finite_where(s, residuals.fresh) for s in by_state], -1)
-    signals = [without_past(part, residuals.fresh) for part in by_state]
-    of_window = WindowCredit(window.program, traces, signals, of_states)
-    ops = of_window.of_ops(window.program.grads)
-    inputs = window.by_input(by.inputs)
-    return Bars(widened(by.weights), inputs, ops, of_window.starts, {}, of_states)
+    signals = [unless(residuals.fresh, part) for part in by_state]
+    credit = WindowCredit(window.program, traces, signals, of_states)
+    grads = credit.added_to(widened(by.weights), window.program.grads)
+    return Bars(grads, window.by_input(by.inputs), credit.starts, {}, of_states)
 
 
 def steps(
@@ -116,8 +113,8 @@ def steps(
     asks for it. `stored` are the states before each step, where they are known."""
 
     def run(weights: Weights, span: Span, shifts: Arrays) -> Rollout:
-        run = window.step.run
-        return run(weights, span.xs, span.state, True, shifts, stored, span.begins)
+        forward = window.step.forward
+        return forward(weights, span.xs, span.state, True, shifts, stored, span.begins)
 
     shifts: list[Array] = []
     if window.program.extends is not None:
@@ -168,7 +165,8 @@ def uncut_by(
         return _parts_of_bars(window, by.state), shifts
 
     def pull_all(ends: Array) -> tuple[Array, dict[int, Array]]:
-        starts, shifts = jax.vmap(back, in_axes=1)(of_each_example(ends, fresh))
+        of_each = ends + zeros_over(fresh, ends.shape[1:], ends.dtype)  # the batch may share them
+        starts, shifts = jax.vmap(back, in_axes=1)(of_each)
         starts = [finite_where(part.swapaxes(0, 1), fresh) for part in starts]
         if valid is not None:  # a window that begins before its stream has no past
             starts = [where_over(valid[0], part) for part in starts]
@@ -214,9 +212,8 @@ class WindowCredit(Credit):
     def __init__(
         self, program: TraceProgram, traces: Traces, parts: Arrays, of_states: Array | None
     ):
-        super().__init__(program, traces.carries)
-        self.traces, self.parts, self.of_states = traces, parts, of_states
-        self.starts: dict[TraceNode, Array] = {}
+        super().__init__(program, traces)
+        self.parts, self.of_states = parts, of_states
 
     def start(self, node: TraceNode) -> Array:
         if node not in self.starts:

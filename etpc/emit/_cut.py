@@ -12,7 +12,7 @@ from jax import Array, lax
 from .._jax import linear_transpose
 from ..analyse import WeightOp, trace_dtype
 from ..forms import Factors, times
-from ..ir import Columns, Layout, TraceProgram
+from ..ir import Colouring, Columns, Layout, TraceProgram
 from ..plan import OutputPaths
 from ._arrays import (
     joined,
@@ -20,10 +20,9 @@ from ._arrays import (
     rows_of,
     take,
     take_rows,
+    unless,
     weighted,
-    where_over,
     widened,
-    without_past,
     zeros_over,
 )
 from ._forward import Rollout, narrowed
@@ -33,6 +32,8 @@ from ._step import StepFunctions
 
 ReadPull = Callable[[Cotangents], tuple[Sources]]
 """From the derivatives by the outputs of a window to those by all that outputs depend on in their own step."""
+ByOp = dict[int, Array | None]
+"""The data of live operations in canonical form, [W, B, G, I], by their numbers; `None` where one has none."""
 
 
 @jax.tree_util.register_dataclass
@@ -45,11 +46,6 @@ class Jacobians:
     immediate: list[list[Array]]
     """F, for each live operation [C, W, B, outputs]; where it is read by columns, [C, W, B, n] for each part of
     the states."""
-
-    def within(self, valid: Array) -> "Jacobians":
-        """These Jacobians, where nothing enters the states at a step that is not part of a stream."""
-        immediate = [[where_over(valid[None], j) for j in parts] for parts in self.immediate]
-        return Jacobians(self.transition, immediate)
 
 
 class CutSteps:
@@ -69,13 +65,13 @@ class CutSteps:
 
     # --- outputs and data ---
 
-    def read(self, weights: Weights, rollout: Rollout) -> tuple[list[Array], ReadPull, list[Array]]:
-        """The outputs, how they depend on their sources, and the data of live operations that have some."""
+    def read(self, weights: Weights, rollout: Rollout) -> tuple[list[Array], ReadPull, ByOp]:
+        """The outputs, how they depend on their sources, and the data of live operations."""
         sources = self._sources(weights, rollout)
         return jax.vjp(lambda s: self._outputs(weights, rollout, s), sources, has_aux=True)
 
-    def data(self, weights: Weights, rollout: Rollout) -> list[Array]:
-        """The data of live operations that have some, [W, B, ...]."""
+    def data(self, weights: Weights, rollout: Rollout) -> ByOp:
+        """The data of live operations."""
         return self._outputs(weights, rollout, self._sources(weights, rollout))[1]
 
     def _sources(self, weights: Weights, rollout: Rollout) -> Sources:
@@ -86,7 +82,7 @@ class CutSteps:
 
     def _outputs(
         self, weights: Weights, rollout: Rollout, sources: Sources
-    ) -> tuple[list[Array], list[Array]]:
+    ) -> tuple[list[Array], ByOp]:
         analysis = self.step.analysis
         wide = dict(zip(analysis.split.weights, sources.weights, strict=True))
 
@@ -94,21 +90,11 @@ class CutSteps:
             of_example = list(narrowed(analysis, wide, [*old, *taken.xs]).values())
             return self.reading(weights, taken, Sources(of_example, old, new, deltas))
 
-        return over_steps(one)(rollout.taken, sources.old, sources.new, sources.deltas)
-
-    def canonical(self, data: Arrays) -> list[Array | None]:
-        """The `x` of each live operation in canonical form, [W, B, G, I]; `None` where it has none."""
-        remaining = iter(data)
-        by_op: list[Array | None] = []
-        for op in self.live:
-            if op.kind.data is None:
-                by_op.append(None)
-                continue
-            x = over_steps(lambda x, op=op: _factor(op, x))(next(remaining))
-            x = x.real if op.kind.data in op.equation.real else x
-            is_inexact = jnp.issubdtype(x.dtype, jnp.inexact)
-            by_op.append(x if is_inexact else x.astype(op.delta.dtype))  # spikes may be booleans
-        return by_op
+        arguments = rollout.taken, sources.old, sources.new, sources.deltas
+        outputs, data = over_steps(one)(*arguments)
+        return outputs, {
+            op.number: _canonical(op, x) for op, x in zip(self.live, data, strict=True)
+        }
 
     # --- Jacobians ---
 
@@ -146,23 +132,21 @@ class CutSteps:
                 compressed = _by_columns(columns, pull_op, parts, deltas[place])
             dtype = trace_dtype(self.program.analysis, op)
             immediate.append([j.astype(dtype) for j in compressed])
-        passed = jax.vmap(lambda by_state: without_past(by_state, first))
-        return Jacobians([passed(j) for j in transition], immediate)
+        return Jacobians([unless(first[None], j) for j in transition], immediate)
 
     def factors(
-        self, jacobians: Jacobians, data: Arrays, begins: Array | None = None
+        self, jacobians: Jacobians, data: ByOp, begins: Array | None = None
     ) -> list[list[Factors]]:
         """What the window says of each feed of each trace; `begins` as in `Factors`."""
         transitions: dict[Layout, Array] = {}  # which traces share
         rows, reads = rows_of(jacobians.transition), self.program.reads
-        x_of = dict(zip(self.live, self.canonical(data), strict=True))
         by_node: list[list[Factors]] = []
         for node in self.program.traces:
             layout, factors = reads.layout(node.blocks), list[Factors]()
             if layout not in transitions:
                 transitions[layout] = take_rows(rows, layout.transition)
             for feed in node.feeds:
-                xs = [x for op in feed.ops if (x := x_of[op]) is not None]
+                xs = [x for op in feed.ops if (x := data[op.number]) is not None]
                 x = joined(xs, -1) if xs else None
                 op = feed.ops[0]
                 compressed = jacobians.immediate[self.live.index(op)]
@@ -172,9 +156,16 @@ class CutSteps:
         return by_node
 
 
-def _factor(op: WeightOp, x: Array) -> Array:
+def _canonical(op: WeightOp, data: Array | None) -> Array | None:
+    """The data of an operation at each step, in canonical form."""
+    if data is None:
+        return None
     places = range(len(op.equation.inputs))
-    return op.kind.factor([x if i == op.kind.data else None for i in places])
+    factor = lambda x: op.kind.factor([x if i == op.kind.data else None for i in places])
+    x = over_steps(factor)(data)
+    x = x.real if op.kind.data in op.equation.real else x
+    is_inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+    return x if is_inexact else x.astype(op.delta.dtype)  # spikes may be booleans
 
 
 def _by_columns(
@@ -215,19 +206,17 @@ def _by_columns(
     return lax.cond(finite, lambda: products, by_rows)
 
 
-def into_op(
-    program: TraceProgram, op: WeightOp, immediate: Arrays, credit: Sequence[Array]
-) -> Array:
+def into_op(colours: Colouring, op: WeightOp, immediate: Arrays, credit: Sequence[Array]) -> Array:
     """`F^T` on the credit of new states, [W, B, n] for each part: that of the output of an operation."""
-    columns = program.reads.colours.columns.get(op.number)
+    columns = colours.columns.get(op.number)
     if columns is not None:
         parts = [times(c[None], j) for j, c in zip(immediate, credit, strict=True)]
         return take(rows_of(parts), columns.entries).sum(-1)
     (jacobian,) = immediate
-    owner = program.reads.colours.immediate[op.number]
+    owner = colours.immediate[op.number]
     if owner.at.shape[-1] == 0:
         return jnp.zeros(jacobian.shape[1:], jacobian.dtype)
     return weighted(credit, owner, jacobian)
 
 
-__all__ = ["CutSteps", "Jacobians", "ReadPull", "into_op"]
+__all__ = ["ByOp", "CutSteps", "Jacobians", "ReadPull", "into_op"]

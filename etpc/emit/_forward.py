@@ -18,7 +18,7 @@ from .._jax import Equation, Rule, Variable, evaluate, prune
 from .._jax.primitives import facts
 from ..analyse import Analysis
 from ._arrays import leading
-from ._records import Arrays, Begins, Taken
+from ._records import Arrays, Begins, Taken, Weights
 
 Values = dict[Variable, Any]
 
@@ -56,25 +56,19 @@ class Stored(NamedTuple):
     first: Array
 
 
-class Shifts(NamedTuple):
-    """What is added where operations act, and how."""
-
-    added: Arrays
-    """[W, B, ...] each."""
-    rule: Callable[[Arrays], Rule | None]
-    """The rule of one step of one example, from what is added there."""
-
-
 class Forward:
     """The model over a window, in stages.
 
     - `saved`: the values that each step saves beside new states and outputs.
+    - `acting`: the rule of one step of one example, from what is added where live operations act.
     - `after`: what remains for the outputs after all stages.
     """
 
-    def __init__(self, analysis: Analysis, saved: tuple[Variable, ...]):
+    def __init__(
+        self, analysis: Analysis, saved: tuple[Variable, ...], acting: Callable[[Arrays], Rule]
+    ):
         a = self.analysis = analysis
-        self.saved = saved
+        self.saved, self.acting = saved, acting
         self.stages, known = _stages(a, saved)
         self.after = prune(a.split.body, a.split.outputs, known=known)
 
@@ -95,51 +89,103 @@ class Forward:
 
     def __call__(
         self,
-        fixed: Values,
+        weights: Weights,
         xs: Arrays,
         state: Arrays,
         outputs: bool,
-        shifts: Shifts,
+        shifts: Arrays = (),
         stored: Stored | None = None,
         begins: Begins | None = None,
     ) -> Rollout:
-        """Run the model over a window of a batch.
+        """The model over a window of a batch.
 
-        `fixed` has what does not change over the window. Weights there may be wider than the step has
-        them, and then their gradient is summed over steps as precisely.
+        - `weights`: they may be wider than the step has them; then their gradient is summed over steps as precisely.
+        - `outputs`: whether outputs are wanted.
+        - `shifts`: what is added where each live operation acts, [W, B, ...]; empty if nothing is.
+        - `stored`: the states before each step, where they are known. The run then is a function of the
+            state that it begins with, at these states.
+        - `begins`: where streams begin anew, if some may.
         """
-        a = self.analysis
+        a, fixed = self.analysis, fixed_values(self.analysis, weights)
         over: dict[Variable, Array] = dict(zip(a.step.inputs, xs, strict=True))
         last, after = list(state), list(state)
         lead = xs[0].shape[:2]
-        reset = None if begins is None else begins.reset
         for stage in self.stages:
-            _at_once(a, stage.batch, fixed, over, shifts, lead)
+            self._at_once(stage.batch, fixed, over, shifts, lead)
             if not stage.leaves:
                 continue
             start = [state[i] for i in stage.leaves]
-            known = None
+            reset, known = None if begins is None else begins.reset, None
             if stored is not None:
                 known = Stored([stored.states[i] for i in stage.leaves], stored.first)
-            inputs = [over[v] for v in stage.inputs], shifts.added, known, reset
-            body = _loop_body(a, stage, fixed, shifts, begins)
+            inputs = [over[v] for v in stage.inputs], list(shifts), known, reset
+            body = self._loop_body(stage, fixed, begins)
             end, (states, saved) = lax.scan(body, start, inputs, length=lead[0])
             over.update(zip(stage.saved, saved, strict=True))
+            ended = [jnp.concatenate([a[None], b[:-1]]) for a, b in zip(start, states, strict=True)]
+            old = _entered(stage, ended, known, reset, begins)
             for n, i in enumerate(stage.leaves):
-                old = jnp.concatenate([start[n][None], states[n][:-1]])
-                if known is not None:
-                    old = enter(known.states[n], old, known.first)
-                if begins is not None and reset is not None:
-                    old = begins.entered(i, old, reset)
-                over[a.step.state[i]] = old
+                over[a.step.state[i]] = old[n]
                 over[a.split.next_state[i]] = after[i] = states[n]
                 last[i] = end[n]
         ys: list[Array] = []
         if outputs:
-            _at_once(a, self.after, fixed, over, shifts, lead)
-            ys = [over[v] if v in over else _repeated(fixed[v], lead) for v in a.split.outputs]
+            self._at_once(self.after, fixed, over, shifts, lead)
+            repeated = lambda value: jnp.broadcast_to(value, (*lead, *jnp.shape(value)))
+            ys = [over[v] if v in over else repeated(fixed[v]) for v in a.split.outputs]
         before, saved = [over[v] for v in a.step.state], [over[v] for v in self.saved]
         return Rollout(ys, Taken(xs, before, saved), after, last)
+
+    def _loop_body(self, stage: Stage, fixed: Values, begins: Begins | None):
+        """The body of the loop of a stage, from the states of a batch to the next ones, and what is kept."""
+        old = [self.analysis.step.state[i] for i in stage.leaves]
+        new = [self.analysis.split.next_state[i] for i in stage.leaves]
+
+        def one(state: Arrays, values: Arrays, added: Arrays) -> tuple[list[Any], list[Any]]:
+            env = narrowed(self.analysis, fixed, [*state, *values])
+            env.update(zip((*stage.inputs, *old), (*values, *state), strict=True))
+            evaluate(stage.loop, env, self.acting(added) if added else None)
+            return [env[v] for v in new], [env[v] for v in stage.saved]
+
+        def body(
+            state: Arrays, inputs: tuple[Arrays, Arrays, Stored | None, Array | None]
+        ) -> tuple[Any, Any]:
+            values, added, stored, reset = inputs
+            state = _entered(stage, state, stored, reset, begins)
+            after, saved = jax.vmap(one)(state, values, added)
+            return after, (after, saved)
+
+        return body
+
+    def _at_once(
+        self,
+        equations: Sequence[Equation],
+        fixed: Values,
+        over: dict[Variable, Array],
+        shifts: Arrays,
+        lead: tuple[int, ...],
+    ) -> None:
+        """Evaluate equations over the axes [W, B], into `over`."""
+        if not equations:
+            return
+        computed = [v for eqn in equations for v in eqn.outputs]
+        read = list(dict.fromkeys(v for eqn in equations for v in eqn.inputs if v in over))
+        steps, batch = lead
+
+        def one(values: Arrays, added: Arrays) -> list[Any]:
+            env = narrowed(self.analysis, fixed, values)
+            env.update(zip(read, values, strict=True))
+            evaluate(equations, env, self.acting(added) if added else None)
+            return [env[v] for v in computed]
+
+        by_example = jax.vmap(one, axis_size=batch)
+        arguments = [over[v] for v in read], list(shifts)
+        if any(facts(eqn.primitive).by_step for eqn in equations):
+            one_step = lambda _, step: (None, by_example(*step))
+            values = lax.scan(one_step, None, arguments, length=steps)[1]
+        else:
+            values = jax.vmap(by_example, axis_size=steps)(*arguments)
+        over.update(zip(computed, values, strict=True))
 
 
 @jax.custom_jvp
@@ -162,61 +208,23 @@ def enter(stored: Array, running: Array, first: Array) -> Array:
     return superpose(stop(stored), jnp.where(leading(first, stored), stop(running), running))
 
 
-def _loop_body(a: Analysis, stage: Stage, fixed: Values, shifts: Shifts, begins: Begins | None):
-    """The body of the loop of a stage, from the states of a batch to the next ones, and what is kept."""
-    old = [a.step.state[i] for i in stage.leaves]
-    new = [a.split.next_state[i] for i in stage.leaves]
-
-    def one(state: Arrays, values: Arrays, added: Arrays) -> tuple[list[Any], list[Any]]:
-        of_example = narrowed(a, fixed, [*state, *values])
-        env = {**of_example, **dict(zip(stage.inputs, values, strict=True))}
-        env.update(zip(old, state, strict=True))
-        evaluate(stage.loop, env, shifts.rule(added))
-        return [env[v] for v in new], [env[v] for v in stage.saved]
-
-    def body(
-        state: Arrays, inputs: tuple[Arrays, Arrays, Stored | None, Array | None]
-    ) -> tuple[Any, Any]:
-        values, added, stored, reset = inputs
-        if stored is not None:
-            state = [enter(s, n, stored.first) for s, n in zip(stored.states, state, strict=True)]
-        if begins is not None and reset is not None:
-            places = zip(stage.leaves, state, strict=True)
-            state = [begins.entered(i, s, reset) for i, s in places]
-        after, saved = jax.vmap(one)(state, values, added)
-        return after, (after, saved)
-
-    return body
+def _entered(
+    stage: Stage, old: Arrays, stored: Stored | None, reset: Array | None, begins: Begins | None
+) -> Arrays:
+    """The states that steps begin with, from those that the last ones ended with."""
+    if stored is not None:
+        old = [enter(s, o, stored.first) for s, o in zip(stored.states, old, strict=True)]
+    if begins is not None and reset is not None:
+        old = [begins.entered(i, o, reset) for i, o in zip(stage.leaves, old, strict=True)]
+    return old
 
 
-def _at_once(
-    a: Analysis,
-    equations: Sequence[Equation],
-    fixed: Values,
-    over: dict[Variable, Array],
-    shifts: Shifts,
-    lead: tuple[int, ...],
-) -> None:
-    """Evaluate equations over the axes [W, B], into `over`."""
-    if not equations:
-        return
-    computed = [v for eqn in equations for v in eqn.outputs]
-    read = list(dict.fromkeys(v for eqn in equations for v in eqn.inputs if v in over))
-    steps, batch = lead
-
-    def one(values: Arrays, added: Arrays) -> list[Any]:
-        env = {**narrowed(a, fixed, values), **dict(zip(read, values, strict=True))}
-        evaluate(equations, env, shifts.rule(added))
-        return [env[v] for v in computed]
-
-    by_example = jax.vmap(one, axis_size=batch)
-    arguments = [over[v] for v in read], list(shifts.added)
-    if any(facts(eqn.primitive).by_step for eqn in equations):
-        one_step = lambda _, step: (None, by_example(*step))
-        values = lax.scan(one_step, None, arguments, length=steps)[1]
-    else:
-        values = jax.vmap(by_example, axis_size=steps)(*arguments)
-    over.update(zip(computed, values, strict=True))
+def fixed_values(a: Analysis, weights: Weights) -> Values:
+    """What does not change from step to step."""
+    env: Values = dict(a.step.constants)
+    env.update(zip(a.split.others, weights.others, strict=True))
+    env.update(zip(a.split.weights, weights.effective, strict=True))
+    return env
 
 
 def narrowed(a: Analysis, fixed: Mapping[Variable, Any], of_example: Iterable[Any]) -> Values:
@@ -240,10 +248,6 @@ def narrowed(a: Analysis, fixed: Mapping[Variable, Any], of_example: Iterable[An
         return value.astype(v.aval.dtype)
 
     return {v: narrow(v, value) for v, value in fixed.items()}
-
-
-def _repeated(value: Any, lead: tuple[int, ...]) -> Array:
-    return jnp.broadcast_to(value, (*lead, *jnp.shape(value)))
 
 
 def _stages(a: Analysis, saved: Sequence[Variable]) -> tuple[tuple[Stage, ...], set[Variable]]:

@@ -12,61 +12,43 @@ from jax import Array, lax
 from .._jax import by_parts, is_complex, promoting, result_type
 from ..analyse import WeightOp
 from ..errors import AlgorithmError
-from ..forms import AddsToFirst, Carry, Joined, Rows, Signals, Site
+from ..forms import AddsToFirst, Carry, Joined, Rows, Signals, Site, Traces
 from ..ir import After, Direct, Grads, Past, Term, Through, TraceNode, TraceProgram
-from ._arrays import joined, replaced, sum_dtype
+from ._arrays import joined, sum_dtype
 from ._move import computed
-from ._records import Arrays, Bars, OpCredit
+from ._records import Arrays
 from ._returned import checked_gradient, wrong_return
 
 
-class Gradients:
-    """Puts the gradient by the effective weights together."""
+@promoting
+def no_gradient(weights: Arrays) -> list[Array]:
+    """The gradient of no windows by the effective weights."""
+    return [jnp.zeros_like(w, sum_dtype(w)) for w in weights]
 
-    def __init__(self, program: TraceProgram):
-        self.program = program
 
-    def of_window(self, bars: Bars) -> list[Array]:
-        """The gradient of a window by the effective weights, at least float32."""
-        grads = bars.weights
-        for credit in bars.ops:
-            if credit.of_trace is not None:
-                grads = self._with(grads, credit.op, credit.of_trace)
-            if credit.terms:
-                grads = self._with(grads, credit.op, _product(credit.op, credit.terms))
-        return grads
-
-    @promoting
-    def zeros(self, weights: Arrays) -> list[Array]:
-        """The sum of no windows."""
-        return [jnp.zeros_like(w, sum_dtype(w)) for w in weights]
-
-    @promoting
-    def added(self, sums: Arrays, more: Arrays) -> list[Array]:
-        """The sum of the windows so far, with one more."""
-        return [_sum(a, b) for a, b in zip(sums, more, strict=True)]
-
-    def _with(self, grads: Arrays, op: WeightOp, added: Array) -> list[Array]:
-        """Gradients by the effective weights, with what one operation adds to that of its weight."""
-        place = self.program.analysis.split.weights.index(op.weight)
-        old = grads[place]
-        added = added if is_complex(old) else added.real
-        return replaced(grads, [place], [_sum(old, added.astype(old.dtype))])
+@promoting
+def sum_of_gradients(grads: Arrays, more: Arrays) -> list[Array]:
+    """The sum of the gradients of two windows or more."""
+    return [_sum(a, b) for a, b in zip(grads, more, strict=True)]
 
 
 class Credit(abc.ABC):
     """The credit of a window, as the terms of a trace program ask for it."""
 
-    def __init__(self, program: TraceProgram, carries: Sequence[Carry]):
-        self.program = program
-        pairs = zip(program.traces, carries, strict=True)
+    def __init__(self, program: TraceProgram, traces: Traces):
+        self.program, self.traces = program, traces
+        pairs = zip(program.traces, traces.carries, strict=True)
         self.carries = {node: computed(program, node, carry)[1] for node, carry in pairs}
+        self.starts: dict[TraceNode, Array] = {}
+        """The credit of traces at the start of the window, as their forms take it."""
+        self.moved: dict[TraceNode, Carry] = {}
+        """The traces that were read at the end of the window, there."""
         self._pasts: dict[TraceNode, Sequence[list[Rows] | Array]] = {}
         self._ends: dict[TraceNode, Array | None] = {}
 
     @abc.abstractmethod
     def start(self, node: TraceNode) -> Array:
-        """The credit of a trace at the start of the window, as its form takes it."""
+        """The credit of a trace at the start of the window; also in `starts` from then on."""
 
     def data(self, op: WeightOp) -> Array | None:
         """The data of an operation at each step, [W, B, G, I]."""
@@ -109,20 +91,28 @@ class Credit(abc.ABC):
             raise wrong_return(node, "read", found, f"{first}, and that of the carry at the start")
         return found
 
-    def of_ops(self, grads: Grads) -> list[OpCredit]:
-        """The gradient of each operation, term by term. Where a form declines to be read at the end of the window, all
-        operations of its trace have their terms of any window."""
-        read_at_end = {t.trace for terms in grads.values() for t in terms if isinstance(t, After)}
-        self._ends = {node: self.after(node) for node in self.program.traces if node in read_at_end}
+    def added_to(self, grads: Arrays, terms: Grads) -> list[Array]:
+        """Gradients by the effective weights, at least float32, with the terms of each operation. Where a form declines
+        to be read at the end of the window, all operations of its trace have their terms of any window."""
+        grads, weights = list(grads), self.program.analysis.split.weights
+        at_end = {
+            term.trace for of_op in terms.values() for term in of_op if isinstance(term, After)
+        }
+        self._ends = {node: self.after(node) for node in self.program.traces if node in at_end}
         declined = {op for node, end in self._ends.items() if end is None for op in node.ops}
-        terms_of = lambda op: self.program.grads[op] if op in declined else grads[op]
-        return [self._of_op(op, terms_of(op)) for op in grads]
+        for op, of_op in terms.items():
+            place = weights.index(op.weight)
+            for new in self._of_op(op, self.program.grads[op] if op in declined else of_op):
+                new = new if is_complex(grads[place]) else new.real
+                grads[place] = _sum(grads[place], new.astype(grads[place].dtype))
+        return grads
 
-    def _of_op(self, op: WeightOp, terms: Sequence[Term]) -> OpCredit:
+    def _of_op(self, op: WeightOp, terms: Sequence[Term]) -> list[Array]:
+        """What the terms of one operation give: gradients of its weight."""
         credits: list[Array] = []
-        rows: list[Rows] = []
+        rows: list[tuple[Array | None, Array] | Rows] = []
+        of_trace: list[Array] = []
         x: Array | None = None
-        of_trace: Array | None = None
         for term in terms:
             match term:
                 case Direct():
@@ -134,14 +124,16 @@ class Credit(abc.ABC):
                         x = jnp.concatenate([x[:1] + self.first(past)[None], x[1:]])
                 case Past():
                     given = self.past(term)
-                    rows += given if isinstance(given, list) else []
-                    of_trace = None if isinstance(given, list) else given
+                    if isinstance(given, list):
+                        rows += given
+                    else:
+                        of_trace.append(given)
                 case After(trace):
-                    of_trace = self._ends[trace]
+                    end = self._ends[trace]
+                    of_trace += [] if end is None else [end]
         if credits:
-            delta = sum((c.reshape(credits[0].shape) for c in credits[1:]), credits[0])
-            rows = [(x, delta), *rows]  # pyright: ignore[reportAssignmentType]
-        return OpCredit(op, rows, of_trace)
+            rows.insert(0, (x, sum((c.reshape(credits[0].shape) for c in credits[1:]), credits[0])))
+        return [*of_trace, *([_product(op, rows)] if rows else [])]
 
 
 def by_op(node: TraceNode, x: Array) -> list[Array]:

@@ -18,10 +18,10 @@ from jax import Array
 
 from ..forms import Carry, Traces
 from ..ir import TraceProgram
-from ._arrays import leading, where_over
+from ._arrays import leading
 from ._credit_of_window import UncutWindow, differentiated, steps, uncut_by
 from ._forward import Rollout, Stored, enter
-from ._move import Moves
+from ._move import restricted
 from ._records import Arrays, Begins, Span, Weights
 from ._window import Course, Window
 
@@ -41,29 +41,29 @@ def forward(
     entering = span.first[0]
 
     def run(weights: Weights, begin: Span, shifts: Arrays) -> Rollout:
-        past = window.step.run(weights, behind.xs, begin.state, False, stored=behind.stored)
+        past = window.step.forward(weights, behind.xs, begin.state, False, stored=behind.stored)
         ends = zip(span.state, past.last, strict=True)
         state = [enter(entered, end, entering) for entered, end in ends]
-        return window.step.run(weights, begin.xs, state, True, begins=begin.begins)
+        return window.step.forward(weights, begin.xs, state, True, begins=begin.begins)
 
     begin = Span(span.xs, behind.start, span.begins)
     rollout, pull = differentiated(window, run, weights, begin, moving)
-    taken = behind.then(_of_window(span, rollout))
+    whole = jnp.ones_like(span.first)
+    taken = behind.then(Steps(list(span.xs), list(rollout.taken.state), span.first, whole))
     leaving, past = taken.part(None, count), taken.part(count, None)
     fresh, uncut = leaving.first[0] | ~leaving.valid[0], None
     first = Span(leaving.xs, leaving.start, Begins(fresh))
     if window.program.extends is None:
-        old = window.step.run(weights, first.xs, first.state, False, stored=leaving.stored)
+        old = window.step.forward(weights, first.xs, first.state, False, stored=leaving.stored)
     else:
         old, old_pull = steps(window, weights, first, stored=leaving.stored)
         uncut = uncut_by(window, old, old_pull, fresh, leaving.valid)
     begins = leaving.first | first.first
-    jacobians = window.cut.jacobians(weights, old.taken, begins).within(leaving.valid)
-    data = [where_over(leaving.valid, x) for x in window.cut.data(weights, old)]
-    factors = window.cut.factors(jacobians, data, begins)
-    paths, reset = window.mover.follow(factors, traces), span.begins.reset
-    of_moves = None if reset is None else begins
-    moves = Moves(factors, paths, uncut, past.carried, of_moves)
+    jacobians = window.cut.jacobians(weights, old.taken, begins)
+    factors = window.cut.factors(jacobians, window.cut.data(weights, old), begins)
+    factors = restricted(factors, leaving.valid)
+    restarts = None if span.restarts is None else begins
+    moves = window.mover.moves(factors, traces, restarts, uncut, past.carried)
     return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
 
@@ -125,9 +125,3 @@ def _recent(past: Carry, span: Span) -> Steps:
         for old, new in zip(stored, coming, strict=True)
     ]
     return Steps(full[: len(span.xs)], full[len(span.xs) :], first, valid)
-
-
-def _of_window(span: Span, rollout: Rollout) -> Steps:
-    """The steps of a window that was run."""
-    first = span.first
-    return Steps(list(span.xs), list(rollout.taken.state), first, jnp.ones_like(first))

@@ -66,33 +66,36 @@ class Moves:
     """What the window says of each feed of each trace."""
     paths: list[Any]
     """How each trace followed the window, as its form returned it."""
-    uncut: Uncut | None = None
-    """The window with nothing cut, where an extension asks for it."""
-    past: Carry | None = None
-    """The steps that are kept for look-back at the end of the window, if some are."""
-    begins: Array | None = None
+    restarts: Array | None
     """Whether a stream begins with each step, [W, B]; `None` where none begins after the carry did."""
+    uncut: Uncut | None
+    """The window with nothing cut, where an extension asks for it."""
+    past: Carry | None
+    """The steps that are kept for look-back at the end of the window, if some are."""
 
     def of_last_streams(self) -> list[list[Factors]]:
         """The factors without the steps of streams that end in the window, also where those are not finite."""
-        if self.begins is None or len(self.begins) == 1:
+        if self.restarts is None or len(self.restarts) == 1:
             return self.factors
-        later = jnp.cumsum(self.begins[::-1], 0)[::-1]  # how many begin with the step or later
+        later = jnp.cumsum(self.restarts[::-1], 0)[::-1]  # how many begin with the step or later
         goes_on = jnp.pad(later[1:], ((0, 1), (0, 0))) == 0
-        kept = lambda a: None if a is None else where_over(goes_on, a)
-        return [
-            [dataclasses.replace(f, x=kept(f.x), immediate=kept(f.immediate)) for f in feeds]
-            for feeds in self.factors
-        ]
+        return restricted(self.factors, goes_on)
 
     def going_on(self, node: TraceNode, carry: Carry) -> Carry:
         """A carry without what it holds of streams that end in the window, where its form reduces it. Of a whole trace
         nothing is left anyway, as D is zero, and a pass over it took a third of the time of a window."""
-        if self.begins is None or not node.form.reduces:
+        if self.restarts is None or not node.form.reduces:
             return carry
-        goes_on = ~self.begins.any(0)
+        goes_on = ~self.restarts.any(0)
         real = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
         return tuple(where_over(goes_on, a) if real(a) else a for a in carry)
+
+
+def restricted(factors: list[list[Factors]], where: Array) -> list[list[Factors]]:
+    """Factors by which nothing enters a trace but at some steps, [W, B]."""
+    kept = lambda a: None if a is None else where_over(where, a)
+    of_feed = lambda f: dataclasses.replace(f, x=kept(f.x), immediate=kept(f.immediate))
+    return [[of_feed(f) for f in feeds] for feeds in factors]
 
 
 class Mover:
@@ -107,13 +110,20 @@ class Mover:
             if isinstance(node.form, MovesTogether):
                 self._together.setdefault(node.form, []).append(node)
 
-    def follow(self, factors: list[list[Factors]], traces: Traces) -> list[Any]:
-        """How each trace follows the window: what its form reads it and moves it by."""
+    def moves(
+        self,
+        factors: list[list[Factors]],
+        traces: Traces,
+        restarts: Array | None,
+        uncut: Uncut | None = None,
+        past: Carry | None = None,
+    ) -> Moves:
+        """What moves the traces through a window, from what it says of each feed of each trace."""
         paths = list[Any]()
         for node, feeds, kept in zip(self.program.traces, factors, traces.carries, strict=True):
             site, carry = computed(self.program, node, kept)
             paths.append(node.form.follow(site, feeds[0], carry))
-        return paths
+        return Moves(factors, paths, restarts, uncut, past)
 
     def move(
         self, moves: Moves, traces: Traces, bars: Bars | None = None, after: Array | None = None
@@ -129,9 +139,8 @@ class Mover:
         if extension is not None and moves.uncut is not None:
             of_states = None if bars is None else bars.states
             shared, each, extended = extension.move(shared, each, moves.uncut, of_states)
-        nodes = self.program.traces
+        nodes, passage_of = self.program.traces, self._passages(moves.of_last_streams(), after)
         calls: dict[TraceNode, Move] = {}
-        passage_of = self._passages(moves.of_last_streams(), after)
         for node, carry, path in zip(nodes, traces.carries, moves.paths, strict=True):
             passage = passage_of(node)
             if node.virtual and extension is not None:

@@ -14,7 +14,6 @@ and `Reading` evaluates the step so that one reverse pass gives all three.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .._jax import Equation, Variable, evaluate, prune
-from ..plan import MovedStates, OutputPaths, data_of
+from ..plan import OutputPaths, data_of
 from ._forward import Values, superpose
 from ._records import Arrays, Taken, Weights
 from ._step import StepFunctions
@@ -45,12 +44,11 @@ class Reading:
 
     def __init__(self, step: StepFunctions, paths: OutputPaths):
         self.step, self.paths = step, paths
-        self._data = [v for v in map(data_of, step.live) if v is not None]
 
     def __call__(
         self, weights: Weights, taken: Taken, sources: Sources
-    ) -> tuple[list[Array], list[Array]]:
-        """The output, and the data `x` of each live operation that has some.
+    ) -> tuple[list[Array], list[Array | None]]:
+        """The output, and the data of each live operation; `None` where one has none.
 
         A new state is what `sources.new` says, also where the step moves it on into another array, so
         that the derivative by it is the learning signal. What reaches the output past the new states is
@@ -61,16 +59,13 @@ class Reading:
         a, step, stop = self.step.analysis, self.step, lax.stop_gradient
         weights = weights._replace(effective=sources.weights)
         base = step.environment(weights, taken.xs, step.with_parts(taken.state, sources.old))
-        moved = _values(self.paths.moves, sources.new, base, step, taken, sources.deltas)
+        moved = self._moved(base, taken, sources)
         first = self._run(base, taken, sources.deltas, moved)
         outputs = [first[v] for v in a.split.outputs]
         if self.paths.crossing:
             shared, held_state = first, step.with_parts(taken.state, [stop(p) for p in sources.old])
-            if any(
-                data_of(op) in self.paths.past
-                for op in step.saved
-                if op.equation in self.paths.crossing
-            ):
+            crossing = (op for op in step.saved if op.equation in self.paths.crossing)
+            if any(data_of(op) in self.paths.past for op in crossing):
                 held = step.environment(weights, taken.xs, held_state)
                 shared = self._run(held, taken, sources.deltas, moved)
             held_weights = weights._replace(effective=[stop(w) for w in sources.weights])
@@ -80,7 +75,47 @@ class Reading:
                 superpose(y, second[v]) if v.is_float else y
                 for v, y in zip(a.split.outputs, outputs, strict=True)
             ]
-        return outputs, [stop(first[v]) for v in self._data]
+        data = map(data_of, step.live)
+        return outputs, [None if v is None else stop(first[v]) for v in data]
+
+    def _moved(self, env: Values, taken: Taken, sources: Sources) -> "dict[Variable, Moved]":
+        """What new states say of every variable that is one, or is moved on into some.
+
+        For `v' = concatenate(a, b)`, where `a` and `b` are computed in the step, `a` and `b` are slices of the
+        new state, and what reads `a` reads that slice. So the transpose of all moves gives for each element the sum of
+        its copies in new states, and that of ones how many there are.
+        """
+        moves, step = self.paths.moves, self.step
+        leaves = step.leaves(sources.new)
+        moved = {v: Moved(leaves[i], None) for v, i in moves.new_states.items()}
+        given = [eqn.inputs[i] for eqn, operands in moves.origins for i in operands]
+        given = [v for v in dict.fromkeys(given) if v not in moved]
+        if not given:
+            return moved
+        places = [v for eqn, _ in moves.origins for v in eqn.inputs if v not in (*given, *moved)]
+        body = prune(step.analysis.split.body, places, step.saved_equations)
+        env = evaluate(body, dict(env), step.acting(sources.deltas, taken.saved))
+        zero = lambda v: jnp.zeros(v.shape, v.aval.dtype)
+        still = lambda v: lax.stop_gradient(env[v]) if v in env else zero(v)
+
+        def move(shifts: Arrays) -> dict[int, Array]:
+            values = dict(zip(given, shifts, strict=True))
+            ends: dict[int, Array] = {}
+            for eqn, _ in reversed(moves.origins):
+                operands = (values[v] if v in values else still(v) for v in eqn.inputs)
+                for v, out in zip(eqn.outputs, eqn.bind(*operands), strict=True):
+                    if v in values:
+                        values[v] = values[v] + out
+                    elif v in moves.new_states:
+                        ends[moves.new_states[v]] = out
+            return ends
+
+        ends, pull = jax.vjp(move, [zero(v) for v in given])
+        (totals,) = pull({i: leaves[i].astype(end.dtype) for i, end in ends.items()})
+        (counts,) = pull(jax.tree.map(jnp.ones_like, ends))
+        for v, total, count in zip(given, totals, counts, strict=True):
+            moved[v] = Moved(total / jnp.maximum(count.real, 1), count.real > 0)
+        return moved
 
     def _run(
         self, env: Values, taken: Taken, deltas: Arrays, moved: "dict[Variable, Moved]"
@@ -140,67 +175,3 @@ class Moved:
             return moved
         # an average of copies may be off by rounding: the derivative is that of the copies alone
         return superpose(lax.stop_gradient(value), jnp.where(self.where, moved, value))
-
-
-def _values(
-    states: MovedStates, new: Arrays, env: Values, step: StepFunctions, taken: Taken, deltas: Arrays
-) -> dict[Variable, Moved]:
-    """What new states with the parts `new` say of every such variable.
-
-    For `v' = concatenate(a, b)`, where `a` and `b` are computed in the step, `a` and `b` are slices of the
-    new state, and what reads `a` reads that slice.
-    """
-    leaves = step.leaves(new)
-    moved = {v: Moved(leaves[i], None) for v, i in states.new_states.items()}
-    if not states.origins:
-        return moved
-    places = [
-        v for eqn, operands in states.origins for i, v in enumerate(eqn.inputs) if i not in operands
-    ]
-    body = prune(step.analysis.split.body, places, step.saved_equations)
-    env = evaluate(body, dict(env), step.acting(deltas, taken.saved))
-    sums: dict[Variable, tuple[Array, Array]] = {}
-    for eqn, operands in states.origins:  # last first: all moves of an output came before
-        moved |= {v: _average(*sums.pop(v)) for v in eqn.outputs if v in sums}
-        for i in operands:
-            v = eqn.inputs[i]
-            if v not in moved:
-                found = _inverse(eqn, i, moved, env)
-                sums[v] = jax.tree.map(jnp.add, sums[v], found) if v in sums else found
-    return moved | {v: _average(*of_moves) for v, of_moves in sums.items()}
-
-
-def _inverse(
-    eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: Values
-) -> tuple[Array, Array]:
-    """The transpose of a move: for each element of the operand the sum of what is given for its copies, and how many
-    are given."""
-
-    def move(value: Array) -> list[Any]:
-        of_move = enumerate(eqn.inputs)
-        return eqn.bind(*(value if i == operand else _still(env.get(v), v) for i, v in of_move))
-
-    v = eqn.inputs[operand]
-    _, pull = jax.vjp(move, jnp.zeros(v.shape, v.aval.dtype))
-    values: list[Array] = []
-    masks: list[Array] = []
-    for out in eqn.outputs:
-        zeros = jnp.zeros(out.shape, out.aval.dtype)
-        if out not in moved:
-            values.append(zeros)
-            masks.append(zeros)
-            continue
-        source = moved[out]
-        mask = jnp.ones(out.shape, bool) if source.where is None else source.where
-        values.append(jnp.where(mask, source.value.astype(zeros.dtype), 0))
-        masks.append(mask.astype(zeros.dtype))
-    (count,), (total,) = pull(masks), pull(values)
-    return total, count.real
-
-
-def _average(total: Array, count: Array) -> Moved:
-    return Moved(total / jnp.maximum(count, 1), count > 0)
-
-
-def _still(value: Any, v: Variable) -> Any:
-    return jnp.zeros(v.shape, v.aval.dtype) if value is None else lax.stop_gradient(value)

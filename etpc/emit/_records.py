@@ -14,8 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool
 
-from ..analyse import WeightOp
-from ..forms import Block, Carry, Rows
+from ..forms import Block, Carry
 from ..ir import TraceNode, TraceProgram
 from ._arrays import leading, take
 
@@ -71,6 +70,11 @@ class Span(NamedTuple):
         """Whether a stream begins with each step."""
         return self.begins.steps(self.xs[0].shape[0])
 
+    @property
+    def restarts(self) -> Bool[Array, "W B"] | None:
+        """`first`, where a stream may begin after the carry did, so that traces hold what was before; else `None`."""
+        return None if self.begins.reset is None else self.first
+
 
 class Taken(NamedTuple):
     """Steps as the forward pass took them: [W, B, ...], or one step of one example."""
@@ -82,25 +86,13 @@ class Taken(NamedTuple):
     """The outputs of the operations whose data is cut."""
 
 
-class OpCredit(NamedTuple):
-    """What the gradient through a weight operation is made of in a window."""
-
-    op: WeightOp
-    terms: Sequence[tuple[Array | None, Array] | Rows]
-    """Data and credit, [n, B, ...] each; the products are summed. There is no data where the operation is
-    element-wise."""
-    of_trace: Array | None
-    """The gradient of the weight from a trace, if that gives one."""
-
-
 class Bars(NamedTuple):
     """The derivatives of the loss of a window: its cotangents."""
 
     weights: list[Array]
-    """By the effective weights, without what `ops` add; at least float32."""
+    """By the effective weights, at least float32."""
     inputs: list[Array | None]
     """By each input; `None` where it was not asked for."""
-    ops: list[OpCredit]
     starts: Mapping[TraceNode, Array]
     """The credit of the traces at the start of the window, as their forms take it."""
     moved: Mapping[TraceNode, Carry]

@@ -12,9 +12,9 @@ from jax import Array, lax
 
 from .._jax import Equation, Rule, evaluate, prune
 from ..analyse import Analysis, WeightOp, by_equation, shifted
-from ._forward import Forward, Rollout, Shifts, Stored, Values
+from ._forward import Forward, Values, fixed_values
 from ._prefix import prefix_rule
-from ._records import Arrays, Begins, Taken, Weights
+from ._records import Arrays, Taken, Weights
 
 
 class StepFunctions:
@@ -22,6 +22,7 @@ class StepFunctions:
 
     - `live`: the operations that reach a hidden state: each has a `delta`.
     - `saved`: those of them whose data is cut, so that the forward pass saves their outputs.
+    - `forward`: the model over a window.
     """
 
     def __init__(self, analysis: Analysis):
@@ -32,7 +33,7 @@ class StepFunctions:
         self.saved = [op for op in self.live if op.number in a.cut]
         self.saved_equations = {op.equation: i for i, op in enumerate(self.saved)}
         self.live_by_equation = by_equation(self.live)
-        self.forward = Forward(a, tuple(op.equation.outputs[0] for op in self.saved))
+        self.forward = Forward(a, tuple(op.equation.outputs[0] for op in self.saved), self.acting)
         new = [a.split.next_state[i] for i in a.hidden.leaves]
         self._cut_body = prune(body, new, self.saved_equations)
 
@@ -75,27 +76,6 @@ class StepFunctions:
             tuple(env[v] for v in a.split.others),
         )
 
-    def run(
-        self,
-        weights: Weights,
-        xs: Arrays,
-        state: Arrays,
-        outputs: bool,
-        shifts: Arrays = (),
-        stored: Stored | None = None,
-        begins: Begins | None = None,
-    ) -> Rollout:
-        """The model over a window of a batch.
-
-        - `outputs`: whether outputs are wanted.
-        - `shifts`: what is added where each live operation acts, [W, B, ...]; empty if nothing is.
-        - `stored`: the states before each step, where they are known. The run then is a function of the
-            state that it begins with, at these states.
-        - `begins`: where streams begin anew, if some may.
-        """
-        added = Shifts(shifts, self.acting if shifts else lambda _: None)
-        return self.forward(self._fixed(weights), xs, state, outputs, added, stored, begins)
-
     def outputs(self, weights: Weights, x: Arrays, state: Arrays) -> list[Array]:
         """The output of the model at one step of one example."""
         outputs = self.analysis.split.outputs
@@ -105,16 +85,9 @@ class StepFunctions:
 
     def environment(self, weights: Weights, x: Arrays, state: Arrays) -> Values:
         """The values that the equations of a step start from."""
-        a, env = self.analysis, self._fixed(weights)
+        a, env = self.analysis, fixed_values(self.analysis, weights)
         env.update(zip(a.step.inputs, x, strict=True))
         env.update(zip(a.step.state, state, strict=True))
-        return env
-
-    def _fixed(self, weights: Weights) -> Values:
-        a = self.analysis
-        env: Values = dict(a.step.constants)
-        env.update(zip(a.split.others, weights.others, strict=True))
-        env.update(zip(a.split.weights, weights.effective, strict=True))
         return env
 
     # --- the cut step ---

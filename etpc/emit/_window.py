@@ -19,7 +19,6 @@ from ..forms import Carry, Traces, zero_after
 from ..ir import TraceProgram
 from ..tuning import scheduled
 from ._cut import CutSteps
-from ._gradient import Gradients
 from ._move import Mover, Moves
 from ._prefix import instantiated
 from ._records import Arrays, Bars, Span, Weights
@@ -85,7 +84,7 @@ class Window(Generic[Residuals]):
         own step, and under "full" that of its window. The derivative by inputs costs more, and is taken
         only where it is asked for.
     - `learn(weights, span, traces, loss_of)`: a window, `loss_of(outputs) -> (loss, aux)`, and the gradient
-        of the loss, which `gradients` adds up over windows.
+        of the loss.
     - `moved(moving, last)`: the traces at the end of a window of `learn`. They are overwritten in place once `last` is
         known: the arrays that are computed from the gradient of the window.
     """
@@ -113,7 +112,6 @@ class Window(Generic[Residuals]):
         """Whether the gradient holds parts of the steps constant, and not the traces alone."""
         self.cut = CutSteps(program, step)
         self.mover = Mover(program)
-        self.gradients = Gradients(program)
         self.float_inputs = [i for i, v in enumerate(program.analysis.step.inputs) if v.is_float]
         self.run = _differentiable(self)
         self.learn = self.emitted(self._learn)
@@ -141,8 +139,7 @@ class Window(Generic[Residuals]):
         loss, pull, aux = jax.vjp(loss_of, course.outputs, has_aux=True)
         (outputs_bar,) = pull(jnp.ones_like(loss))
         bars = self.backward(course.residuals, traces, outputs_bar, course.moves)
-        grads = self.gradients.of_window(bars)
-        return Learned(loss, aux, grads, course.last, Moving(traces, course.moves, bars))
+        return Learned(loss, aux, bars.weights, course.last, Moving(traces, course.moves, bars))
 
     def _moved(self, moving: Moving, last: Sequence[Array]) -> Traces:
         return self.mover.move(moving.moves, moving.traces, moving.bars, zero_after(*last))
@@ -211,9 +208,8 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
         residuals, traces = kept
         outputs = [instantiated(a) for a in cotangents.outputs]
         bars = window.backward(residuals, traces, outputs)
-        grads = window.gradients.of_window(bars)
         dtypes = [v.aval.dtype for v in window.program.analysis.split.weights]
-        by_weights = tuple(g.astype(dtype) for g, dtype in zip(grads, dtypes, strict=True))
+        by_weights = tuple(g.astype(dtype) for g, dtype in zip(bars.weights, dtypes, strict=True))
         none: Any = None
         return Weights(by_weights, none), Span(bars.inputs, none, none), none
 

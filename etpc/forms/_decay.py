@@ -94,11 +94,7 @@ class Decay(Trace):
         x = site.data(factors.x)
         powers, weights = _decays(float(self.decay), len(x), begins)
         last_weights = jnp.asarray(weights[-1], x.dtype)
-        highest = lax.Precision.HIGHEST
-        if begins is None:
-            added = jnp.tensordot(last_weights[:, 0], x, axes=1, precision=highest)
-        else:
-            added = jnp.einsum("sb,sb...->b...", last_weights, x, precision=highest)
+        added = jnp.einsum("sb,sbgi->bgi", last_weights, x, precision=lax.Precision.HIGHEST)
         kept = jnp.asarray(powers[-1], jnp.finfo(last.dtype).dtype)
         last_x = kept.reshape(-1, *[1] * (carry[0].ndim - 1)) * carry[0]
         last_x += added.reshape(carry[0].shape)

@@ -60,12 +60,9 @@ class Filtered(Trace):
     def _axes(self, site: Site) -> tuple[int, ...]:
         return site.block, site.kind.inputs, *self.first.shape
 
-    def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
-        groups = tuple(n for n in self.first.shape if n > 1)
-        return ((*site.states, site.kind.inputs, *groups),)
-
     def init(self, site: Site, batch: int) -> Carry:
-        return zeros(batch, self.shapes(site), site.dtype)
+        groups = (n for n in self.first.shape if n > 1)
+        return zeros(batch, [(*site.states, site.kind.inputs, *groups)], site.dtype)
 
     def move(
         self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None

@@ -58,12 +58,12 @@ class Full(Trace):
         return site.block == 2 and is_dense and jnp.issubdtype(site.dtype, jnp.floating)
 
     def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return _gathered(site, over_examples(carry[0], _spread(site, start), _states(site)))
+        return _gathered(site, over_examples(carry[0], _signal(site, start), _states(site)))
 
     def read_end(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array | None:
         if self.as_complex and len(credit) == 1:
             return None  # XLA would compute the parts of a complex number a second time where they are read
-        signal = _spread(site, credit)
+        signal = _signal(site, credit)
         return _gathered(site, over_examples(carry[0], signal, _states(site), at_each_step=True))
 
     def move(
@@ -129,10 +129,7 @@ def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
     steps = len(x)
     x = x.transpose(1, 2, 0, 3)[:, :, None]  # [B, G, 1, W, I]
     added = jnp.concatenate(moved).reshape(steps, batch, m, g, o).transpose(1, 3, 2, 0, 4)
-    whole = passage.whole()
-    shared = whole.shape[-1] == 1
-    whole = whole.reshape(*whole.shape[:2], 1 if shared else g, -1).swapaxes(1, 2)
-    whole = jnp.expand_dims(whole, -1 if last else -2)  # as the trace, [B, G or 1, P, ...]
+    whole = _by_entry(site, passage.whole())  # [B, G or 1, P, ...]
     left, right = _ordered(site, x, added)
     left = left.swapaxes(-2, -1)  # before the loop, in which products read it
     left, right, whole = (_without_ones(site, a) for a in (left, right, whole))
@@ -179,43 +176,43 @@ def _of_state(a: Inexact[Array, "... m p q"], n: int) -> Array:
 
 
 def _without_ones(site: Site, a: Inexact[Array, "B G m ..."]) -> Array:
-    """Without the axes of groups and states where the trace has none."""
+    """Without the axes of groups and states that the trace has not."""
     a = a[:, :, 0] if site.block == 1 else a
     return a[:, 0] if site.kind.groups == 1 else a
 
 
 def _with_links(site: Site, passage: Passage, eps: Array) -> Array:
     """The same where each entry of the trace belongs to a pair of an input and an output."""
-    links, groups, m = site.kind.links, site.kind.groups, site.block
+    links, old = site.kind.links, eps.reshape(len(eps), site.kind.groups, site.block, -1)
     assert links is not None
-    batch, whole = eps.shape[0], passage.whole()
-    per_output = whole.shape[-1] > 1
-    whole = whole.reshape(*whole.shape[:2], groups if per_output else 1, -1)
-    whole = whole[..., links.outputs] if per_output else whole
-    transition = jnp.moveaxis(whole, 2, 1)  # [B, G or 1, P, U or 1]
-    eps = apply(site.pairs, transition, eps.reshape(batch, groups, m, -1)).reshape(eps.shape)
+    eps = apply(site.pairs, _by_entry(site, passage.whole()), old).reshape(eps.shape)
 
     def add(total: Array, step: tuple[Array, Array]) -> tuple[Array, None]:
-        x, moved = step  # [B, G, I], [B, m, G, O]
-        moved = jnp.moveaxis(moved.reshape(batch, m, groups, -1), 2, 1)[..., links.outputs]
-        return total + (x[:, :, None, links.inputs] * moved).reshape(total.shape), None
+        x, moved = step  # [B, G, I], [B, m, G * O]
+        new = x[:, :, None, links.inputs] * _by_entry(site, moved)
+        return total + new.reshape(total.shape), None
 
     for x, parts in zip(passage.xs, passage.moved(), strict=True):
         eps = lax.scan(add, eps, (x.astype(eps.dtype), _joined(parts, 2)))[0]
     return eps
 
 
-def _spread(site: Site, start: Inexact[Array, "B m GO"]) -> Array:
+def _by_entry(site: Site, a: Inexact[Array, "B n o"]) -> Inexact[Array, "B g n ..."]:
+    """What each output has, or all share (o = 1), as it meets the entries of the trace: axes of groups, of states or
+    transitions, and of the plane of the weight, one of which may have length one."""
+    kind = site.kind
+    if a.shape[-1] == 1:
+        a = a[:, None]
+    else:
+        a = a.reshape(*a.shape[:2], kind.groups, kind.outputs).swapaxes(1, 2)
+        a = a if kind.links is None else a[..., kind.links.outputs]
+    is_matrix = site.factored and kind.links is None
+    return jnp.expand_dims(a, -1 if _inputs_last(site) else -2) if is_matrix else a
+
+
+def _signal(site: Site, credit: Inexact[Array, "B m GO"]) -> Array:
     """Credit as it is multiplied with the entries of a trace."""
-    kind, batch, g = site.kind, start.shape[0], site.kind.groups
-    start = start.reshape(batch, site.block, g, kind.outputs).swapaxes(1, 2)  # [B, G, m, O]
-    if not site.factored:
-        return start.reshape(batch, *site.states, -1)
-    if kind.links is not None:
-        start = start[..., kind.links.outputs]
-        return start.reshape(batch, *site.group, *site.states, -1)
-    plane = _ordered(site, 1, kind.outputs)
-    return start.reshape(batch, *site.group, *site.states, *plane)
+    return _without_ones(site, _by_entry(site, credit))
 
 
 def _states(site: Site) -> int | None:

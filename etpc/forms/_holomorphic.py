@@ -20,18 +20,14 @@ class ComplexPassage:
     rows and columns of the block: those of the complex number by the other one are the former plus i times the latter.
     """
 
+    factors: Sequence[Factors]
+    xs: Sequence[Array]
+    after: Array | None
     block: Passage
+    """The window, as it moves the parts."""
     site: Site
     real: tuple[int, ...]
     imaginary: tuple[int, ...]
-
-    @property
-    def factors(self) -> Sequence[Factors]:
-        return self.block.factors
-
-    @property
-    def xs(self) -> Sequence[Array]:
-        return self.block.xs
 
     def moved(self) -> list[list[Array]]:
         return [
@@ -49,10 +45,6 @@ class ComplexPassage:
             column = [entries.get((after, before), none) for after in range(pairs.m)]
             square.append(self._joined(column, 1))
         return jnp.stack(square, 2).reshape(len(none), -1, none.shape[-1])
-
-    @property
-    def after(self) -> Array | None:
-        return self.block.after
 
     def _joined(self, rows: Sequence[Array], axis: int) -> Array:
         """Rows of the block, as those of complex numbers along a new axis."""
@@ -118,7 +110,8 @@ class Holomorphic(Trace):
     def move(
         self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
     ) -> Carry:
-        of_complex = ComplexPassage(passage, site, self.real, self.imaginary)
+        given = passage.factors, passage.xs, passage.after
+        of_complex = ComplexPassage(*given, passage, site, self.real, self.imaginary)
         return self.inner.move(self._complex(site), of_complex, path, carry, start)
 
 

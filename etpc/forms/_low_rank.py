@@ -48,15 +48,10 @@ class LowRank(Trace):
         highest = min(site.kind.inputs, site.block * site.kind.outputs)
         return self if site.factored and self.rank < highest else Full()
 
-    def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
-        kind = site.kind
-        return (
-            (self.rank, *site.group, kind.inputs),
-            (self.rank, *site.states, *site.group, kind.outputs),
-        )
-
     def init(self, site: Site, batch: int) -> Carry:
-        return zeros(batch, self.shapes(site), site.dtype)
+        right = (*site.states, *site.group, site.kind.outputs)
+        shapes = (self.rank, *site.group, site.kind.inputs), (self.rank, *right)
+        return zeros(batch, shapes, site.dtype)
 
     def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
         """The left modes, and their credit `lambda_0 b`."""

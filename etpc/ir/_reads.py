@@ -88,11 +88,6 @@ class Layout:
     """Where the entries of `D` for each pair and output lie in the compressed `D`; [P, o], where o is 1 if all outputs
     have one block."""
 
-    @property
-    def block(self) -> int:
-        """m."""
-        return self.rows.shape[0]
-
 
 class Reads:
     """How D and each F are read: by rows, few products for all, and the F of some operations by columns.
@@ -106,20 +101,51 @@ class Reads:
 
     @cached_property
     def colours(self) -> Colouring:
-        return colouring(self.analysis, self.by_columns)
+        """The new states, coloured for the transition and for each F that is read by rows."""
+        a = self.analysis
+        ops = [op.number for op in a.ops if a.immediate[op.number].nnz]
+        columns = {k: _columns(a.immediate[k]) for k in ops if k in self.by_columns}
+        by_rows = [k for k in ops if k not in columns]
+        patterns = [a.transition, *(a.immediate[k] for k in by_rows)]
+        stacked: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
+        colour = colours_of(stacked, a.hidden.leaf_of(np.arange(stacked.shape[0])))
+        colour[np.diff(stacked.indptr) == 0] = -1
+        count = int(colour.max(initial=0)) + 1
+        transition, *owners = (_owners(pattern, colour, count) for pattern in patterns)
+        immediate = dict(zip(by_rows, owners, strict=True))
+        no_entries = Index(np.zeros((count, 0), np.int32), None)
+        by_op = tuple(immediate.get(k, no_entries) for k in range(len(a.ops)))
+        return Colouring(colour, count, transition, by_op, columns)
 
     def layout(self, blocks: Pattern) -> Layout:
         """Where the states of blocks, and the transitions among them, lie in what is read."""
         key = (blocks.shape, blocks.indptr.tobytes(), blocks.indices.tobytes())
         if key not in self._layouts:
-            rows = block_rows(blocks)
-            self._layouts[key] = layout(rows, self.analysis.transition, self.colours)
+            self._layouts[key] = self._layout(block_rows(blocks))
         return self._layouts[key]
 
+    def _layout(self, rows: np.ndarray) -> Layout:
+        m, transition = rows.shape[0], self.analysis.transition
+        table = rows[:, :1] if (rows == rows[:, :1]).all() else rows
+        used = uses(table, transition)
+        pairs = pairs_of(used, m)
+        check_table(pairs, table.shape[1])
+        number = np.searchsorted(pairs.after * m + pairs.before, used.after * m + used.before)
+        present = np.zeros((pairs.after.size, table.shape[1]), bool)
+        present[number, used.output] = True
+        after, before = table[pairs.after], table[pairs.before]
+        at = self.colours.colour[np.maximum(after, 0)] * transition.shape[0] + np.maximum(before, 0)
+        return Layout(rows, Index.of(_fill(rows), rows >= 0), pairs, Index.of(at, present))
+
     def immediate(self, op: WeightOp, blocks: Pattern) -> Index:
-        """Where the F of an operation lies in what is read, for the states of blocks; [m, O]."""
-        columns, pattern = self.colours.columns.get(op.number), self.analysis.immediate[op.number]
-        return immediate_index(self.layout(blocks).rows, pattern, self.colours, columns)
+        """Where `F[a, o]` of an operation lies in what is read of it, for the states of blocks; [m, O]."""
+        rows, pattern = self.layout(blocks).rows, self.analysis.immediate[op.number]
+        columns, (states, outputs) = self.colours.columns.get(op.number), pattern.shape
+        if columns is None:
+            at = self.colours.colour[np.maximum(rows, 0)] * outputs + np.arange(outputs)
+        else:
+            at = columns.colour * states + np.maximum(rows, 0)
+        return Index.of(at, entered(rows, pattern))
 
     def __str__(self) -> str:
         return str(self.colours)
@@ -134,24 +160,6 @@ def block_rows(block: Pattern) -> np.ndarray:
     slot = np.arange(block.nnz) - np.repeat(block.indptr[:-1], counts)
     rows[slot, column] = block.indices
     return rows
-
-
-def colouring(analysis: Analysis, by_columns: Collection[int] = ()) -> Colouring:
-    """Colour the new states for the transition and the immediate Jacobians of a step; those of the operations
-    `by_columns`, by number, are read by their columns."""
-    ops = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
-    columns = {k: _columns(analysis.immediate[k]) for k in ops if k in by_columns}
-    by_rows = [k for k in ops if k not in columns]
-    patterns = [analysis.transition, *(analysis.immediate[k] for k in by_rows)]
-    stacked: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
-    colour = colours_of(stacked, analysis.hidden.leaf_of(np.arange(stacked.shape[0])))
-    colour[np.diff(stacked.indptr) == 0] = -1
-    count = int(colour.max(initial=0)) + 1
-    owners = [_owners(pattern, colour, count) for pattern in patterns]
-    immediate = dict(zip(by_rows, owners[1:], strict=True))
-    no_entries = Index(np.zeros((count, 0), np.int32), None)
-    by_op = tuple(immediate.get(k, no_entries) for k in range(len(analysis.ops)))
-    return Colouring(colour, count, owners[0], by_op, columns)
 
 
 def _columns(immediate: Pattern) -> Columns:
@@ -221,33 +229,6 @@ def _fill(owner: np.ndarray) -> np.ndarray:
         guess = np.clip(np.arange(row.size) + shift, 0, filled.max(initial=0))
         row[row < 0] = guess[row < 0]
     return filled
-
-
-def layout(rows: np.ndarray, transition: Pattern, colours: Colouring) -> Layout:
-    """The index tables of blocks `rows` [m, O]."""
-    m = rows.shape[0]
-    table = rows[:, :1] if (rows == rows[:, :1]).all() else rows
-    used = uses(table, transition)
-    pairs = pairs_of(used, m)
-    check_table(pairs, table.shape[1])
-    number = np.searchsorted(pairs.after * m + pairs.before, used.after * m + used.before)
-    present = np.zeros((pairs.after.size, table.shape[1]), bool)
-    present[number, used.output] = True
-    after, before = table[pairs.after], table[pairs.before]
-    at = colours.colour[np.maximum(after, 0)] * transition.shape[0] + np.maximum(before, 0)
-    return Layout(rows, Index.of(_fill(rows), rows >= 0), pairs, Index.of(at, present))
-
-
-def immediate_index(
-    rows: np.ndarray, immediate: Pattern, colours: Colouring, columns: Columns | None = None
-) -> Index:
-    """Where `F[a, o]` lies in the compressed `F` of an operation; [m, O]."""
-    states, outputs = immediate.shape
-    if columns is None:
-        at = colours.colour[np.maximum(rows, 0)] * outputs + np.arange(outputs)
-    else:
-        at = columns.colour * states + np.maximum(rows, 0)
-    return Index.of(at, entered(rows, immediate))
 
 
 def entered(rows: np.ndarray, immediate: Pattern) -> np.ndarray:

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import without_derivative
-from ..emit import NO_SECOND_DERIVATIVE, Begins, Moving, Span, Weights, Window, none_yet
+from ..emit import (
+    NO_SECOND_DERIVATIVE,
+    Begins,
+    Moving,
+    Span,
+    Weights,
+    Window,
+    no_gradient,
+    none_yet,
+    sum_of_gradients,
+)
 from ..forms import Traces
 from ..gradient.loss import Loss, over_windows, reduced, summed_in
 from ..trace import repeat
@@ -168,7 +178,7 @@ class Runner:
 
             span = Span(xs, state, begins)
             value, aux, more, state, moving = self.window.learn(fixed, span, traces, loss_of)
-            sums = self.window.gradients.added(sums, more)
+            sums = sum_of_gradients(sums, more)
             return (list(state), jnp.zeros_like(fresh), total + value, sums), moving, aux
 
         def one_window(scan_carry: Any, window_data: Any) -> tuple[Any, Any]:
@@ -179,7 +189,7 @@ class Runner:
         window = self.ir.window.for_sequence(steps)
         initial = () if reset is None else self.initial_state(parameters)
         zero = jnp.zeros((), summed_in(value_aval.dtype))
-        sums = self.window.gradients.zeros(fixed.effective)
+        sums = no_gradient(fixed.effective)
         start = (state, traces, fresh, zero, sums)
         if steps == window:
             (state, _, value, sums), moving, aux = learned(start, (xs, data))

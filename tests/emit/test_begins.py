@@ -96,7 +96,13 @@ def test_nothing_of_a_stream_is_left_where_another_begins(rule):
 
 
 @pytest.mark.parametrize(
-    "rule", [etpc.CreditRTRL(q=2, window=3), etpc.D_RTRL(window=3, lookback=5)]
+    "rule",
+    [
+        etpc.CreditRTRL(q=2, window=3),
+        etpc.D_RTRL(window=3, lookback=5),
+        pytest.param(etpc.CreditRTRL(q=2, window=3, lookback=5), marks=pytest.mark.slow),
+        pytest.param(etpc.ES_D_RTRL(decay=0.9, window=3, lookback=5), marks=pytest.mark.slow),
+    ],
 )
 def test_a_stream_that_begins_with_a_window_is_that_of_a_reset(rule):
     """Also where influence is followed along directions, which the batch shares."""

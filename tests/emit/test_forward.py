@@ -83,7 +83,7 @@ def test_a_window_is_its_steps(name, outputs, steps):
     @jax.jit
     def window(p, state):
         weights = run.prefix(traced.model_leaves.split(p))
-        found = run.run(weights, [xs], traced.state_leaves.split(state), outputs)
+        found = run.forward(weights, [xs], traced.state_leaves.split(state), outputs)
         return (found.outputs, found.taken.state, found.after, found.last), found.taken.saved
 
     last, (ys, olds, news) = jax.jit(lambda state: jax.lax.scan(one, state, xs))(state)
@@ -145,7 +145,7 @@ def test_products_with_a_batch_have_the_examples_first():
     run, traced = functions("deep")
     weights = run.prefix(traced.model_leaves.split(parameters()))
     text = str(
-        jax.make_jaxpr(lambda xs, state: run.run(weights, xs, state, True).after)(
+        jax.make_jaxpr(lambda xs, state: run.forward(weights, xs, state, True).after)(
             [jnp.zeros((T, B, I))], [jnp.zeros((B, n)) for n in (N, N, 2)]
         )
     )
@@ -157,7 +157,7 @@ def test_operands_that_change_places_are_read_as_exactly():
     run, traced = functions("precisions")
     weights = run.prefix(traced.model_leaves.split(parameters()))
     text = str(
-        jax.make_jaxpr(lambda xs, state: run.run(weights, xs, state, False).after)(
+        jax.make_jaxpr(lambda xs, state: run.forward(weights, xs, state, False).after)(
             [jnp.zeros((T, B, I))], [jnp.zeros((B, N))] * 2
         )
     )
@@ -183,7 +183,7 @@ def test_sparse_products_are_done_step_by_step():
 
     @jax.jit
     def news(xs, h):
-        return run.run(weights, [xs], [h], False).after[0]
+        return run.forward(weights, [xs], [h], False).after[0]
 
     xs, h = normal(steps, B, size), jnp.zeros((B, size))
     compiled = news.lower(xs, h).compile()

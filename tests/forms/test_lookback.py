@@ -86,36 +86,6 @@ def test_windows_of_one_step_and_of_a_part_in_several_calls(rule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.CreditRTRL])
-def test_an_example_that_begins_anew_is_a_stream_of_its_own(rule):
-    case = case_of("gru")
-    kw = {"rank": None} if rule is etpc.CreditRTRL else {}
-    program = case.program(rule(window=1, lookback=3, **kw))
-    run = program.value_and_grad(models.loss, "sum")
-
-    def gradient(carry, xs, targets):
-        return run(case.model, xs, targets, carry)
-
-    (_, carry), _ = gradient(program.init(B), case.xs[:3], case.targets[:3])
-    carry = program.reset(carry, jnp.asarray([True, False]))
-    one = lambda tree: jax.tree.map(lambda a: a[:, :1], tree)
-    (_, after), found = gradient(carry, case.xs[3:], case.targets[3:])
-    # the reset example in a stream of its own, with the directions as they were
-    alone = program.init(1)
-    alone = type(alone)(
-        *(alone.state, alone.traces, alone.fresh, alone.program, True),
-        *(carry.shared, alone.each, alone.past),
-    )
-    (_, alone), of_one = gradient(alone, one(case.xs[3:]), one(case.targets[3:]))
-    for a, b in zip(jax.tree.leaves(after.state), jax.tree.leaves(alone.state), strict=True):
-        np.testing.assert_allclose(a[:1], b, atol=1e-12)
-    if rule is not etpc.CreditRTRL:  # whose directions follow the credit of the whole batch
-        for a, b in zip(jax.tree.leaves(after.traces), jax.tree.leaves(alone.traces), strict=True):
-            np.testing.assert_allclose(a[:1], b, atol=1e-12)
-    assert distance(found, of_one) > 1e-3
-
-
-@pytest.mark.slow
 def test_weights_that_move():
     """Each step of the path is linearised at the state as it was, with the current weights."""
     key = jax.random.key(0)
@@ -194,16 +164,3 @@ def test_a_derivative_that_is_infinite_at_rest_is_met_no_more_than_by_bptt():
     run = program.value_and_grad(lambda y, t: jnp.sum(y), "sum")
     grads = run(w, xs, xs, program.init())[1]
     assert np.isfinite(grads).all()
-
-
-@pytest.mark.parametrize("batch_size", [None, 3])
-def test_memory_is_that_of_the_carry(batch_size):
-    case = case_of("gru")
-    for algo in (
-        etpc.CreditRTRL(2, 2, window=2, lookback=6),
-        etpc.TBPTT(5, every=2),
-        etpc.D_RTRL(window=2, lookback=3),
-    ):
-        program = case.program(algo)
-        carry = program.init(batch_size)
-        assert program.memory(batch_size).total == sum(a.nbytes for a in jax.tree.leaves(carry))

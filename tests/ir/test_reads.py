@@ -1,17 +1,14 @@
 """Index tables of blocks against dense arrays."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from etpc.analyse import Analysis, WeightOp
 from etpc.analyse._pattern import columns_of
-from etpc.ir._reads import (
-    Colouring,
-    Index,
-    _valid,
-    block_rows,
-    immediate_index,
-)
+from etpc.ir._reads import Reads, _valid, block_rows
 
 
 def random_pattern(rows, columns, density, seed):
@@ -26,11 +23,12 @@ def test_where_immediate_jacobians_lie(seed, density):
     states, outputs = 13, 9
     immediate = random_pattern(states, outputs, density, seed)
     block = random_pattern(outputs, states, 0.3, seed + 100)
-    rows = block_rows(block)
-    colour = np.arange(states) % 3
-    none = Index(np.zeros((3, 0), np.int32), None)
-    found = immediate_index(rows, immediate, Colouring(colour, 3, none, (none,), {}))
-    dense = immediate.toarray()
+    rows, op = block_rows(block), Mock(WeightOp, number=0)
+    alone = sp.csr_array(sp.eye_array(states, dtype=bool))
+    analysis = Mock(Analysis, ops=[op], immediate=[immediate], transition=alone)
+    analysis.hidden = Mock(leaf_of=np.zeros_like)
+    reads = Reads(analysis)
+    found, colour, dense = reads.immediate(op, block), reads.colours.colour, immediate.toarray()
     for slot, output in np.ndindex(rows.shape):
         state = rows[slot, output]
         present = state >= 0 and dense[state, output]
