@@ -37,7 +37,7 @@ TESTS = {
     "draw": 509,
     "emit": 948,
     "forms": 2244,
-    "fuzz": 2251,
+    "fuzz": 2264,
     "interop": 2961,
     "ir": 222,
     "nn": 2210,

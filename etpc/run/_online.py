@@ -59,9 +59,9 @@ class UpdateArguments(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Checked:
-    """Arguments of `update` that were checked. Others that differ from them in the values of arrays alone, and not in
-    arrays that the model does not train, need no check: one takes longer than a step of a small network."""
+class ArgumentCache:
+    """Skips the checks of arguments of `update` with the tree, shapes and dtypes of the last ones, and the same arrays
+    where the model does not train them: checks take longer than a step of a small network."""
 
     tree: Any
     kinds: list[Any]
@@ -74,7 +74,7 @@ class Checked:
     @classmethod
     def of(
         cls, runner: Runner, given: tuple[Any, ...], arguments: UpdateArguments
-    ) -> "Checked | None":
+    ) -> "ArgumentCache | None":
         """`None` where the compiled part gets other arrays than were given, or more has to be checked."""
         model = runner.step.model_leaves
         leaves, tree = jax.tree.flatten(given)
@@ -122,7 +122,7 @@ class Online(Compiled):
         self.every, self.reduction, self.has_aux = every, reduction, has_aux
         self._loss = Loss.of(loss_fn, has_aux)
         self._jit_updates = jax.jit(self._updates)
-        self._checked: Checked | None = None
+        self._checked: ArgumentCache | None = None
 
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
         """The state of the optimizer, and a fresh carry.
@@ -176,7 +176,7 @@ class Online(Compiled):
         arguments = None if self._checked is None else self._checked.arguments(given)
         if arguments is None:
             arguments = self._arguments(*given)
-            self._checked = Checked.of(self.program.runner, given, arguments)
+            self._checked = ArgumentCache.of(self.program.runner, given, arguments)
         (floats, opt_state, carry), losses, aux = self._jit_updates(self._loss, *arguments)
         result = self._leaves.with_floats(model, floats), opt_state, carry, losses
         return (*result, aux) if self.has_aux else result

@@ -127,11 +127,14 @@ class Case:
         return etpc.compile(self.model, rule, inputs=self.x, weights=weights, passes=passes)
 
     def reference(self, point: Point, rule):
-        """The gradient by the definition of a rule. What has no trace has that of each step alone."""
+        """The gradient by the definition of a rule. What has no trace has that of each step or full window alone."""
         if self.program.weights == "all" or not self.program.marked:
             return defined(self.known, *point, rule)
         apart = point._replace(model=grammar.Apart(point.model, point.model))
-        alone = exact_gradients(*apart, True)[1][0]
+        if rule.backprop == "full":
+            alone = defined(self.known_apart, *apart, etpc.TBPTT(rule.window))
+        else:
+            alone = exact_gradients(*apart, True)[1][0]
         return jax.tree.map(jnp.add, defined(self.known_apart, *apart, rule).marked, alone.others)
 
 

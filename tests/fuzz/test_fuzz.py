@@ -118,6 +118,16 @@ def test_a_decay_smooths_zeros_where_a_branch_is_not_taken(kind):
 
 
 @pytest.mark.slow
+def test_what_has_no_trace_has_the_gradient_within_a_full_window():
+    """Its operation reaches a state, and is not marked."""
+    ops = Op("tanh", n=2), Op("sparse", n=2), Op("embedding_of_two", n=2)
+    leaf = Leaf("noisy", 2, rule="masked_write", a=1, before=ops)
+    program = Program((leaf,), weights="marked", marks=1)
+    number = len(check.ENTRIES) * check.RULES.index(etpc.D_RTRL(window=2, backprop="full"))
+    assert "d_rtrl reference" in agrees(program, number).errors
+
+
+@pytest.mark.slow
 def test_what_rounding_decides_is_not_compared():
     """At one of these points a decay is 1e67, and the state is the difference of two products with it."""
     leaf = Leaf("noisy", 1, rule="tau", a=4, b=6, before=(Op("fori_weight", a=4, b=6, n=3),))
