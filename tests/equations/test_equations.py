@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import re
+import types
 
 import equinox as eqx
 import jax
@@ -20,6 +22,7 @@ from etpc.forms import Decay, Full  # noqa: E402
 from tests import helpers  # noqa: E402
 from tests.fuzz.check import Case, drawn  # noqa: E402
 from tests.helpers import cell, loss, normal  # noqa: E402
+from tests.pages import ROOT  # noqa: E402
 from tests.marks import few  # noqa: E402
 from tests.nn.test_networks import NETWORKS  # noqa: E402
 
@@ -346,6 +349,34 @@ def test_the_forms_of_traces_are_printed_as_what_they_are():
     assert "2 pairs of factors" in str(low_rank)
     with pytest.raises(EtpcError, match="rank"):
         low_rank.evaluate(model, normal(T, 2), normal(T, 3), dloss)
+
+
+def test_the_formulas_of_the_page_are_those_of_its_program():
+    page = (ROOT / "docs" / "equations.md").read_text()
+    (shown,) = re.findall(r"```math\n(.*?)```", page, re.DOTALL)
+    code = page[page.index("```python") + len("```python") : page.index("print(equations)")]
+    module = types.ModuleType("page")
+    with jax.enable_x64(False):
+        exec(
+            compile(
+                "\n" * page[: page.index(code)].count("\n") + code,
+                str(ROOT / "docs" / "equations.md"),
+                "exec",
+            ),
+            module.__dict__,
+        )
+        assert shown.strip() == module.program.equations(".w").latex()
+
+
+@pytest.mark.parametrize("rule", few(RULES))
+@pytest.mark.parametrize("name", few(NETWORKS))
+def test_the_formulas_of_layers_are_read_by_another_program(name, rule):
+    convert = pytest.importorskip("latex2mathml.converter").convert
+    layers, xs, *_ = NETWORKS[name]()
+    equations = etpc.compile(nn.Sequential(layers), RULES[rule], inputs=xs[0]).equations()
+    assert convert(equations.latex()).count("<mtr>") == str(equations).count("\n") + 1 - str(
+        equations
+    ).count("\n\n")
 
 
 def test_equations_as_data_and_as_formulas():
