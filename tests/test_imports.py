@@ -29,12 +29,13 @@ SEES = {
     # what is shown of a plan
     "show": "errors _jax files forms algorithms analyse ir plan",
     "draw": "errors files plan show",
+    "equations": "errors files _jax forms algorithms analyse ir trace",
     # a gradient to compare with
     "gradient": "errors _jax show trace",
     # what each rule means; of the plan it asks alone which whole traces are small
     "definition": "gradient errors _jax trace analyse algorithms plan",
     # the program, and what is done with programs
-    "run": "errors files _jax gradient trace analyse forms algorithms plan emit show draw",
+    "run": "errors files _jax gradient trace analyse forms algorithms plan emit show draw equations",
     "export": "errors files _jax trace run",
     "checking": "errors files _jax gradient trace analyse forms algorithms plan show run",
     "checkpoint": "errors files _jax run",

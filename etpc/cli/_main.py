@@ -191,6 +191,16 @@ def _draw(arguments: argparse.Namespace) -> Answer:
     return Answer(f"wrote {arguments.output}", record)
 
 
+def _equations(arguments: argparse.Namespace) -> Answer:
+    equations = _program(arguments).equations(arguments.parameter)
+    record = {"model": arguments.target, **equations.as_dict()}
+    if arguments.latex:
+        return Answer(equations.latex(), record | {"latex": equations.latex()})
+    if arguments.numpy:
+        return Answer(equations.to_numpy(), record | {"numpy": equations.to_numpy()})
+    return Answer(str(equations), record)
+
+
 def _bench(arguments: argparse.Namespace) -> Answer:
     task, data = _task_and_data(arguments)
     algorithms = [*map(parse, arguments.algo)]
@@ -368,6 +378,11 @@ COMMANDS = {
         "draw the dependency graph of inputs, weights, states and outputs",
         "models.py:make --inputs 20 -o graph.svg",
     ),
+    "equations": Command(
+        _equations,
+        "print the equations of the step, its traces and its gradient",
+        "models.py:make .cell.weight_hh --inputs 20 --latex",
+    ),
     "claims": Command(
         _claims,
         "write what is claimed of each gradient to a file, for pytest --etpc-claims=FILE",
@@ -434,6 +449,11 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
         add("parameter", nargs="?", metavar="PARAMETER", help="a path, such as .cell.weight_hh")
         add("--ir", action="store_true", help="also the trace program: traces and gradients")
         add("--passes", action="store_true", help="also what each pass of the compiler did")
+    if name == "equations":
+        add("parameter", nargs="?", metavar="PARAMETER", help="of its trace and gradient alone")
+        form = command.add_mutually_exclusive_group()
+        form.add_argument("--latex", action="store_true", help="as LaTeX")
+        form.add_argument("--numpy", action="store_true", help="as a file of plain NumPy")
     if name in OUTPUTS:
         metavar, what = OUTPUTS[name]
         add("-o", "--output", required=True, metavar=metavar, help=what)

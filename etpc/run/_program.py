@@ -5,7 +5,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from ._carry import Carry
 from ._fingerprint import fingerprint
 from ._predict import predictor
 from ._runner import Data, Parameters, Runner
+
+if TYPE_CHECKING:
+    from ..equations import Equations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +123,18 @@ class Program(Compiled, Shown):
 
     def _repr_html_(self) -> str:
         return fragment(self)
+
+    def equations(self, path: str | None = None) -> "Equations":
+        """Step, traces and gradient as [equations][etpc.equations.Equations]; with `path` those of one weight.
+
+        They are those of this program, after its passes. Needs SymPy, which the extra `equations` installs.
+
+        **Raises** `etpc.UnsupportedError` for rules other than `D_RTRL`, `RTRL` and `ES_D_RTRL` with `backprop="cut"`;
+        `etpc.InputError` where there is no such weight.
+        """
+        from ..equations import equations
+
+        return equations(self.ir, path)
 
     def memory(self, batch_size: int | None = None) -> Memory:
         """Bytes of the carry: of each trace, of the state, of what else there is, in all."""

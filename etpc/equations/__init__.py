@@ -1,0 +1,41 @@
+"""The program as equations: the step, the recursion of each trace, the learning signals, and the gradient by its terms.
+
+`_step` evaluates the traced step on scalars (`_nodes`, `_functions`, `_products`). `_rule` takes D, F and the learning
+signals from these, as the trace program asks for them, and finds which elements have one expression, so that each
+equation is one of arrays. `_write` writes them as text, as LaTeX and as NumPy. It reads the step, the analysis and the
+trace program, and no stage reads it. SymPy is imported when equations are asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnsupportedError
+from ..ir import TraceProgram
+
+if TYPE_CHECKING:
+    from ._equations import Equations, Evaluated
+
+
+def equations(program: TraceProgram, path: str | None = None) -> "Equations":
+    """The equations of a trace program; [`Program.equations`][etpc.Program.equations] calls it.
+
+    **Raises** `UnsupportedError` where SymPy is missing, and for a rule whose equations are not written; `InputError`
+    where no weight has this path.
+    """
+    try:
+        from ._equations import Equations
+    except ImportError as error:
+        raise UnsupportedError(
+            "Equations need SymPy, which is not installed. Run `pip install 'etpc[equations]'`."
+        ) from error
+    return Equations(program, path)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Equations", "Evaluated"):
+        from . import _equations
+
+        return getattr(_equations, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["Equations", "Evaluated", "equations"]

@@ -1,0 +1,163 @@
+"""The equations of a program: shown, evaluated, and written as a file."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+import sympy as sp
+
+from .._jax import is_float
+from ..errors import InputError, UnsupportedError
+from ..files.record import record
+from ..forms import LowRank
+from ..ir import TraceProgram
+from ._rule import Rule
+from ._write import Source, as_latex, as_text, lines_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """What the equations give for a sequence, in NumPy."""
+
+    outputs: Any
+    """With a leading axis of time."""
+    state: Any
+    traces: Mapping[str, np.ndarray]
+    """The traces at the end, by the names that `to_numpy` gives them."""
+    gradient: Any
+    """The gradient of the sum of the losses, like the model's float leaves."""
+
+
+class Equations:
+    """The equations of a program: the step, the recursion of each trace, the learning signals, and the gradient.
+
+    Made by [`Program.equations`][etpc.Program.equations]. `print` shows them, and a notebook shows them as formulas.
+    They are those of one example in windows of one step, in which the gradient is that of any window.
+    """
+
+    def __init__(self, program: TraceProgram, path: str | None = None):
+        paths = {op.path for op in program.analysis.ops}
+        if path is not None and not any(path in p.split(", ") for p in paths):
+            raise InputError(
+                f"There is no weight {path!r}. The weights: {', '.join(sorted(paths))}."
+            )
+        self.path, self.rule = path, Rule(program)
+        self._lines = lines_of(self.rule, path)
+
+    def __str__(self) -> str:
+        return as_text(self._lines)
+
+    __repr__ = __str__
+
+    def latex(self) -> str:
+        """The equations as LaTeX, aligned."""
+        return as_latex(self._lines)
+
+    def _repr_latex_(self) -> str:
+        return f"$${self.latex()}$$"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The equations ready for JSON: both sides of each in SymPy's `srepr`, under their headings."""
+        sections: list[dict[str, Any]] = []
+        for line in self._lines:
+            if line.right is not None:
+                sides = dict(left=sp.srepr(line.left), right=sp.srepr(line.right), note=line.note)
+                sections[-1]["equations"].append(sides)
+            elif line.note:
+                sections[-1]["notes"].append(line.note)
+            else:
+                sections.append({"title": line.left, "equations": [], "notes": []})
+        return record("etpc-equations/1", sections=sections)
+
+    def to_numpy(self) -> str:
+        """The equations as a file of plain NumPy, with themselves as comments.
+
+        It has a function `step(parameters, inputs, carry, dloss) -> (outputs, carry, gradient)`. All but `dloss` are
+        dictionaries of arrays by path, `carry` is the state with `traces()`, and `dloss(outputs)` gives the derivative
+        of the loss by each output; of a complex one the conjugate, as `jax.grad` does.
+
+        **Raises** `etpc.UnsupportedError` where a function of whole arrays is not written in NumPy, or a trace has a
+        rank.
+        """
+        return self._file(str(self))
+
+    def _file(self, head: str) -> str:
+        for node in self.rule.program.traces:
+            if isinstance(node.form, LowRank):
+                raise UnsupportedError(
+                    f"The trace of {node.op.path} has a rank, and is reduced after each window by a singular value "
+                    "decomposition. That is no equation of a step: its equations can be printed, and not run."
+                )
+        unknown = [call for call in self.rule.step.calls.values() if not call.is_known]
+        if unknown:
+            names = ", ".join(f"{call.name} at {call.equation.source}" for call in unknown)
+            raise UnsupportedError(
+                f"The step has functions of whole arrays that are not written in NumPy: {names}. Their equations can "
+                "be printed. Write the step without them for a file of NumPy."
+            )
+        return Source(self.rule).file(head)
+
+    def evaluate(
+        self, model: Any, xs: Any, targets: Any, dloss: Callable[[Any, Any], Any], state: Any = None
+    ) -> Evaluated:
+        """Run the equations over a sequence of one example, in NumPy and float64: what `to_numpy` writes is run.
+
+        **Arguments:**
+
+        - `model`: the model that was compiled, with these or other parameter values.
+        - `xs`, `targets`: with a leading axis T.
+        - `dloss`: `dloss(y, target)`, the derivative of the loss of one step by the output, such as `jax.grad(loss)`.
+        - `state`: at the start; by default that of the model that was compiled.
+
+        **Returns** [`Evaluated`][etpc.equations.Evaluated].
+
+        **Raises** `etpc.UnsupportedError` as `to_numpy` does; `etpc.InputError` where the program was compiled for the
+        shapes of a state and none is given.
+        """
+        step = self.rule.step.step
+        leaves = lambda of, tree: dict(zip(of.paths, of.split(tree), strict=True))
+        parameters = leaves(step.model_leaves, model)
+        start = step.initial_state if state is None else step.state_leaves.split(state)
+        if any(isinstance(a, jax.ShapeDtypeStruct) for a in start):
+            raise InputError(
+                "The program was compiled for the shapes of a state alone. Pass `state=` with its values."
+            )
+        carry = {
+            **dict(zip(step.state_leaves.paths, start, strict=True)),
+            **self._module["traces"](),
+        }
+        total: dict[str, Any] = {}
+        inputs, outputs = step.input_leaves.split(xs), list[list[Any]]()
+        typed = dict(zip(step.output_leaves.paths, step.output_leaves.avals, strict=True))
+        as_typed = lambda y: [  # whole numbers and conditions are computed as numbers
+            y[p] if is_float(a.dtype) else y[p].astype(a.dtype) for p, a in typed.items()
+        ]
+        for t in range(len(inputs[0])):
+            now = dict(zip(step.input_leaves.paths, (a[t] for a in inputs), strict=True))
+            now |= {} if step.initial is None else {"begins": np.asarray(t == 0)}
+            target = jax.tree.map(lambda a, t=t: a[t], targets)
+
+            def by_output(y: Mapping[str, Any], target: Any = target) -> dict[str, Any]:
+                given = dloss(step.output_leaves.join(as_typed(y)), target)
+                return leaves(step.output_leaves, given)
+
+            y, carry, gradient = self._module["step"](parameters, now, carry, by_output)
+            outputs.append(as_typed(y))
+            total = {p: total.get(p, 0) + g for p, g in gradient.items()}
+        of = step.model_leaves
+        return Evaluated(
+            step.output_leaves.join([np.stack(several) for several in zip(*outputs, strict=True)]),
+            step.state_leaves.join([carry[p] for p in step.state_leaves.paths]),
+            {array.name: carry[array.name] for array in self.rule.carried},
+            of.tree_of_floats([total[of.paths[i]] for i in of.floats]),
+        )
+
+    @cached_property
+    def _module(self) -> dict[str, Any]:
+        """The file that is written, as it runs."""
+        module: dict[str, Any] = {}
+        exec(compile(self._file(""), "<equations>", "exec"), module)
+        return module

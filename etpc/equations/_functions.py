@@ -1,0 +1,102 @@
+"""Functions of elements: what each operation of JAX is in SymPy, and in NumPy where that has no such function."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import sympy as sp
+
+
+def function(name: str, *derivatives: Any) -> Any:
+    """A function with these derivatives, each a number or a function of its arguments."""
+
+    def fdiff(self: Any, argindex: int = 1) -> Any:
+        found = derivatives[argindex - 1]
+        return found(*self.args) if callable(found) else sp.Integer(found)
+
+    fields = dict(fdiff=fdiff, nargs=len(derivatives), is_real=True, is_commutative=True)
+    return type(name, (sp.Function,), fields)
+
+
+COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+above = function("above", 0, 0)
+"""1 where a > b, and 1/2 where they are equal: as JAX has the derivative of a maximum."""
+sign = function("sign", 0)
+sigma = function("sigma", lambda a: sigma(a) * (1 - sigma(a)))
+where = function("where", 0, lambda a, b, c: a, lambda a, b, c: 1 - a)
+cbrt = function("cbrt", lambda a: cbrt(a) / (3 * a))
+dot = sp.Function("dot", nargs=2, real=True)
+"""The product of two whole arrays, over the last axis of one and the first of the other."""
+DIAGONAL = sp.Function("diag", nargs=1, real=True)
+FUNCTIONS: dict[str, tuple[Any, str]] = {
+    "above": (above, "np.where(a == b, 0.5, 1.0 * (a > b))"),
+    "sign": (sign, "np.sign(a)"),
+    "sigma": (sigma, "1 / (1 + np.exp(-a))"),
+    "where": (where, "np.where(a, b, c)"),
+    "stop": (function("stop", 0), "a"),
+    "max": (
+        function("max", lambda a, b: above(a, b), lambda a, b: above(b, a)),
+        "np.maximum(a, b)",
+    ),
+    "min": (
+        function("min", lambda a, b: above(b, a), lambda a, b: above(a, b)),
+        "np.minimum(a, b)",
+    ),
+    "abs": (function("abs", sign), "np.abs(a)"),
+    "erf": (
+        function("erf", lambda a: 2 * sp.exp(-(a**2)) / sp.sqrt(sp.pi)),
+        "np.vectorize(math.erf)(a)",
+    ),
+    "expm1": (function("expm1", sp.exp), "np.expm1(a)"),
+    "log1p": (function("log1p", lambda a: 1 / (1 + a)), "np.log1p(a)"),
+    "cbrt": (cbrt, "np.cbrt(a)"),
+    "floor": (function("floor", 0), "np.floor(a)"),
+    "ceil": (function("ceil", 0), "np.ceil(a)"),
+    "trunc": (function("trunc", 0), "np.trunc(a)"),
+    "is_finite": (function("is_finite", 0), "1.0 * np.isfinite(a)"),
+    **{n: (function(n, 0, 0), f"1.0 * (a {text} b)") for n, text in COMPARISONS.items()},
+}
+"""Those that are no functions of SymPy, or have another derivative at a kink, with their body in NumPy. Conditions
+are 0 or 1."""
+_by_name = {name: of for name, (of, _) in FUNCTIONS.items()}
+_of_sympy = "exp log sin cos tan tanh sinh cosh asin acos atan asinh acosh atanh atan2 sqrt"
+
+ELEMENTS: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "pow": lambda a, b: a**b,
+    "square": lambda a: a**2,
+    "rsqrt": lambda a: 1 / sp.sqrt(a),
+    "exp2": lambda a: 2**a,
+    "logistic": sigma,
+    **{name: getattr(sp, name) for name in _of_sympy.split()},
+    "and": lambda a, b: a * b,
+    "or": _by_name["max"],
+    "not": lambda a: 1 - a,
+    "xor": _by_name["ne"],
+    "stop_gradient": _by_name["stop"],
+    "clamp": lambda low, a, high: _by_name["min"](_by_name["max"](a, low), high),
+    "select": lambda which, no, yes: where(which, yes, no),
+    **{name: _by_name[name] for name in _by_name if name not in ("sigma", "stop", "above")},
+}
+"""Operations of JAX on real numbers, by the names of their primitives."""
+ELEMENTS["add_any"] = ELEMENTS["add"]
+COMPLEX = ("add", "add_any", "sub", "mul", "div", "neg", "exp", "square", "sin", "cos", "expm1")
+"""Those that are written for complex numbers too, part by part."""
+
+
+@functools.cache
+def parts_of(name: str, arguments: int) -> tuple[Callable[..., Any], ...]:
+    """An operation on complex numbers, as two on their real and imaginary parts, which follow one another."""
+    parts = sp.symbols(f"a:{2 * arguments}", real=True)
+    numbers = [parts[2 * n] + sp.I * parts[2 * n + 1] for n in range(arguments)]
+    if name == "expm1":  # without the cancellation of exp(a) cos(b) - 1
+        a, b = parts
+        both = ELEMENTS[name](a) * sp.cos(b) - 2 * sp.sin(b / 2) ** 2, sp.exp(a) * sp.sin(b)
+    else:
+        both = sp.expand_complex(ELEMENTS[name](*numbers)).as_real_imag()
+    of = lambda part, values: part.xreplace(dict(zip(parts, values, strict=True)))
+    return tuple(lambda *values, part=part: of(part, values) for part in both)

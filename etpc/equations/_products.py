@@ -1,0 +1,170 @@
+"""Products of weights and data, entry by entry."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._jax import Equation, prims
+from ..analyse import WeightOp
+from ..errors import UnsupportedError
+from ._nodes import Array, Ids, Nodes, Sums
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+    """The uses of the elements of a weight, in the order and the shape of the weight where each has one use."""
+
+    rows: np.ndarray
+    """The place in the output of each use."""
+    cols: np.ndarray
+    """The place in the data."""
+    weights: np.ndarray
+    """The element of the weight."""
+    inputs: np.ndarray
+    """The input, counted over all groups."""
+    outputs: np.ndarray
+    """The output, counted over all groups."""
+    number: np.ndarray
+    """The place of each use among all."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows.shape
+
+    def taken(self, take: Any) -> "Grid":
+        fields = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return Grid(*map(take, fields))
+
+    def of_outputs(self, outputs: np.ndarray) -> "Grid":
+        """The uses by some outputs, in rows and columns where these are whole."""
+        is_in = np.isin(self.outputs, outputs)
+        for axis in range(2 if len(self.shape) == 2 else 0):
+            lines = is_in.any(1 - axis)
+            if (np.expand_dims(lines, 1 - axis) == is_in).all():
+                return self.taken(functools.partial(np.compress, lines, axis=axis))
+        return self.taken(lambda a: a[is_in])
+
+    @classmethod
+    def elements(cls, size: int) -> "Grid":
+        """That of an operation without data: each element by itself."""
+        return cls(*(np.arange(size) for _ in dataclasses.fields(cls)))
+
+    @classmethod
+    def of(cls, op: WeightOp, shape: tuple[int, ...], place: np.ndarray) -> "Grid":
+        """The uses of a weight; `place` is that of each of its elements in an array of this shape.
+
+        **Raises** `UnsupportedError` where the operation is no sum of products of its weight and its data.
+        """
+        kind, eqn = op.kind, op.equation
+        g, i, o, links = kind.groups, kind.inputs, kind.outputs, kind.links
+        assert kind.data is not None
+        data = eqn.inputs[kind.data]
+        entries = (g, i, o) if links is None else (g, links.outputs.size)
+        _, pull = jax.vjp(kind.gather, jnp.zeros(entries))
+        weights = _integers(pull(1.0 + jnp.arange(op.weight.size).reshape(op.weight.shape))[0])
+        group, *rest = (a.reshape(-1) for a in np.indices(entries))
+        x, y = rest if links is None else (links.inputs[rest[0]], links.outputs[rest[0]])
+        numbers = 1.0 + jnp.arange(g * o).reshape(g, o)
+        (at,) = kind.shift_outputs([jnp.zeros(eqn.outputs[0].shape)], numbers)
+        cols = group * i + x
+        if data.is_float:
+            count = 1.0 + jnp.arange(data.size).reshape(data.shape)
+            given = [count if n == kind.data else None for n in range(len(eqn.inputs))]
+            cols = _integers(kind.factor(given))[cols]
+        outputs = group * o + y
+        rows = np.argsort(_integers(at))[outputs]
+        every = cls(rows, cols, weights, group * i + x, outputs, np.arange(rows.size))
+        used = (cols >= 0) & (weights >= 0)  # there is no datum in what is padded
+        every = every.taken(lambda a: a[used])
+        order = np.argsort(place[every.weights], kind="stable")
+        grid = dataclasses.replace(every, weights=place[every.weights]).taken(lambda a: a[order])
+        if data.is_float and not _is_product(op, kind.data, every):
+            raise UnsupportedError(
+                f"{op} is no sum of products of its weight and its data, so that no equation is known for it."
+            )
+        grid = dataclasses.replace(grid, number=np.arange(grid.rows.size))
+        whole = len(shape) == 2 and np.array_equal(grid.weights, np.arange(np.prod(shape)))
+        return grid.taken(lambda a: a.reshape(shape)) if whole else grid
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Product:
+    """What a weight operation with data gives: for each real part of the output, a sum of products."""
+
+    op: WeightOp
+    output: tuple[Array, ...]
+    terms: Sequence[tuple[int, int, Array, Ids]]
+    """The part of the output, a sign, an array of the weight, and nodes of the data."""
+    grid: Grid
+    held: bool
+    """Whether the rule holds the data constant."""
+
+    def data(self, nodes: Nodes) -> list[Array]:
+        """The arrays of the data."""
+        return [*dict.fromkeys(nodes.elements(ids)[0] for *_, ids in self.terms)]
+
+    def sums(self) -> None:
+        """Say of the outputs what they are the sums of."""
+        rows, grid = self.grid.rows.reshape(-1), self.grid
+        for part, sign, weight, data in self.terms:
+            left, right = weight.first + grid.weights.reshape(-1), data[grid.cols].reshape(-1)
+            array = self.output[part]
+            array.sums = (*array.sums, Sums(rows, left, right, sign, self.held))
+
+
+def sums_of(
+    eqn: Equation, operands: Sequence[Sequence[Ids]], part: int, nodes: Nodes
+) -> tuple[Sums, ...]:
+    """What a part of a function that adds up is the sum of: elements of one array, or products of those of two real
+    ones. None where it is another function."""
+    (first, *rest), aval = operands, eqn.inputs[0].aval
+    size = eqn.outputs[0].size
+    with jax.ensure_compile_time_eval():
+        zero = (
+            jnp.zeros(aval.shape, jnp.finfo(aval.dtype).dtype) if eqn.inputs[0].is_float else None
+        )
+        if (
+            eqn.primitive.name in ("reduce_sum", "cumsum")
+            and zero is not None
+            and part < len(first)
+        ):
+            found = np.asarray(jax.jacobian(lambda a: eqn.bind(a)[0])(zero)).reshape(size, -1)
+            rows, cols = np.nonzero(found)
+            one = np.full(rows.size, nodes.number(1))
+            return (Sums(rows, one, first[part].reshape(-1)[cols]),)
+        if (
+            eqn.primitive is prims.dot_general_p
+            and zero is not None
+            and len(first) == len(rest[0]) == 1
+        ):
+            numbers = 1.0 + jnp.arange(rest[0][0].size).reshape(rest[0][0].shape)
+            of = lambda a: eqn.bind(a, numbers.astype(eqn.inputs[1].aval.dtype))[0]
+            right = _integers(jax.jacobian(of)(zero)).reshape(size, -1)
+            rows, left = np.nonzero(right >= 0)
+            factors = first[0].reshape(-1)[left], rest[0][0].reshape(-1)[right[rows, left]]
+            return (Sums(rows, *factors),)
+    return ()
+
+
+def _integers(found: Any) -> np.ndarray:
+    """Numbers that were counted from 1, as places; -1 where there is none."""
+    return np.asarray(found).round().astype(int).reshape(-1) - 1
+
+
+def _is_product(op: WeightOp, data: int, grid: Grid) -> bool:
+    """Whether the entries give what the operation gives, for some numbers."""
+    eqn, draw = op.equation, np.random.default_rng(0)
+    if len(eqn.inputs) > 2:
+        return True
+    w, x = (draw.normal(size=eqn.inputs[n].shape) for n in (op.operand, data))
+    operands = [w if n == op.operand else x for n in range(2)]
+    operands = [jnp.asarray(a, v.aval.dtype) for a, v in zip(operands, eqn.inputs, strict=True)]
+    y = np.zeros(eqn.outputs[0].size)
+    np.add.at(y, grid.rows, w.reshape(-1)[grid.weights] * x.reshape(-1)[grid.cols])
+    with jax.default_matmul_precision("highest"):
+        return bool(np.allclose(y, np.asarray(eqn.bind(*operands)[0]).reshape(-1), 1e-4, 1e-4))

@@ -1,0 +1,597 @@
+"""The traced step on scalars: named arrays, each computed by one or more equations."""
+
+import ast
+import functools
+import linecache
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy as sp
+
+from .._jax import (
+    Equation,
+    Variable,
+    canonicalise,
+    flatten,
+    is_complex,
+    is_key,
+    is_spike,
+    params,
+    prims,
+    prune,
+)
+from .._jax.primitives import IDENTITIES, facts
+from ..analyse import Analysis, WeightOp
+from ..errors import UnsupportedError
+from ._functions import COMPLEX, ELEMENTS, function, parts_of
+from ._nodes import Array, Ids, Nodes, Sums
+from ._products import Grid, Product, sums_of
+
+Parts = tuple[Ids, ...]
+"""The nodes of a real array, or of the real and the imaginary part of a complex one."""
+LIBRARIES = tuple(os.path.dirname(module.__file__ or "") for module in (jax, np))
+HERE = os.path.dirname(os.path.dirname(__file__))
+
+
+class Evaluation:
+    """Runs equations on nodes."""
+
+    def __init__(self, nodes: Nodes, known: dict[Variable, np.ndarray]):
+        self.nodes, self.known = nodes, known
+        self.env: dict[Variable, Parts] = {}
+
+    def value(self, v: Variable) -> Parts:
+        if v not in self.env:
+            self.env[v] = self.constant(self.known[v])
+        return self.env[v]
+
+    def constant(self, value: np.ndarray) -> Parts:
+        if np.iscomplexobj(value):
+            return *self.constant(np.real(value)), *self.constant(np.imag(value))
+        if value.size and (value == value.flat[0]).all():
+            return (np.full(value.shape, self.nodes.number(value.flat[0])),)
+        return (np.array([self.nodes.number(a) for a in value.flat]).reshape(value.shape),)
+
+    def run(self, equations: Sequence[Equation]) -> None:
+        for eqn in equations:
+            values = [self.known.get(v) for v in eqn.inputs]
+            if all(v is not None for v in values) and not any(is_key(v.aval) for v in eqn.outputs):
+                with jax.ensure_compile_time_eval():
+                    found = [np.asarray(a) for a in eqn.bind(*map(jnp.asarray, values))]
+                self.known.update(zip(eqn.outputs, found, strict=True))
+            else:
+                for v, parts in zip(eqn.outputs, self.outputs(eqn), strict=True):
+                    self.env[v] = self.kept(eqn, v, parts)
+
+    def kept(self, eqn: Equation, v: Variable, parts: Parts) -> Parts:
+        return parts
+
+    def outputs(self, eqn: Equation) -> Sequence[Parts]:
+        return self.applied(eqn, [self.value(v) for v in eqn.inputs])
+
+    def applied(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
+        name, primitive, apply = eqn.primitive.name, eqn.primitive, self.nodes.apply
+        if primitive in IDENTITIES or primitive is prims.copy_p:
+            return operands
+        moved = self._moved(eqn, operands)
+        if moved is not None:
+            return moved
+        (first, *rest), is_of_complex = operands, any(len(parts) > 1 for parts in operands)
+        if name == "convert_element_type":
+            return [self._converted(eqn, first)]
+        if name in ("real", "complex"):
+            return [(first[0], *(parts[0] for parts in rest))]
+        if name in ("imag", "conj"):
+            return [(first[1],) if name == "imag" else (first[0], apply("neg", first[1]))]
+        if name == "select_n" and len(rest) == 2:
+            return [tuple(apply("select", first[0], *pair) for pair in zip(*rest, strict=True))]
+        if name == "integer_pow" and not is_of_complex:
+            return [(apply("pow", first[0], np.array(self.nodes.number(eqn.params["y"]))),)]
+        if is_of_complex and name in COMPLEX:
+            zero = np.array(self.nodes.number(0))
+            pairs = [parts if len(parts) > 1 else (*parts, zero) for parts in operands]
+            parts = range(2)
+            for n in parts:
+                self.nodes.defined.setdefault(f"{name}/{n}", parts_of(name, len(pairs))[n])
+            return [tuple(apply(f"{name}/{n}", *(a for p in pairs for a in p)) for n in parts)]
+        if not is_of_complex and name in ELEMENTS and not _is_of_integers(eqn):
+            return [(apply(name, *(parts[0] for parts in operands)),)]
+        if not is_of_complex and params.custom_body(eqn) is not None and len(eqn.outputs) == 1:
+            own = self._own(eqn)
+            if own is not None:
+                return [(apply(own, *(self.argument(parts[0]) for parts in operands)),)]
+        return self.called(eqn, operands)
+
+    def argument(self, ids: Ids) -> Ids:
+        return ids
+
+    def called(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
+        raise OfWholeArrays
+
+    def _moved(self, eqn: Equation, operands: Sequence[Parts]) -> list[Parts] | None:
+        """What an operation gives that moves elements to places that data does not say."""
+        record = facts(eqn.primitive)
+        places = [
+            self.known.get(v) if not v.is_float and n else None for n, v in enumerate(eqn.inputs)
+        ]
+        found: list[list[np.ndarray]] = []
+        zero = self.nodes.number(0)
+        for part in range(max(map(len, operands), default=0)):
+            ids = [
+                parts[part]
+                if part < len(parts)
+                else np.full(v.shape, zero)
+                if v.is_float
+                else parts[0]
+                for v, parts in zip(eqn.inputs, operands, strict=True)
+            ]
+            if record.rearranges is not None:
+                found.append([np.asarray(a) for a in record.rearranges(*ids, **eqn.params)])
+            elif eqn.primitive.name in _PLACED and all(
+                p is not None for p in places[_PLACED[eqn.primitive.name] :]
+            ):
+                with jax.ensure_compile_time_eval():
+                    given = [i if p is None else p for i, p in zip(ids, places, strict=True)]
+                    moved = [np.asarray(a) for a in eqn.bind(*map(jnp.asarray, given))]
+                found.append([np.where(a < 0, zero, a) for a in moved])  # zero where none is
+            else:
+                return None
+        return [*zip(*found, strict=True)]
+
+    def _converted(self, eqn: Equation, parts: Parts) -> Parts:
+        (was,), (to,) = eqn.inputs, eqn.outputs
+        zero = np.array(self.nodes.number(0))
+        if is_complex(to.aval):
+            return parts if len(parts) == 2 else (*parts, np.broadcast_to(zero, to.shape))
+        if to.aval.dtype == np.dtype(bool) and was.aval.dtype != np.dtype(bool):
+            return (self.nodes.apply("ne", parts[0], zero),)
+        if was.is_float and not to.is_float:
+            return (self.nodes.apply("trunc", parts[0]),)
+        return parts[:1]
+
+    # --- functions that the model defines ---
+
+    def _own(self, eqn: Equation) -> str | None:
+        """The name of a function of elements with its own derivative; `None` where it is one of whole arrays."""
+        names = [sp.Symbol(n, real=True) for n in "uvwabcd"[: len(eqn.inputs)]]
+        nodes, name = self.nodes, ""
+        try:
+            value = self._element(flatten(params.custom_body(eqn)), eqn, names)
+            if value in nodes.open:  # its derivative calls the function itself
+                return nodes.open[value]
+            name = nodes.name("H" if is_spike(eqn) else _name_of(eqn), "f")
+            slopes = [nodes.name("psi" if is_spike(eqn) else f"d_{name}") for _ in names]
+            of = [sp.Function(n, nargs=len(names), real=True) for n in slopes]
+            nodes.open[value] = name
+            nodes.defined[name] = function(name, *(functools.partial(_called, f) for f in of))
+            found = [self._element(_slope(eqn, n), eqn, names) for n in range(len(names))]
+        except OfWholeArrays:
+            return None
+        finally:
+            nodes.open = {v: n for v, n in nodes.open.items() if n != name}
+        itself = sp.Function("itself")
+        key = value, *(f.replace(nodes.defined[name], itself) for f in found)
+        if key in nodes.own:
+            nodes.names -= {name, *slopes}
+            return nodes.own[key][0][0]
+        pairs = zip([name, *slopes], [value, *found], strict=True)
+        nodes.own[key] = [(n, tuple(names), expression) for n, expression in pairs]
+        return name
+
+    def _element(self, flat: Any, eqn: Equation, names: Sequence[Any]) -> Any:
+        """A function of elements as an expression of its arguments."""
+        inner = Evaluation(self.nodes, {v: np.asarray(a) for v, a in flat.constants.items()})
+        arrays = [
+            self.nodes.array(str(n), v.shape) for n, v in zip(names, flat.inputs, strict=True)
+        ]
+        inner.env = {v: (a.ids.reshape(v.shape),) for v, a in zip(flat.inputs, arrays, strict=True)}
+        inner.run(prune(flat.equations, flat.outputs))
+        (ids,) = inner.value(flat.outputs[0])
+        families = self.nodes.families(ids)
+        if ids.shape != eqn.outputs[0].shape or len(families) != 1:
+            raise OfWholeArrays
+        argument = dict(zip(arrays, names, strict=True))
+        of_symbol: dict[Any, Any] = {}
+        for nodes in families[0].touched.T:
+            array, place = self.nodes.elements(nodes)
+            if array not in argument or (array.size > 1 and (place != np.arange(ids.size)).any()):
+                raise OfWholeArrays
+            of_symbol[self.nodes.expression(int(nodes[0]))] = argument[array]
+        return self.nodes.expression(int(ids.flat[0])).xreplace(of_symbol)
+
+
+class Call(NamedTuple):
+    """A function of whole arrays."""
+
+    name: str
+    equation: Equation
+    arguments: list[Ids]
+    is_known: bool
+    """Whether it is written as a sum."""
+
+
+class Step(Evaluation):
+    """The named arrays of a step, in the order in which they are computed."""
+
+    def __init__(self, analysis: Analysis):
+        step, split = analysis.step, analysis.split
+        given = {**step.constants, **step.fixed}
+        super().__init__(
+            Nodes(), {v: np.asarray(a) for v, a in given.items() if not is_key(v.aval)}
+        )
+        self.analysis, self.step = analysis, step
+        self.computed: list[tuple[Array, np.ndarray | None]] = []
+        """What is computed, in order: the elements of an array, or all."""
+        self.products: dict[WeightOp, Product] = {}
+        self.uses: dict[WeightOp, tuple[Array, ...]] = {}
+        self.values: dict[Array, np.ndarray] = {}
+        """Arrays of constants."""
+        self.calls: dict[Array, Call] = {}
+        """Functions of whole arrays."""
+        self.parameters = self._leaves(step.parameters, step.model_leaves.paths, "source")
+        paths = step.with_begins(step.input_leaves.paths, "begins")
+        self.inputs = self._leaves(step.inputs, paths, "given")
+        self.state = self._leaves(step.state, step.state_leaves.paths, "source")
+        self.hidden = [a for i in analysis.hidden.leaves for a in self.state[i]]
+        self.new_state = [
+            tuple(
+                self.nodes.array(
+                    self.nodes.name(a.name + "_new"),
+                    a.shape,
+                    shown=a.name + "'",
+                    nodes=np.full(a.size, -1),
+                )
+                for a in parts
+            )
+            for parts in self.state
+        ]
+        self._origins = _Origins(self)
+        self._states_of = {
+            v: i for i, v in reversed([*enumerate(split.next_state)]) if v not in step.state
+        }
+        every = [*split.prefix, *split.body]
+        self._read = Counter(v for eqn in every for v in eqn.inputs)
+        self._read.update([*split.outputs, *split.next_state])
+        self._assigned = _assigned(every)
+        self._defined: dict[bytes, Array] = {}
+        self._ops: dict[Equation, list[WeightOp]] = {}
+        for op in analysis.ops:
+            self._ops.setdefault(op.equation, []).append(op)
+        self._in_body = False
+        self.run(split.prefix)
+        paths = {op.weight: "w_" + op.path for op in analysis.ops}
+        for v in split.weights:
+            text = self._assigned.get(v, paths.get(v, "w"))
+            self.env[v] = tuple(self._parts(self.value(v), text))
+        self.once, self.computed, self._in_body = self.computed, [], True
+        self.run(split.body)
+        for i, v in enumerate(split.next_state):
+            for array, ids in zip(self.new_state[i], self.value(v), strict=True):
+                self._becomes(array, np.arange(array.size), ids.reshape(-1))
+        self.outputs_of = [
+            tuple(self._output(p, ids, n) for n, ids in enumerate(self.value(v)))
+            for v, p in zip(split.outputs, step.output_leaves.paths, strict=True)
+        ]
+
+    # --- names ---
+
+    def _leaves(
+        self, variables: Sequence[Variable], paths: Sequence[str], kind: str
+    ) -> list[tuple[Array, ...]]:
+        """Arrays for the leaves of a tree, each by the last part of its path where that is its own."""
+        found: list[tuple[Array, ...]] = []
+        last_of = lambda path: re.split(r"\W+", path.rstrip("]'"))[-1]
+        short = ["h" if path == "state" else last_of(path) for path in paths]
+        for v, path, last in zip(variables, paths, short, strict=True):
+            own = short.count(last) == 1 and not last.isdigit() and last not in self.nodes.names
+            name = self.nodes.name(last if own else path, "h")
+            suffixes = ("_re", "_im") if is_complex(v.aval) else ("",)
+            is_matrix = v in self.step.parameters and len(v.shape) == 2
+            shape = v.shape if is_matrix else (v.size,)
+            of = kind if v.is_float else "given"
+            parts = tuple(self.nodes.array(name + s, shape, kind=of) for s in suffixes)
+            self.env[v] = tuple(a.ids.reshape(v.shape) for a in parts)
+            found.append(parts)
+        return found
+
+    def named(self, ids: Ids, text: str) -> Ids:
+        """Values as elements of one array, which gets a name where they are not."""
+        if not self.nodes.is_of_one_array(ids):
+            key = ids.tobytes()
+            if key not in self._defined:
+                array = self._array(text, ids.shape, nodes=ids.reshape(-1))
+                self._defined[key] = array
+                self.computed.append((array, None))
+            ids = self._defined[key].ids.reshape(ids.shape)
+        return ids
+
+    def _array(self, text: str, shape: tuple[int, ...], **fields: Any) -> Array:
+        """An array that is computed: a matrix of what depends on parameters alone, or flat."""
+        is_matrix = len(shape) == 2 and not self._in_body
+        shape = shape if is_matrix else (int(np.prod(shape)),)
+        return self.nodes.array(self.nodes.name(text, "f"), shape, **fields)
+
+    def constant(self, value: np.ndarray) -> Parts:
+        uniform = np.iscomplexobj(value) or value.size < 2 or (value == value.flat[0]).all()
+        if uniform:
+            return super().constant(value)
+        array = self.nodes.array(self.nodes.name("c"), (value.size,), kind="given")
+        self.values[array] = value.reshape(-1)
+        return (array.ids.reshape(value.shape),)
+
+    def argument(self, ids: Ids) -> Ids:
+        """What a spike is of, by a name: its derivative is of that too."""
+        return self.named(ids, "u") if self.nodes.operations(int(ids.flat[0])) else ids
+
+    def kept(self, eqn: Equation, v: Variable, parts: Parts) -> Parts:
+        """The value of a variable, with names for new states and for what is used again."""
+        found: list[Ids] = []
+        for n, ids in enumerate(parts):
+            ids = self._as_new_states(v, n, ids)
+            again = self._read[v] > 1 or eqn.primitive.name in ("logistic", "tanh", "exp")
+            few = max(map(self.nodes.operations, np.unique(ids).tolist()), default=0)
+            if again and few > (v not in self._assigned):
+                ids = self.named(ids, self._assigned.get(v, "q") + ("_im" if n else ""))
+            found.append(ids)
+        return tuple(found)
+
+    def _as_new_states(self, v: Variable, part: int, ids: Ids) -> Ids:
+        """The elements of new states by their names, wherever the step computes them."""
+        number, ids = self._origins.new_states(v, part), ids.reshape(-1).copy()
+        if v in self._states_of and v.is_float:
+            number = np.where(number < 0, self.new_state[self._states_of[v]][part].ids, number)
+        for array in (a for parts in self.new_state for a in parts) if (number >= 0).any() else ():
+            here = np.flatnonzero(np.isin(number, array.ids))
+            self._becomes(array, number[here] - array.first, ids[here])
+            ids[here] = number[here]
+        return ids.reshape(v.shape)
+
+    def _becomes(self, array: Array, places: np.ndarray, ids: Ids) -> None:
+        assert array.nodes is not None
+        left = (array.nodes[places] < 0) & (ids != array.first + places)
+        order = np.argsort(places[left])
+        places, ids = places[left][order], ids[left][order]
+        if places.size:
+            array.nodes[places] = ids
+            self.computed.append((array, places))
+
+    def _output(self, path: str, ids: Ids, part: int) -> Array:
+        name = self.nodes.name(path + ("_im" if part else ""))
+        array = self.nodes.array(name, (ids.size,), nodes=ids.reshape(-1))
+        self.computed.append((array, None))
+        return array
+
+    # --- weights and functions of whole arrays ---
+
+    def outputs(self, eqn: Equation) -> Sequence[Parts]:
+        ops = self._ops.get(eqn, [])
+        operands = [self.value(v) for v in eqn.inputs]
+        for op in ops:
+            if op.kind.data is not None:
+                if len(ops) > 1:
+                    raise UnsupportedError(
+                        f"{op} has several weights, and no equation is known for it. Compute with one weight at a time."
+                    )
+                return self._product(op, operands)
+            parts = operands[op.operand]
+            self.uses[op] = tuple(
+                self.nodes.array("", (ids.size,), kind="source", of=ids.reshape(-1))
+                for ids in parts
+            )
+            operands[op.operand] = tuple(a.ids.reshape(op.weight.shape) for a in self.uses[op])
+        return self.applied(eqn, operands)
+
+    def _product(self, op: WeightOp, operands: Sequence[Parts]) -> list[Parts]:
+        """The output of a product of a weight: names, for each real part a sum."""
+        (out,), data = op.equation.outputs, op.kind.data
+        assert data is not None
+        weights = operands[op.operand]
+        xs = self._parts(operands[data], "x")
+        if not op.equation.inputs[data].is_float:
+            xs = [self.named(self._one_hot(op, operands[data][0]), "one_hot")]
+        (first, place), *_ = of_weights = [self.nodes.elements(w) for w in weights]
+        suffixes = ("_re", "_im") if is_complex(out.aval) else ("",)
+        stem = self.nodes.name("I_" + first.text.removesuffix("_re"))
+        arrays = [self.nodes.array(stem + s, (out.size,), kind="source") for s in suffixes]
+        terms = [
+            ((a + b) % 2, -1 if a and b else 1, w, x.reshape(-1))
+            for a, (w, _) in enumerate(of_weights)
+            for b, x in enumerate(xs)
+            if (a + b) % 2 < len(arrays)
+        ]
+        held = op.number in self.analysis.cut and op in self.analysis.live
+        grid = Grid.of(op, first.shape, place.reshape(-1))
+        self.products[op] = Product(op, tuple(arrays), terms, grid, held)
+        self.products[op].sums()
+        self.computed += [(array, None) for array in arrays]
+        return [tuple(a.ids.reshape(out.shape) for a in arrays)]
+
+    def _parts(self, parts: Parts, text: str) -> list[Ids]:
+        """The parts of a value by their names, without an imaginary one that is zero."""
+        parts = parts if any(self.nodes.value(int(n)) != 0 for n in parts[-1].flat) else parts[:1]
+        return [self.named(ids, text + ("_im" if n else "")) for n, ids in enumerate(parts)]
+
+    def _one_hot(self, op: WeightOp, index: Ids) -> Ids:
+        """The data of a look-up: one where the index says."""
+        kind: Any = op.kind
+        if len(getattr(kind, "rows", ())) != 1:
+            raise UnsupportedError(f"No equation is known for {op}. Look rows up by one index.")
+        rows, apply = np.array([self.nodes.number(n) for n in range(kind.inputs)]), self.nodes.apply
+        index = index.reshape(-1, 1)
+        return apply("eq", apply("clamp", rows[:1], index, rows[-1:]) if kind.clip else index, rows)
+
+    def called(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
+        """A function of whole arrays, by its name."""
+        text = params.shown_name(eqn).removeprefix("reduce_").replace("dot_general", "product")
+        pairs = zip(eqn.inputs, operands, strict=True)
+        given = [ids for v, parts in pairs if v.is_float for ids in self._parts(parts, "q")]
+        found: list[Parts] = []
+        for v in eqn.outputs:
+            suffixes = ("_re", "_im") if is_complex(v.aval) else ("",)
+            arrays = [self._array(text + s, v.shape) for s in suffixes]
+            for part, array in enumerate(arrays):
+                array.sums = sums_of(eqn, operands, part, self.nodes)
+                self.calls[array] = Call(text, eqn, given, bool(array.sums))
+                array.sums = array.sums or self._opaque(array, given, v)
+            self.computed += [(a, None) for a in arrays]
+            found.append(tuple(a.ids.reshape(v.shape) for a in arrays))
+        return found
+
+    def _opaque(self, array: Array, given: Sequence[Ids], v: Variable) -> list[Sums]:
+        """The Jacobians of a function that no equation is known for: names alone."""
+        found: list[Sums] = []
+        for of in dict.fromkeys(self.nodes.elements(ids)[0] for ids in given if v.is_float):
+            name = self.nodes.name(f"D_{array.name}_{of.name}")
+            jacobian = self.nodes.array(name, (array.size, of.size), kind="given")
+            rows, columns = np.indices(jacobian.shape).reshape(2, -1)
+            found.append(Sums(rows, of.ids[columns], jacobian.ids))
+        return found
+
+
+class _Origins(Evaluation):
+    """Where the step computes each element of a new state, which it may move before it hands it on."""
+
+    def __init__(self, step: "Step"):
+        super().__init__(Nodes(), step.known)
+        split, leaves = step.analysis.split, step.analysis.hidden.leaves
+        self._fixed = {*split.weights, *split.others}
+        for v in (*step.step.parameters, *step.step.inputs, *step.step.state):
+            self.env[v] = self._fresh(v)
+        parts = [p for i in leaves for p in self.env[step.step.state[i]]]
+        self._old = np.concatenate([p.reshape(-1) for p in parts])
+        self._first = 0
+        self.run(split.prefix)
+        self._first = self.nodes.first_free
+        self._new: dict[int, int] = {}
+        self.run(split.body)
+        for i in leaves:
+            for array, ids in zip(step.new_state[i], self.value(split.next_state[i]), strict=True):
+                for place, node in zip(array.ids.tolist(), ids.reshape(-1).tolist(), strict=True):
+                    if node >= self._first and self.nodes.element(node) is not None:
+                        self._new.setdefault(node, place)
+
+    def _fresh(self, v: Variable) -> Parts:
+        arrays = [self.nodes.array("", v.shape) for _ in range(1 + is_complex(v.aval))]
+        return tuple(a.ids.reshape(v.shape) for a in arrays)
+
+    def applied(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
+        if eqn.primitive in IDENTITIES or eqn.primitive is prims.copy_p:
+            return operands
+        found = self._moved(eqn, operands)
+        if (
+            eqn.primitive is prims.convert_element_type_p
+            and eqn.inputs[0].is_float
+            and eqn.outputs[0].is_float
+        ):
+            found = [self._converted(eqn, operands[0])]
+        fresh = [self._fresh(out) for out in eqn.outputs]
+        if found is None:
+            return fresh
+        moving = [
+            p
+            for v, p in zip(eqn.inputs, operands, strict=True)
+            if v.is_float and v not in self._fixed
+        ]
+        if moving and all(np.isin(ids, self._old).all() for parts in moving for ids in parts):
+            return found
+        own = lambda ids, new: np.where(
+            ids < self._first, new, ids
+        )  # what it moves on of old states is its own
+        return [tuple(map(own, *pair)) for pair in zip(found, fresh, strict=True)]
+
+    def new_states(self, v: Variable, part: int) -> np.ndarray:
+        """The element of a new state that each element of a value is, or is moved on into; -1 where there is none."""
+        ids = self.env[v][part].reshape(-1)
+        return np.array([self._new.get(int(n), -1) for n in ids], np.int64)
+
+
+class OfWholeArrays(Exception):
+    """An operation is no function of elements."""
+
+
+def _called(of: Any, *arguments: Any) -> Any:
+    return of(*arguments)
+
+
+def _slope(eqn: Equation, operand: int) -> Any:
+    """The derivative of a function of elements by one of its arguments, by its own rule."""
+
+    def slope(*operands: Any) -> list[Any]:
+        at = operands[operand]
+        of = lambda a: eqn.bind(*operands[:operand], a, *operands[operand + 1 :])[0]
+        if not eqn.inputs[operand].is_float:
+            return [jnp.zeros(eqn.outputs[0].shape)]
+        if eqn.primitive is prims.custom_jvp_call_p:
+            return [jax.jvp(of, (at,), (jnp.ones_like(at),))[1]]
+        y, pull = jax.vjp(of, at)
+        return [pull(jnp.ones_like(y))[0]]
+
+    return canonicalise(slope, [v.aval for v in eqn.inputs])
+
+
+def _name_of(eqn: Equation) -> str:
+    """The name that a function has in the code that defines it."""
+    body = getattr(params.custom_body(eqn), "jaxpr", None)
+    found = getattr(getattr(body, "debug_info", None), "func_name", "")
+    return found if found.isidentifier() else "f"
+
+
+def _is_of_integers(eqn: Equation) -> bool:
+    """Whether an operation is another one for integers than for numbers or conditions."""
+    bits = eqn.primitive.name in ("and", "or", "xor", "not")
+    return (bits and eqn.inputs[0].aval.dtype != np.dtype(bool)) or (
+        eqn.primitive.name == "div" and not eqn.outputs[0].is_float
+    )
+
+
+_PLACED = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2, "scatter": 1}
+"""Operations that move elements to places that the operands from a number on say."""
+
+
+def _assigned(equations: Sequence[Equation]) -> dict[Variable, str]:
+    """The name that the user's code gives to a value, where it assigns it to one."""
+    last: dict[tuple[str, int], tuple[Variable, str]] = {}
+    for eqn in equations:
+        place = _statement(eqn)
+        if place is not None and len(eqn.outputs) == 1:
+            last[place[0]] = eqn.outputs[0], place[1]
+    return {v: name for v, name in last.values() if name}
+
+
+def _statement(eqn: Equation) -> tuple[tuple[str, int], str] | None:
+    """The statement that made an equation, and the one name that it assigns to."""
+    for frame in getattr(eqn.traceback.of, "frames", ()):
+        file = frame.file_name
+        own = any(f"{HERE}/{part}/" in file for part in ("trace", "_jax"))
+        if file.startswith(LIBRARIES) or own or file.endswith("surrogate.py"):
+            continue
+        found = [s for s in _assignments(file) if s[0] <= frame.line_num <= s[1]]
+        if not found:
+            return (file, frame.line_num), ""
+        first, _, name = max(found)
+        return (file, first), name
+    return None
+
+
+@functools.cache
+def _assignments(file: str) -> list[tuple[int, int, str]]:
+    """The first and the last line of each assignment in a file, and the name, if it is to a single one."""
+    lines = linecache.getlines(file)
+    try:
+        tree = ast.parse("".join(lines))
+    except SyntaxError:  # a page with code in it
+        texts = [(n, re.match(r"\s*(\w+) = ", line)) for n, line in enumerate(lines, 1)]
+        return [(n, n, text[1]) for n, text in texts if text]
+    found: list[tuple[int, int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            (target, *more) = node.targets
+            name = target.id if isinstance(target, ast.Name) and not more else ""
+            found.append((node.lineno, node.end_lineno or node.lineno, name))
+    return found

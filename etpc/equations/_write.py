@@ -1,0 +1,435 @@
+"""Writes the equations: as text, as LaTeX, and as a file of NumPy."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import sympy as sp
+from sympy.printing.latex import LatexPrinter
+from sympy.printing.numpy import NumPyPrinter
+from sympy.printing.str import StrPrinter
+
+from ._functions import COMPARISONS, FUNCTIONS, dot
+from ._nodes import Array
+from ._rule import Equation, Rule, Term
+
+GREEK = re.findall(
+    r"\w+",
+    "alpha beta gamma delta epsilon eta theta kappa lambda mu nu omega phi psi rho sigma tau xi",
+)
+SIGNS = {"==": "=", "!=": r"\ne", "<=": r"\le", ">=": r"\ge"}
+
+
+def along(shape: tuple[int, ...], at: np.ndarray) -> list[tuple[int | None, np.ndarray]] | None:
+    """For each axis of an array, the axis of `at` that its places follow, and these.
+
+    `at` are places in the flat array. The axis is `None` where there is one place for all, and so is all where places
+    follow several axes. Those of `x^T` in a matrix follow its last axis.
+    """
+    found: list[tuple[int | None, np.ndarray]] = []
+    first = 0
+    for places in np.unravel_index(at, shape):
+        if at.size > 1 and (places == places.flat[0]).all():
+            found.append((None, places.reshape(-1)[:1]))
+            continue
+        for axis in range(first, at.ndim):
+            lines = np.moveaxis(places, axis, 0).reshape(at.shape[axis], -1)
+            if (lines == lines[:, :1]).all():
+                found.append((axis, lines[:, 0]))
+                first = axis + 1
+                break
+        else:
+            return None
+    return found
+
+
+def slice_of(places: np.ndarray, size: int) -> str | None:
+    """Places as a slice, if they are one."""
+    step = int(places[1] - places[0]) if places.size > 1 else 1
+    if step < 1 or (places != places[0] + step * np.arange(places.size)).any():
+        return None
+    whole = step == 1 and places.size == size
+    return ":" if whole else f"{places[0]}:{places[-1] + 1}" + (f":{step}" if step > 1 else "")
+
+
+class InOrder:
+    """Sums with traces first, then what enters them; numbers and what is subtracted last."""
+
+    def _as_ordered_terms(self, expr: Any, order: Any = None) -> list[Any]:
+        is_trace = lambda s: s.name.startswith(("e_", "f_", "X_"))
+        of_trace = lambda term: any(map(is_trace, term.atoms(sp.Symbol)))
+        key = lambda term: (
+            *(term.could_extract_minus_sign(), term.is_Number, not of_trace(term)),
+            sp.default_sort_key(term),
+        )
+        return sorted(expr.args, key=key)
+
+
+class Text(InOrder, StrPrinter):
+    """Expressions as text; a condition is in brackets."""
+
+    def _print_Function(self, expr: Any) -> str:
+        name, arguments = type(expr).__name__, [self._print(a) for a in expr.args]
+        if name in COMPARISONS:
+            return f"[{arguments[0]} {COMPARISONS[name]} {arguments[1]}]"
+        if name == "dot":
+            return " @ ".join(arguments)
+        return f"{name}({', '.join(arguments)})"
+
+
+class Latex(InOrder, LatexPrinter):
+    """Expressions as LaTeX."""
+
+    def _print_Symbol(self, expr: Any, style: str = "plain") -> str:
+        found = re.fullmatch(r"([^'\[^]+)('?)(\[.*\])?(\^T)?", expr.name)
+        name, prime, place, transposed = found.groups() if found else (expr.name, "", "", "")
+        if name.startswith("dl_d"):
+            return rf"\frac{{\partial l}}{{\partial {self._print(sp.Symbol(name[4:]))}}}"
+        words = [
+            rf"\{w}" if w in GREEK else rf"\mathrm{{{w}}}" if w[1:] else w for w in name.split("_")
+        ]
+        below = "_{" + r"\,".join(words[1:]) + "}" if words[1:] else ""
+        above = (r"\prime" if prime else "") + (r"\top" if transposed else "")
+        text = words[0] + below + (f"^{{{above}}}" if above else "")
+        return text + (rf"{{\scriptstyle {place}}}" if place else "")
+
+    def _print_Function(self, expr: Any, exp: Any = None) -> str:
+        name, arguments = type(expr).__name__, [self._print(a) for a in expr.args]
+        if name in COMPARISONS:
+            sign = COMPARISONS[name]
+            text = rf"\left[{arguments[0]} {SIGNS.get(sign, sign)} {arguments[1]}\right]"
+        elif name == "dot":
+            text = r" \, ".join(arguments)
+        elif hasattr(sp, name):
+            return super()._print_Function(expr, exp)
+        else:
+            is_symbol = len(name) < 2 or name in GREEK
+            words = name.replace("_", r"\_")
+            head = self._print(sp.Symbol(name)) if is_symbol else rf"\operatorname{{{words}}}"
+            text = rf"{head}\left({', '.join(arguments)}\right)"
+        return text if exp is None else rf"{{{text}}}^{{{exp}}}"
+
+
+class Code(NumPyPrinter):
+    """Expressions in NumPy; numbers in full."""
+
+    def _print_Float(self, expr: Any) -> str:
+        return repr(float(expr))
+
+    def _print_Infinity(self, expr: Any) -> str:
+        return "inf"
+
+    def _print_NegativeInfinity(self, expr: Any) -> str:
+        return "-inf"
+
+    def _print_NaN(self, expr: Any) -> str:
+        return "nan"
+
+    def _print_Function(self, expr: Any) -> str:
+        name = type(expr).__name__
+        arguments = ", ".join(self._print(a) for a in expr.args)
+        return f"np.tensordot({arguments}, 1)" if name == "dot" else f"{name}({arguments})"
+
+
+# --- text and LaTeX ---
+
+
+class Line:
+    """One equation, or a heading, in symbols that people read."""
+
+    def __init__(self, left: Any, right: Any = None, note: str = "", sign: str = "="):
+        self.left, self.right, self.note, self.sign = left, right, note, sign
+
+
+def lines_of(rule: Rule, path: str | None) -> list[Line]:
+    """The equations as lines; with `path`, those about one weight and the step."""
+    lines: list[Line] = []
+    last = ""
+    for n, (title, of, equations) in enumerate(rule.sections):
+        if not equations or (path and of and path not in of.split(", ")):
+            continue
+        lines += [Line(title)] if title != last else []
+        last = title
+        if n == 0:
+            for name, arguments, value in (
+                d for several in rule.nodes.own.values() for d in several
+            ):
+                lines.append(Line(sp.Function(name)(*arguments), value))
+        lines += [line for equation in equations for line in _lines(rule, equation)]
+    return lines + _left_out(rule, path)
+
+
+def _lines(rule: Rule, equation: Equation) -> list[Line]:
+    sums: dict[tuple[str, str], list[Any]] = {}
+    sign = "+=" if equation.target in rule.gradient.values() else "="
+    terms = equation.terms if equation.shown is None else [Term(equation.shown)]
+    for term in terms:
+        symbols = {s: _symbol(*rule.views[s]) for s in rule.symbols(term.value)}
+        where, of = "", ""
+        if term.where is not None:
+            where = _place(equation.target, term.where)
+            if len(equation.target.shape) > term.where.ndim:
+                of = "diag"
+            elif np.unique(term.where).size < term.where.size:
+                where, of = "", "sum"
+        sums.setdefault((where, of), []).append(term.value.xreplace(symbols))
+    sides: dict[str, Any] = {}
+    for (where, of), values in sums.items():
+        total = sp.Function(of, real=True)(sp.Add(*values)) if of else sp.Add(*values)
+        sides[where] = sides.get(where, 0) + total
+    left = lambda where: sp.Symbol(equation.target.text + where)
+    return [Line(left(where), total, equation.note, sign) for where, total in sides.items()]
+
+
+def _symbol(array: Array, at: np.ndarray) -> Any:
+    """An array as an expression names it: `x^T` where it follows the columns of a matrix."""
+    followed = along(array.shape, at) if len(array.shape) == 1 < array.size else []
+    by_columns = bool(followed) and at.ndim > 1 and followed[0][0] == at.ndim - 1
+    name = array.text + _place(array, at) + ("^T" if by_columns else "")
+    return sp.Symbol(name, commutative=not (by_columns or name.startswith(("e_", "f_", "X_"))))
+
+
+def _place(array: Array, at: np.ndarray) -> str:
+    """Which elements of an array; empty where it is all of them."""
+    followed = along(array.shape, at)
+    if followed is None:
+        followed = [(0, places) for places in np.unravel_index(at.reshape(-1), array.shape)]
+    repeats = lambda p, n: p.size % n == 0 and (p == np.tile(np.arange(n), p.size // n)).all()
+    slices = [
+        ":" if repeats(p, n) else str(p[0]) if axis is None else slice_of(p, n) or "..."
+        for (axis, p), n in zip(followed, array.shape, strict=True)
+    ]
+    return "" if array.size == 1 or all(s == ":" for s in slices) else f"[{', '.join(slices)}]"
+
+
+def _left_out(rule: Rule, path: str | None) -> list[Line]:
+    reach = rule.analysis.reach
+    ops = [op for op in rule.analysis.ops if path is None or path in op.path.split(", ")]
+    texts = dict.fromkeys(
+        f"{op.path}: {escape}" for op in ops for escape in reach[op.number].escapes
+    )
+    form = {n.op.path: n.form.left_out for n in rule.program.traces if n.form.left_out}
+    texts |= dict.fromkeys(f"{p}: {t}" for p, t in form.items() if path in (None, p))
+    return [Line("what is left out"), *(Line("", note=text) for text in texts)] if texts else []
+
+
+def as_text(lines: Sequence[Line]) -> str:
+    printer = Text({"full_prec": False})
+    texts: list[str] = []
+    for line in lines:
+        if line.right is None:
+            texts.append(f"    {line.note}" if line.note else ("\n" if texts else "") + line.left)
+        else:
+            note = f"    ({line.note})" if line.note else ""
+            sides = map(printer.doprint, (line.left, line.right))
+            texts.append("    " + f" {line.sign} ".join(sides) + note)
+    return "\n".join(texts)
+
+
+def as_latex(lines: Sequence[Line]) -> str:
+    printer = Latex({"full_prec": False, "mul_symbol": r" \, "})
+    rows: list[str] = []
+    for line in lines:
+        if line.right is None:
+            text = re.sub(r"([#%&$])", r"\\\1", line.note or line.left)
+            rows.append("&" + r"\_".join(rf"\text{{{part}}}" for part in text.split("_")))
+        else:
+            rows.append(f"{printer.doprint(line.left)} &{line.sign} {printer.doprint(line.right)}")
+    body = " \\\\\n".join(rows)
+    return f"\\begin{{split}}\n{body}\n\\end{{split}}"
+
+
+# --- NumPy ---
+
+
+class Source:
+    """The file of NumPy."""
+
+    def __init__(self, rule: Rule):
+        self.rule, self.tables, self.lines = (
+            rule,
+            dict[bytes, tuple[str, np.ndarray]](),
+            list[str](),
+        )
+        self.printer = Code({"fully_qualified_modules": True, "allow_unknown_functions": True})
+        self._begun: set[Array] = set()
+        self._functions: set[str] = set()
+        step = rule.step
+        leaves = (step.step.model_leaves, step.step.input_leaves, step.step.state_leaves)
+        inputs = step.step.with_begins(leaves[1].paths, "begins")
+        for source, paths, arrays in (
+            ("parameters", leaves[0].paths, step.parameters),
+            ("inputs", inputs, step.inputs),
+            ("carry", leaves[2].paths, step.state),
+        ):
+            for path, parts in zip(paths, arrays, strict=True):
+                for array, part in zip(
+                    parts, (".real", ".imag") if parts[1:] else ("",), strict=True
+                ):
+                    self.line(
+                        f"{array.name} = np.asarray({source}[{path!r}]){part}.reshape({array.shape})"
+                    )
+        for array, values in step.values.items():
+            self.line(f"{array.name} = {self.table(values)}")
+        for old in rule.carried:
+            self.line(f"{old.name} = carry[{old.name!r}]")
+        for n, (title, _, equations) in enumerate(rule.sections):
+            if equations:
+                self.lines += ["", f"    # {title}"]
+            for equation in equations:
+                self.equation(equation)
+            if n == 0:
+                self.outputs()
+        self.returned()
+
+    def line(self, text: str) -> None:
+        self.lines.append(f"    {text}")
+
+    def outputs(self) -> None:
+        step, leaves = self.rule.step, self.rule.step.step.output_leaves
+        given = zip(leaves.paths, step.outputs_of, leaves.avals, strict=True)
+        self.line(
+            f"y_of_step = {{{', '.join(f'{p!r}: {_whole(a, v.shape)}' for p, a, v in given)}}}"
+        )
+        self.line("gradient = dloss(y_of_step)")
+        for path, parts in zip(leaves.paths, step.outputs_of, strict=True):
+            for array, part in zip(
+                parts, (".real", ".imag * -1") if parts[1:] else ("",), strict=True
+            ):
+                if array in self.rule.loss:
+                    name = self.rule.loss[array].name
+                    self.line(f"{name} = np.asarray(gradient[{path!r}]){part}.reshape(-1)")
+
+    def returned(self) -> None:
+        step, (model, state) = (
+            self.rule.step,
+            (self.rule.step.step.model_leaves, self.rule.step.step.state_leaves),
+        )
+        new = [
+            f"{p!r}: {_whole(a, v.shape)}"
+            for p, a, v in zip(state.paths, step.new_state, state.avals, strict=True)
+        ]
+        new += [f"{old.name!r}: {new.name}" for old, new in self.rule.carried.items()]
+        self.lines.append("")
+        self.line(f"carry = {{{', '.join(new)}}}")
+        grads: list[str] = []
+        for i in model.floats:
+            parts = [self.rule.gradient.get(a) for a in step.parameters[i]]
+            texts = [f"np.zeros({model.avals[i].shape})" if g is None else g.name for g in parts]
+            whole = texts[0] if len(texts) == 1 else f"({texts[0]} - 1j * {texts[1]})"
+            grads.append(f"{model.paths[i]!r}: {whole}.reshape({tuple(model.avals[i].shape)})")
+        self.line(f"return y_of_step, carry, {{{', '.join(grads)}}}")
+
+    def table(self, values: np.ndarray) -> str:
+        """Constants that are written once, above all."""
+        key = values.tobytes() + str((values.shape, values.dtype)).encode()
+        if key not in self.tables:
+            letter = "AT" if values.dtype.kind in "iub" else "TABLE"
+            self.tables[key] = f"{letter}_{len(self.tables)}", values
+        return self.tables[key][0]
+
+    def index(self, shape: tuple[int, ...], at: np.ndarray) -> str | None:
+        """An index that gives elements of an array, along the axes of `at`."""
+        followed = along(shape, at)
+        if followed is None:
+            return None
+        tokens, axes = list[str](), 0
+        for (axis, places), n in zip(followed, shape, strict=True):
+            if axis is None:
+                tokens.append(str(places[0]))
+            else:
+                tokens += ["None"] * (axis - axes if tokens else 0)
+                tokens.append(slice_of(places, n) or self.table(places))
+                axes = axis + 1
+        tokens += ["None"] * (at.ndim - axes if axes else 0)
+        if sum(t.startswith("AT") for t in tokens) > 1:
+            return None
+        return "" if all(t == ":" for t in tokens) else f"[{', '.join(tokens)}]"
+
+    def code(self, value: Any) -> str:
+        """An expression in NumPy."""
+        names: dict[Any, Any] = {}
+        codes: list[str] = []
+        for symbol in self.rule.symbols(value):
+            array, at = self.rule.views[symbol]
+            index = "" if array.size == 1 else self.index(array.shape, at)
+            index = f".reshape(-1)[{self.table(at)}]" if index is None else index
+            names[symbol] = sp.Symbol(f"<{len(codes)}>")
+            codes.append(array.name + index)
+        value = value.xreplace(names)
+        self._functions |= {type(f).__name__ for f in value.atoms(sp.Function)}
+        text = str(self.printer.doprint(value)).replace("numpy.", "np.")
+        return re.sub(r"<(\d+)>", lambda found: codes[int(found[1])], text)
+
+    def equation(self, equation: Equation) -> None:
+        target = equation.target
+        whole = [t.value for t in equation.terms if t.where is None]
+        note = f"  # {equation.note}" if equation.note else ""
+        begun = target in self._begun
+        self._begun.add(target)
+        if whole:
+            text = " + ".join(self.code(v) for v in whole)
+            full = any(self._fills(v, target) for v in whole)
+            text = text if full or begun else f"{text} + np.zeros({target.shape})"
+            text = f"{text}.copy()" if text.isidentifier() else text
+            self.line(f"{target.name} {'+=' if begun else '='} {text}{note}")
+        elif not begun:
+            self.line(f"{target.name} = np.zeros({target.shape})")
+        for term in equation.terms:
+            if term.where is not None:
+                self.line(self.added(target, term.value, term.where) + note)
+
+    def _fills(self, value: Any, target: Array) -> bool:
+        """Whether an expression has the shape of what it is assigned to."""
+        if target.size == 1 or value.atoms(dot):
+            return True
+        views = (self.rule.views[s] for s in self.rule.symbols(value))
+        axes = lambda array, at: {axis for axis, _ in along(array.shape, at) or enumerate(at.shape)}
+        fills = lambda array, at: at.shape == target.shape and axes(array, at) >= {*range(at.ndim)}
+        return any(array.size > 1 and fills(array, at) for array, at in views)
+
+    def added(self, target: Array, value: Any, where: np.ndarray) -> str:
+        once, index = np.unique(where).size == where.size, self.index(target.shape, where)
+        if once and index is not None:
+            return f"{target.name}{index} += {self.code(value)}"
+        return f"np.add.at({target.name}.reshape(-1), {self.table(where)}, {self.code(value)})"
+
+    def file(self, equations: str) -> str:
+        """The whole file."""
+        head = ["# " + line if line else "#" for line in equations.split("\n")]
+        own = [d for several in self.rule.nodes.own.values() for d in several]
+        written = [
+            f"def {n}({', '.join(map(str, a))}):\n    return {self.code(v)}" for n, a, v in own
+        ]
+        bodies = "".join(FUNCTIONS[n][1] for n in self._functions if n in FUNCTIONS)
+        self._functions |= {name for name in FUNCTIONS if f"{name}(" in bodies}
+        arguments = {
+            name: ", ".join("abc"[: next(iter(of.nargs))]) for name, (of, _) in FUNCTIONS.items()
+        }
+        known = [
+            f"def {name}({arguments[name]}):\n    return {body}"
+            for name, (_, body) in FUNCTIONS.items()
+            if name in self._functions
+        ]
+        array = lambda a: np.array2string(
+            a, separator=", ", threshold=a.size + 1, floatmode="unique"
+        )
+        tables = [f"{name} = np.array({array(a)})" for name, a in self.tables.values()]
+        carried = ", ".join(f"{a.name!r}: np.zeros({a.shape})" for a in self.rule.carried)
+        parts = [
+            *head,
+            "import math\n\nimport numpy as np\n\nnan, inf = np.nan, np.inf",
+            *tables,
+            *(f"\n\n{f}" for f in (*known, *written)),
+            f"\n\ndef traces():\n    return {{{carried}}}",
+            "\n\ndef step(parameters, inputs, carry, dloss):",
+            *self.lines,
+        ]
+        return "\n".join(parts) + "\n"
+
+
+def _whole(parts: Sequence[Array], shape: Any) -> str:
+    names = [a.name for a in parts]
+    whole = names[0] if len(names) == 1 else f"({names[0]} + 1j * {names[1]})"
+    return f"{whole}.reshape({tuple(shape)})"

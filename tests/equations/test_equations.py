@@ -1,0 +1,420 @@
+"""Equations against the program: what is printed is what runs, and what cannot be written says so."""
+
+import contextlib
+import io
+import json
+import re
+import types
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sympy = pytest.importorskip("sympy")
+
+import etpc  # noqa: E402
+from etpc import nn  # noqa: E402
+from etpc.cli import main  # noqa: E402
+from etpc.errors import EtpcError  # noqa: E402
+from etpc.forms import Decay, Full  # noqa: E402
+from tests import helpers  # noqa: E402
+from tests.fuzz.check import Case, drawn  # noqa: E402
+from tests.helpers import cell, loss, normal  # noqa: E402
+from tests.pages import ROOT  # noqa: E402
+from tests.marks import few  # noqa: E402
+from tests.nn.test_networks import NETWORKS  # noqa: E402
+
+T = 7
+TOLERANCE = 1e-12
+SPIKE = etpc.surrogate.ReluGrad()
+DRAWN, SEED = range(40), 1
+RULES = {
+    "d_rtrl": etpc.D_RTRL(),
+    "rtrl": etpc.RTRL(),
+    "decay": etpc.ES_D_RTRL(decay=0.9),
+    "everywhere": etpc.ES_D_RTRL(decay=0.9, everywhere=True),
+}
+CELLS = {
+    "GRU": lambda: (eqx.nn.GRUCell(2, 3, key=jax.random.key(0)), jnp.zeros(3)),
+    "LSTM": lambda: (eqx.nn.LSTMCell(2, 3, key=jax.random.key(0)), (jnp.zeros(3), jnp.zeros(3))),
+}
+
+
+class ALIF(eqx.Module):
+    w: jax.Array
+    r: jax.Array
+    tau: jax.Array
+
+    def init_state(self):
+        return {"v": jnp.zeros(3), "a": jnp.zeros(3)}
+
+    def __call__(self, x, state):
+        v, a = state["v"], state["a"]
+        z = SPIKE(v - 1 - 0.2 * a)
+        alpha = jnp.exp(-1 / self.tau)
+        v = alpha * v + self.w @ x + self.r @ z - z
+        a = 0.95 * a + z
+        return SPIKE(v - 1 - 0.2 * a), {"v": v, "a": a}
+
+
+class Everything(eqx.Module):
+    """A softmax, a norm, a sort, a look-up and products of states: none of it is element by element."""
+
+    table: jax.Array
+    w: jax.Array
+    kernel: jax.Array
+    gain: jax.Array
+
+    def init_state(self):
+        return jnp.full(4, 0.1)
+
+    def __call__(self, i, h):
+        mixed = jax.nn.softmax(h * self.gain) + jnp.roll(h, 1) / (1 + jnp.linalg.norm(h))
+        near = jnp.convolve(h, self.kernel, mode="same") + jnp.cumsum(h) / 9 + jnp.sort(h) * h.max()
+        solved = jnp.linalg.solve(3 * jnp.eye(4) + jnp.outer(h, h), h)  # it has one array twice
+        h = jnp.tanh(self.w @ mixed + self.table[i] + near * (h @ h) + solved)
+        return h[::-1] ** 2, h
+
+
+class Packed(eqx.Module):
+    """Two states in one leaf, of which the second reads the new first one."""
+
+    w: jax.Array
+
+    def init_state(self):
+        return jnp.zeros(6)
+
+    def __call__(self, x, state):
+        v, a = state[:3], state[3:]
+        v = 0.9 * v + self.w @ x - a
+        drive = jnp.sin(v) * 2 + v**2
+        state = jnp.concatenate([v, 0.5 * a + 0.1 * drive * v])
+        return state * jnp.tanh(state), state
+
+
+def alif():
+    return ALIF(normal(3, 2), 0.5 * normal(3, 3, seed=1), jnp.array([2.0, 5.0, 9.0]))
+
+
+def dloss(y, target):
+    """The derivative of `loss` by the output."""
+    return jax.grad(loss, allow_int=True)(y, target)
+
+
+def difference(found, wanted):
+    """The largest difference of two gradients, in parts of the largest number of each parameter."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in pairs]
+    return max(np.abs(a - b).max(initial=0) / (1e-3 + np.abs(b).max(initial=0)) for a, b in pairs)
+
+
+def run(program, model, xs, state=None):
+    """The carry and the gradient of a program, and what its equations give for the same."""
+    steps = len(jax.tree.leaves(xs)[0])
+    targets = jnp.cos(2.0 * jnp.arange(steps))
+    carry = (
+        program.init() if state is None else eqx.tree_at(lambda c: c.state, program.init(), state)
+    )
+    (_, carry), grads = program.value_and_grad(loss, "sum")(model, xs, targets, carry)
+    given = program.equations().evaluate(model, xs, targets, dloss, state)
+    return carry, grads, given
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", few(NETWORKS))
+def test_equations_of_layers_give_the_gradient_of_the_program(name, rule):
+    layers, xs, *_ = NETWORKS[name]()
+    model = nn.Sequential(layers)
+    program = etpc.compile(model, RULES[rule], inputs=xs[0])
+    _, grads, given = run(program, model, xs[:T])
+    assert helpers.finite(grads)
+    assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) > 1e-3
+    assert difference(given.gradient, grads) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    few([(name, rule) for name in CELLS for rule in RULES], ("LSTM", "everywhere")),
+)
+def test_equations_of_cells_give_gradient_and_traces_of_the_program(name, rule):
+    model, state = CELLS[name]()
+    program = etpc.compile(model, RULES[rule], inputs=jnp.zeros(2), state=state, step=cell)
+    carry, grads, given = run(program, model, normal(T, 2))
+    assert difference(given.gradient, grads) < TOLERANCE
+    assert difference(given.state, carry.state) < TOLERANCE
+    assert_equal_traces(program, carry, given)
+
+
+def assert_equal_traces(program, carry, given):
+    """Each trace that is carried, and the factors of one with a decay."""
+    names, compared = iter(given.traces.items()), 0
+    for node, arrays in zip(program.ir.traces, carry.traces, strict=True):
+        shown = node.form.shown(program.ir.site(node), arrays)
+        if isinstance(node.form, Decay):
+            state_factor = np.stack([next(names)[1] for _ in range(node.block)])
+            assert np.allclose(
+                state_factor.reshape(-1), shown["state factor"].reshape(-1), atol=1e-12
+            )
+            of_ops = np.concatenate([next(names)[1] for _ in node.ops])
+            assert np.allclose(of_ops, shown["input factor"].reshape(-1), atol=1e-12)
+            next(names)
+        elif (
+            np.unique(node.blocks.indices).size > node.block
+        ):  # a state of the block of each output
+            assert np.allclose(next(names)[1].reshape(-1), shown["trace"].reshape(-1), atol=1e-12)
+        else:  # all states, leaf by leaf
+            found = np.zeros(0)
+            while found.size < shown["trace"].size:
+                found = np.append(found, next(names)[1])
+            assert np.allclose(found, shown["trace"].reshape(-1), atol=1e-12)
+        assert isinstance(node.form, Full | Decay)
+        compared += 1
+    assert compared
+
+
+class Drawn(eqx.Module):
+    """A step of drawn operations on arrays of three elements, none of which is of whole arrays."""
+
+    weights: list[jax.Array]
+    taus: list[jax.Array]
+    seed: int = eqx.field(static=True)
+
+    def init_state(self):
+        return {"a": jnp.full(3, 0.1), "b": jnp.array([0.3, -0.2, 0.1]), "c": jnp.zeros(6)}
+
+    def __call__(self, x, state):
+        draw = np.random.default_rng(self.seed)
+        a, b, c = state["a"], state["b"], state["c"]
+        values = [a, b, c[:3], c[3:], self.weights[0] @ x, *self.taus]
+        any_of = lambda: values[-min(draw.geometric(0.25), len(values))]
+        unary = [
+            *(jnp.tanh, jax.nn.sigmoid, jnp.sin, jnp.square, jnp.abs, SPIKE, jax.lax.stop_gradient),
+            *(jax.nn.softplus, jax.nn.relu, lambda v: jnp.roll(v, 1), lambda v: v[::-1]),
+            *(lambda v: jnp.exp(-jnp.square(v)), lambda v: 0.7 * v, lambda v: v / (1 + v**2)),
+            lambda v: jnp.sqrt(1 + v**2),
+        ]
+        binary = [
+            *(jnp.add, jnp.multiply, jnp.subtract, jnp.maximum, jnp.minimum),
+            lambda v, w: jnp.where(v > 0, v, w),
+            lambda v, w: jnp.concatenate([v[:2], w[2:]]),
+            lambda v, w: v * (w > 0.1),
+        ]
+        for weight in self.weights[1:]:
+            for _ in range(draw.integers(1, 4)):
+                values.append(unary[draw.integers(len(unary))](any_of()))
+                values.append(binary[draw.integers(len(binary))](any_of(), any_of()))
+            values.append(weight @ values[-1])
+        new = [
+            0.9 * jnp.tanh(v) for v in (a + any_of(), any_of(), values[-1] - b, any_of() * c[:3])
+        ]
+        values += new  # what follows may read new states
+        output = any_of() + any_of() * new[1] + new[2] - new[0]
+        return output, {"a": new[0], "b": new[1], "c": jnp.concatenate(new[2:])}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", few(DRAWN))
+def test_equations_of_drawn_models_give_the_gradient_of_the_program(seed, rule):
+    draw = np.random.default_rng(100 + seed)
+    weights = [jnp.asarray(draw.normal(size=(3, n)) / 2) for n in (2, 3, 3, 3)]
+    model = Drawn(weights, [jnp.asarray(draw.normal(size=3)) for _ in range(2)], seed)
+    program = etpc.compile(model, RULES[rule], inputs=jnp.zeros(2))
+    carry, grads, given = run(program, model, normal(T, 2, seed=seed))
+    assert helpers.finite(grads)
+    assert difference(given.gradient, grads) < 1e-10
+    assert difference(given.state, carry.state) < TOLERANCE
+
+
+@pytest.mark.parametrize("number", few(range(12)))
+def test_equations_of_any_drawn_model_are_printed_or_refused(number):
+    case = Case(drawn(SEED, number).with_all_weights)
+    rule = [etpc.D_RTRL(window=1), etpc.RTRL(window=1), RULES["everywhere"]][number % 3]
+    compiled = case.compile(rule)
+    try:
+        equations = compiled.equations()
+    except etpc.UnsupportedError:
+        return
+    assert str(equations)
+    assert equations.latex()
+    with contextlib.suppress(etpc.UnsupportedError):
+        equations.to_numpy()
+
+
+@pytest.mark.parametrize("rule", few(RULES))
+def test_what_is_not_computed_element_by_element_is_a_named_function(rule):
+    model = Everything(
+        normal(3, 4),
+        0.5 * normal(4, 4, seed=1),
+        0.3 * normal(3, seed=2),
+        1 + 0.1 * normal(4, seed=3),
+    )
+    equations = etpc.compile(model, RULES[rule], inputs=jnp.zeros((), int)).equations()
+    text = str(equations)
+    for name in ("max", "sum", "sort", "cumsum"):
+        assert f"{name}(" in text
+    for called in (equations.to_numpy, lambda: run_equations(equations, model)):
+        with pytest.raises(EtpcError, match="sort at .*test_equations.py"):
+            called()
+
+
+def run_equations(equations, model):
+    xs = jnp.array([0, 2, 1, 1, 0, 2])
+    return equations.evaluate(model, xs, jnp.zeros(6), dloss)
+
+
+@pytest.mark.parametrize("rule", few(RULES, "everywhere"))
+def test_parts_of_one_leaf_may_read_one_another(rule):
+    model = Packed(0.3 * normal(3, 2))
+    program = etpc.compile(model, RULES[rule], inputs=jnp.zeros(2))
+    _, grads, given = run(program, model, normal(T, 2))
+    assert difference(given.gradient, grads) < TOLERANCE
+    text = str(program.equations())
+    assert "h'[0:3] = I_w + 0.9*h[0:3] - h[3:6]" in text
+    assert "h'[3:6] = 0.5*h[3:6] + " in text
+    assert "D_h_h[0:3, 0:3] = diag(0.9)" in text
+
+
+@pytest.mark.parametrize("rule", few(RULES, "d_rtrl"))
+def test_the_file_of_numpy_needs_no_jax_and_gives_the_gradient(rule):
+    model = alif()
+    program = etpc.compile(model, RULES[rule], inputs=jnp.zeros(2))
+    xs = 3 * normal(T, 2)
+    targets = jnp.cos(2.0 * jnp.arange(T))
+    (_, _), grads = program.value_and_grad(loss, "sum")(model, xs, targets, program.init())
+    source = program.equations().to_numpy()
+    assert {line for line in source.split("\n") if line.startswith("import")} == {
+        "import math",
+        "import numpy as np",
+    }
+    module = {}
+    exec(source, module)
+    parameters = {
+        ".w": np.asarray(model.w),
+        ".r": np.asarray(model.r),
+        ".tau": np.asarray(model.tau),
+    }
+    carry = {"['v']": np.zeros(3), "['a']": np.zeros(3), **module["traces"]()}
+    total = dict.fromkeys(parameters, 0.0)
+    for x, target in zip(np.asarray(xs), np.asarray(targets), strict=True):
+        by_output = lambda y, target=target: {"y": 2 * (y["y"] - target)}
+        _, carry, gradient = module["step"](parameters, {"x": x}, carry, by_output)
+        total = {name: total[name] + gradient[name] for name in total}
+    assert difference(total, {".w": grads.w, ".r": grads.r, ".tau": grads.tau}) < TOLERANCE
+
+
+def test_an_adaptive_neuron_is_printed_as_its_paper_writes_it():
+    """Bellec et al. 2020, equations 20 to 25, with the parts of the traces that this step has."""
+    text = str(etpc.compile(alif(), inputs=jnp.zeros(2)).equations(".w"))
+    for line in (
+        "H(u) = [u >= 0]",
+        "psi(u) = 0.3*max(1 - abs(u), 0)",
+        "u = v - 0.2*a - 1",
+        "I_r = r @ stop(z)",
+        "a' = 0.95*a + z",
+        "v' = I_r + I_w + alpha*v - z",
+        "e_v_w' = (alpha - psi(u))*e_v_w + 0.2*psi(u)*e_a_w + x^T",
+        "e_a_w' = (0.95 - 0.2*psi(u))*e_a_w + psi(u)*e_v_w",
+        "L_v = dl_dy*psi(u_2)",
+        "g_w += L_a*e_a_w' + L_v*e_v_w'",
+        ".w: hidden ['a'] -> .r -> hidden ['v']",
+    ):
+        assert line in text, (line, text)
+    assert "the trace of .r" not in text
+
+
+def test_numbers_are_printed_as_they_were_written():
+    with jax.enable_x64(False):
+        model = jax.tree.map(lambda a: a.astype(jnp.float32), alif())
+        text = str(etpc.compile(model, inputs=jnp.zeros(2, jnp.float32)).equations())
+    assert "0.95*a" in text
+    assert "0.9499" not in text
+
+
+def test_the_forms_of_traces_are_printed_as_what_they_are():
+    readout = nn.LeakyRateReadout(3, 2, tau=5.0, key=jax.random.key(0))
+    shared = etpc.compile(readout, inputs=jnp.zeros(3)).equations()
+    assert "the filtered inputs that outputs share" in str(shared)
+    model, state = CELLS["GRU"]()
+    called = dict(inputs=jnp.zeros(2), state=state, step=cell)
+    decayed = str(etpc.compile(model, RULES["everywhere"], **called).equations())
+    for text in (
+        "X_weight_ih' = ",
+        "c_weight_ih' = 0.9*c_weight_ih + 1",
+        "smoothed with decay 0.9",
+    ):
+        assert text in decayed
+    low_rank = etpc.compile(model, etpc.ES_D_RTRL(rank=2, everywhere=True), **called).equations()
+    assert "2 pairs of factors" in str(low_rank)
+    with pytest.raises(EtpcError, match="rank"):
+        low_rank.evaluate(model, normal(T, 2), normal(T, 3), dloss)
+
+
+def test_the_formulas_of_the_page_are_those_of_its_program():
+    page = (ROOT / "docs" / "equations.md").read_text()
+    (shown,) = re.findall(r"```math\n(.*?)```", page, re.DOTALL)
+    code = page[page.index("```python") + len("```python") : page.index("print(equations)")]
+    module = types.ModuleType("page")
+    with jax.enable_x64(False):
+        exec(
+            compile(
+                "\n" * page[: page.index(code)].count("\n") + code,
+                str(ROOT / "docs" / "equations.md"),
+                "exec",
+            ),
+            module.__dict__,
+        )
+        assert shown.strip() == module.program.equations(".w").latex()
+
+
+@pytest.mark.parametrize("rule", few(RULES))
+@pytest.mark.parametrize("name", few(NETWORKS))
+def test_the_formulas_of_layers_are_read_by_another_program(name, rule):
+    convert = pytest.importorskip("latex2mathml.converter").convert
+    layers, xs, *_ = NETWORKS[name]()
+    equations = etpc.compile(nn.Sequential(layers), RULES[rule], inputs=xs[0]).equations()
+    assert convert(equations.latex()).count("<mtr>") == str(equations).count("\n") + 1 - str(
+        equations
+    ).count("\n\n")
+
+
+def test_equations_as_data_and_as_formulas():
+    equations = etpc.compile(alif(), inputs=jnp.zeros(2)).equations()
+    found = json.loads(json.dumps(equations.as_dict()))
+    lines = [line for section in found["sections"] for line in section["equations"]]
+    assert all(sympy.sympify(line["right"]) is not None for line in lines)
+    assert equations.latex().startswith(r"\begin{split}")
+    assert r"\psi" in equations.latex()
+    assert equations._repr_latex_() == f"$${equations.latex()}$$"
+
+
+@pytest.mark.parametrize(
+    "rule", [etpc.SnAp(2), etpc.TBPTT(3), etpc.D_RTRL(backprop="full", window=2), etpc.CreditRTRL()]
+)
+def test_other_rules_are_refused(rule):
+    with pytest.raises(EtpcError, match="equations of"):
+        etpc.compile(alif(), rule, inputs=jnp.zeros(2)).equations()
+
+
+def test_a_path_that_is_no_weight_is_refused():
+    with pytest.raises(etpc.InputError, match=r"no weight '\.q'"):
+        etpc.compile(alif(), inputs=jnp.zeros(2)).equations(".q")
+
+
+@pytest.mark.parametrize("option", ["", "--latex", "--numpy"])
+def test_the_command_line_prints_equations(option, tmp_path, monkeypatch):
+    (tmp_path / "lif_model.py").write_text(
+        "import jax, equinox as eqx\nfrom etpc import nn\n"
+        "def make(key):\n    return nn.Sequential([eqx.nn.Linear(2, 3, key=key), nn.LIF(3)])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert (
+            main(["equations", "lif_model.py:make", "--inputs", "2", *filter(None, [option])]) == 0
+        )
+    wanted = {"": "the learning signals", "--latex": r"\begin{split}", "--numpy": "def step("}[
+        option
+    ]
+    assert wanted in printed.getvalue()
