@@ -1,6 +1,8 @@
 """Products of brainevent and saiunit, of data or events and a matrix that is sparse or not: as those of a BCOO or of a
 dense matrix, with a trace of one number for each stored value."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,3 +161,38 @@ def test_a_trace_has_a_number_for_each_stored_value(name, events):
     for one, other in zip(found[False], found[True], strict=True):
         close(one, other, 1e-11)
     close(list(found[False][0].values()), list(exact.values()), 1e-11)
+
+
+LAYERS = {
+    "FixedNumConn": ((6, 5, 2), {}),
+    "FixedNumConn from some": ((6, 5, 2), {"afferent_ratio": 0.5}),
+    "EventFixedNumConn": ((6, 5, 2), {}),
+    "EventFixedProb": ((6, 5, 0.4), {}),
+    "EventLinear": ((6, 5), {}),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_brainstate(name):
+    """A trace of one number for each weight, where all neurons decay by themselves."""
+    sizes, options = LAYERS[name]
+    options |= {"seed": 0} if "Conn" in name or "Prob" in name else {}
+    cls = getattr(brainstate.nn, name.split()[0])
+
+    class Leaky(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = cls(*sizes, braintools.init.Normal(0.0, 1.0), **options)
+
+        def init_state(self, batch_size=None, **_):
+            self.h = brainstate.HiddenState(jnp.zeros(5))
+
+        def update(self, x):
+            self.h.value = 0.9 * self.h.value + self.layer(x)
+            return self.h.value
+
+    module = Leaky()
+    brainstate.nn.init_all_states(module)
+    model = interop.from_brainstate(module, jnp.zeros(6))
+    (op,) = etpc.compile(model, inputs=jnp.zeros(6), weights="all", passes=()).plan.ops
+    assert math.prod(op.trace_shape) == module.layer.weight.value.size
