@@ -150,6 +150,10 @@ LOCK = $(1)/bin/python -c 'import sys; print(".ci/lock-%d.%d.txt" % sys.version_
 # Packages of which an example reads a data file only: what they depend on stays away.
 .venv/.demo .venv/.test: DATA = aeon==1.6.0
 
+# The tests of braintrace, which its wheel has not, in a folder of the environment.
+.venv-peer/.peer: SOURCE = tests/peer/source.txt
+.venv-peer/.peer: tests/peer/source.txt
+
 # Packages of other people's models; of the latter, too, what they depend on stays away.
 .venv-third-party/.test: PINNED = -r tests/interop/requirements.txt
 .venv-third-party/.test: LOCKED =
@@ -164,6 +168,9 @@ LOCK = $(1)/bin/python -c 'import sys; print(".ci/lock-%d.%d.txt" % sys.version_
 	lock=$$($(call LOCK,$(@D))); test -n '$(LOCKED)' -a -f $$lock || lock=/dev/null; \
 		$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $$lock --editable '.[$(EXTRAS)]' $(PINNED)
 	$(if $(DATA),$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATA))
+	$(if $(SOURCE),rm -rf $(@D)/source && $(@D)/bin/python -m pip download --quiet --disable-pip-version-check \
+		--no-deps --no-binary braintrace --require-hashes --requirement $(SOURCE) --dest $(@D)/source && \
+		tar --extract --gzip --file $(@D)/source/*.tar.gz --directory $(@D)/source --strip-components 1)
 	touch $@
 
 # The stamps of one environment must not be made at the same time.

@@ -7,6 +7,7 @@ from ._jax import mark
 from .errors import (
     AlgorithmError,
     CheckpointError,
+    Code,
     EtpcError,
     InputError,
     InputTypeError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from . import analyse as analyse
     from . import draw as draw
     from . import emit as emit
+    from . import files as files
     from . import interop as interop
     from . import ir as ir
     from . import nn as nn
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from .training.fit import Run, fit
 else:
     _NAMES = {
-        "": "algorithms analyse draw emit interop ir nn ops optim plan plot surrogate testing trace units",
+        "": "algorithms analyse draw emit files interop ir nn ops optim plan plot surrogate testing trace units",
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT",
         "checking.check": "Check CheckedRow Fault check",
         "checking.compare": "Comparison Report Result compare verify",
@@ -100,6 +102,7 @@ __all__ = [
     "CheckedRow",
     "CheckpointError",
     "Claim",
+    "Code",
     "Comparison",
     "CreditRTRL",
     "EtpcError",

@@ -201,17 +201,6 @@ WORSE = ("exact", "approximate", "current step")
 """Each is worse than the one before."""
 
 
-_FORM = {
-    "models": {
-        str: {
-            "algo": str,
-            "inputs": str | None,
-            "claims": {str: {"claim": (*WORSE, "unused"), "left_out": [str]}},
-        }
-    }
-}
-
-
 def read_claims(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The models of a file of claims, with what is said of each.
 
@@ -219,7 +208,7 @@ def read_claims(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     text = Path(path).read_bytes()
     try:
-        return read_record(text, SCHEMA, _FORM)["models"]
+        return read_record(text, SCHEMA)["models"]
     except ValueError as error:
         raise InputError(
             f"{path} is no file of claims: {error}. Write it anew with `etpc claims`."

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import pickle
 import re
 
 import equinox as eqx
@@ -108,12 +109,37 @@ CONTRACT = {
 }
 
 
+STATES = ("no float state", "empty state", "state without neurons")
+
+
 @pytest.mark.parametrize("case", CONTRACT)
 def test_contract(case):
     step, state, words = CONTRACT[case]
     with pytest.raises(etpc.ModelError, match=words) as caught:
         etpc.compile({"w": W}, inputs=X, state=state, step=step)
     assert isinstance(caught.value, ValueError)
+    codes = {"no pair": "model", **dict.fromkeys(STATES, "no-float-state")}
+    assert caught.value.code == codes.get(case, "state-changes")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again), again.code) == (
+        etpc.ModelError,
+        str(caught.value),
+        caught.value.code,
+    )
+
+
+def test_every_error_has_a_code():
+    """The code of its kind, which the documentation of the codes names, or a nearer one."""
+    kinds = [kind for kind in vars(etpc.errors).values() if isinstance(kind, type)]
+    kinds = [k for k in kinds if issubclass(k, etpc.EtpcError) and k is not etpc.EtpcError]
+    assert len({kind("text").code for kind in kinds}) == len(kinds) == 9
+    assert etpc.InputError("text", code=etpc.Code.EFFECTS).code is etpc.Code.EFFECTS
+    with pytest.raises(etpc.AlgorithmError) as caught:
+        etpc.compile(Cell(W), "d_rtl", inputs=X)
+    assert caught.value.code == "unknown-algorithm"
+    with pytest.raises(etpc.ModelError) as caught:
+        etpc.compile({"w": W}, inputs=X, step=lambda m, x, s: (x, s))
+    assert caught.value.code == "no-initial-state"
 
 
 def test_a_name_is_registered_once(monkeypatch):

@@ -16,7 +16,7 @@ SEES = {
     "errors": "",
     "tuning": "",
     "_jax": "errors tuning",
-    "files": "",
+    "files": "errors",
     # the compiler: a stage sees the artefact of the one before it, and what that is made of
     "ops": "errors _jax tuning",
     "trace": "errors _jax",
@@ -50,7 +50,7 @@ SEES = {
     "units": "",
     # the command line is above the package itself
     "__init__": "errors _jax gradient export checking training checkpoint definition algorithms analyse"
-    " draw emit interop ir nn ops optim plan plot run surrogate testing trace units",
+    " draw emit files interop ir nn ops optim plan plot run surrogate testing trace units",
     "cli": "__init__ errors files _jax gradient export checking algorithms draw run show testing trace",
     "__main__": "cli",
 }

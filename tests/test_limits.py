@@ -42,6 +42,7 @@ def loops_of_unknown_length():
         with pytest.raises(etpc.UnsupportedError, match=rf"(?s){words}") as caught:
             compiled(function)
         assert isinstance(caught.value, NotImplementedError)
+        assert caught.value.code == "unbounded-loop"
 
 
 @jax.custom_vjp
@@ -58,8 +59,9 @@ solved.defvjp(
 def backward_rules_without_a_transpose():
     for rule in (clipped, solved):
         words = r"(?s)custom_vjp.*test_limits\.py.*no transpose.*output"
-        with pytest.raises(etpc.UnsupportedError, match=words):
+        with pytest.raises(etpc.UnsupportedError, match=words) as caught:
             compiled(lambda w, x, h, rule=rule: rule(0.5 * h) + w @ x)
+        assert caught.value.code == "no-transpose"
 
         def to_the_output(w, x, h, rule=rule):
             h = 0.5 * h + w @ x

@@ -250,3 +250,45 @@ def test_records_are_ready_for_json():
     assert records["etpc-program/1"]["claims"][".rec"] == claim
     assert records["etpc-memory/1"]["total"] == program.memory(2).total
     assert sum(t["bytes"] for t in records["etpc-memory/1"]["traces"]) < program.memory(2).total
+
+
+# --- schemas of what is written ---
+
+
+def described(value, form, defined):
+    """Whether a schema names each field of a value, so that it says of all what they are."""
+    form = defined[form["$ref"].rpartition("/")[2]] if "$ref" in form else form
+    if isinstance(value, list):
+        return all(described(member, form["items"], defined) for member in value)
+    if not isinstance(value, dict) or form == {"type": "object"}:
+        return True
+    rest, known = form.get("additionalProperties"), form.get("properties", {})
+    inner = [(part, known.get(key, rest)) for key, part in value.items()]
+    return all(schema and described(part, schema, defined) for part, schema in inner)
+
+
+def check_schema(record):
+    """Against the schema that its name gives, which is one, by an independent validator."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = etpc.files.schema(record["schema"])
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(record, schema)
+    assert described(record, schema, schema.get("$defs", {}))
+    return jsonschema.Draft202012Validator(schema).is_valid
+
+
+def test_what_is_written_has_its_schema(pytester, capsys):
+    pytester.makepyfile(models_of_claims=EXACT)
+    target = "models_of_claims.py:net"
+    assert main(["claims", target, "-o", "claims.json"]) == 0
+    record = json.loads(Path("claims.json").read_text())
+    is_valid = check_schema(record)
+    for wrong, said in misfits(record):  # what is refused, the schema refuses too
+        assert not is_valid(wrong), said
+    capsys.readouterr()
+    assert main(["draw", target, "-o", "graph.svg", "--json"]) == 0
+    check_schema(json.loads(capsys.readouterr().out))
+    assert main(["export", target, "-o", "learner", "--every", "2"]) == 0
+    check_schema(json.loads(Path("learner/manifest.json").read_text()))
+    with pytest.raises(etpc.InputError, match=r"no schema 'etpc-claims/2', but etpc-claims/1, "):
+        etpc.files.schema("etpc-claims/2")

@@ -33,6 +33,7 @@ def make(key):
 def check_environment() -> None:
     assert Path(etpc.__file__).is_relative_to(sys.prefix), f"{etpc.__file__} is not the wheel's"
     assert (Path(etpc.__file__).parent / "py.typed").exists()
+    assert etpc.files.schema("etpc-claims/1")["required"] == ["schema", "models"]
     found = [name for name in OF_EXTRAS if importlib.util.find_spec(name)]
     assert not found, f"the environment has packages of extras: {found}"
 

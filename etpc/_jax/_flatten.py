@@ -22,6 +22,7 @@ from jax.extend.core import primitives as prims
 
 from . import params
 from ._listed import bcoo_dot_general_primitive, scatter_sub_p, split_p
+from ._products import product_of
 from ._program import NOWHERE, Equation, Flat, Primitive, Traceback, Variable
 
 # Lines that errors and tables name are the user's, not those of libraries in between.
@@ -144,7 +145,7 @@ def _meaning(eqn: Any) -> Callable[..., Any] | None:
     braintrace = sys.modules.get("braintrace")
     if isinstance(eqn.primitive, getattr(braintrace, "ETPPrimitive", ())):
         return eqn.primitive.impl
-    return None
+    return product_of(eqn.primitive.name)
 
 
 def _split(array: jax.Array, *, sizes: Sequence[Any], axis: int) -> list[jax.Array]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from ..analyse import Analysis, WeightOp, trace_dtype
-from ..errors import AlgorithmError, InputTypeError, origin
+from ..errors import AlgorithmError, Code, InputTypeError, origin
 from ..forms import Extension, Full, Site, Trace
 from ..ops import Kind
 from ._settings import Check, check, count
@@ -197,7 +197,8 @@ def resolve(algo: Algorithm | str) -> Algorithm:
             raise AlgorithmError(
                 f"There is no algorithm {algo!r}. Known names: {known}. A name has no settings: "
                 "pass an algorithm for those, such as etpc.ES_D_RTRL(decay=0.9). `etpc.suggest` measures "
-                "which one suits a model."
+                "which one suits a model.",
+                code=Code.UNKNOWN_ALGORITHM,
             )
         return _NAMES[algo]()
     hint = " Call it: D_RTRL()." if isinstance(algo, type) and issubclass(algo, Algorithm) else ""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from .._jax import Equation, Variable, etp_p, partition, prims
-from ..errors import UnsupportedError, raise_together
+from ..errors import Code, UnsupportedError, raise_together
 from ..ops import Kind, kind_of
 from ..trace import Known, Step
 
@@ -101,7 +101,7 @@ def split(step: Step) -> Split:
                 continue
             kind = kind_of(eqn, operand, known)
             ops.append(WeightOp(len(ops), eqn, operand, v, parameters, path, v in marked, kind))
-    raise_together(problems, UnsupportedError)
+    raise_together(problems, UnsupportedError, code=Code.UNBOUNDED_LOOP)
     return Split(
         tuple(prefix),
         tuple(body),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..algorithms import TBPTT, Algorithm, resolve
-from ..errors import InputError
+from ..errors import Code, InputError
 from ..files.record import record
 from ..gradient.agreement import (
     TOTAL,
@@ -20,7 +20,6 @@ from ..gradient.agreement import (
     unread_traces,
     whole,
 )
-from ..plan import UNMARKED
 from ..run import Program
 from ..show import table
 from ..trace import StepFunction
@@ -212,7 +211,7 @@ class Report(Comparison):
     def remarks(self) -> tuple[str, ...]:
         """Things that a reader may want to change or should know. The verdict does not depend on them."""
         ops = self.program.plan.ops
-        unmarked = dict.fromkeys(p.path for p in ops if p.reason.startswith(UNMARKED))
+        unmarked = dict.fromkeys(p.path for p in ops if p.code is Code.NOT_MARKED)
         text = "not marked, and so without a trace; leave weights= out to give every weight one"
         return (*((f"{', '.join(unmarked)}: {text}",) if unmarked else ()), *super().remarks)
 

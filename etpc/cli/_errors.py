@@ -4,7 +4,7 @@ import os
 import sysconfig
 import traceback
 
-from ..errors import EtpcError
+from ..errors import Code, EtpcError
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARIES = tuple(
@@ -14,6 +14,8 @@ _LIBRARIES = tuple(
 
 class CommandError(EtpcError, ValueError):
     """What was typed, or what the user's own code gave, cannot be used."""
+
+    code = Code.COMMAND
 
 
 def is_of_user(error: BaseException) -> bool:

@@ -1,9 +1,12 @@
-"""What is shown, as data for JSON, and back."""
+"""What is shown, as data for JSON, and back, with the schemas of files."""
 
 import json
 import math
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
+
+from ..errors import InputError
 
 
 def plain(value: Any) -> Any:
@@ -17,37 +20,69 @@ def plain(value: Any) -> Any:
     return value
 
 
-def record(schema: str, **fields: Any) -> dict[str, Any]:
+def record(name: str, /, **fields: Any) -> dict[str, Any]:
     """Fields as a record for JSON, with the name and version of what it holds."""
-    return {"schema": schema, **plain(fields)}
+    return {"schema": name, **plain(fields)}
 
 
-def read_record(text: bytes, schema: str, form: Any) -> dict[str, Any]:
-    """A record from JSON, which has the form, as `_check_form` takes it. **Raises** `ValueError` that says why not."""
+def schema(name: str) -> dict[str, Any]:
+    """The JSON Schema, of draft 2020-12, of a file that `etpc` writes.
+
+    **Arguments:** `name`: what the file has as `schema`: `"etpc-claims/1"`, of [`etpc claims`](../cli.md);
+    `"etpc-learner/1"`, the [manifest of an exported learner](../device.md); or `"etpc-draw/1"`, of `etpc draw --json`.
+
+    **Raises** `etpc.InputError` for another name.
+
+    ```pycon
+    >>> import etpc
+    >>> etpc.files.schema("etpc-claims/1")["required"]
+    ['schema', 'models']
+
+    ```
+    """
+    files = resources.files("etpc.files") / "schemas"
+    # of a name such as "etpc-claims-1.json"
+    known = {"/".join(f.name[:-5].rsplit("-", 1)): f for f in files.iterdir()}
+    if name not in known:
+        raise InputError(f"There is no schema {name!r}, but {', '.join(sorted(known))}.")
+    return json.loads(known[name].read_text())
+
+
+def read_record(text: bytes, name: str) -> dict[str, Any]:
+    """A record from JSON that its schema allows. **Raises** `ValueError` that says why not."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("it is no JSON") from None
-    _check_form(data, {"schema": str})
-    if (found := data["schema"]) != schema:
-        raise ValueError(f"it has the schema {found!r}, and this version of etpc reads {schema!r}")
-    _check_form(data, form)
+    named = {"required": ["schema"], "properties": {"schema": {"type": "string"}}}
+    _check(data, {"type": "object", **named}, {})
+    if (found := data["schema"]) != name:
+        raise ValueError(f"it has the schema {found!r}, and this version of etpc reads {name!r}")
+    form = schema(name)
+    _check(data, form, form["$defs"])
     return data
 
 
-def _check_form(value: Any, form: Any, where: str = "") -> None:
-    """Check that a value of JSON has a form: a dict of the forms of the fields that it has at least; `{str: form}`, of
-    all its fields; `[form]`, of its members; a tuple of texts, one of which it is; or a type. **Raises** `ValueError`.
-    """
-    if isinstance(form, dict) and isinstance(value, dict):
-        for key, inner in (dict.fromkeys(value, form[str]) if str in form else form).items():
+_TYPES = {"object": dict, "array": list, "string": str, "integer": int, "null": type(None)}
+
+
+def _check(value: Any, form: Any, defined: Any, where: str = "") -> None:
+    """Check that a schema allows a value, by the words of JSON Schema that ours use. **Raises** `ValueError`."""
+    if "$ref" in form:
+        form = defined[form["$ref"].rpartition("/")[2]]
+    types = form.get("type", ())
+    types = tuple(_TYPES[name] for name in ([types] if isinstance(types, str) else types))
+    if (types and not isinstance(value, types)) or value not in form.get("enum", [value]):
+        raise ValueError(f"{where or 'it'} is {value!r:.60}")
+    if isinstance(value, dict):
+        for key in form.get("required", ()):
             if key not in value:
                 raise ValueError(f"{where}[{key!r}] is missing")
-            _check_form(value[key], inner, f"{where}[{key!r}]")
-    elif isinstance(form, list) and isinstance(value, list):
+        for key, part in value.items():
+            inner = form.get("properties", {}).get(key, form.get("additionalProperties", {}))
+            if inner is False:
+                raise ValueError(f"{where} has {key!r}")
+            _check(part, inner, defined, f"{where}[{key!r}]")
+    elif isinstance(value, list):
         for i, member in enumerate(value):
-            _check_form(member, form[0], f"{where}[{i}]")
-    elif isinstance(form, dict | list) or not (
-        value in form if isinstance(form, tuple) else isinstance(value, form)
-    ):
-        raise ValueError(f"{where or 'it'} is {value!r:.60}")
+            _check(member, form.get("items", {}), defined, f"{where}[{i}]")

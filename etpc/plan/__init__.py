@@ -4,22 +4,20 @@ from ..analyse import data_of
 from ._claims import Claim, Reason, claims
 from ._filtered import NO_LESS
 from ._paths import MovedStates, OutputPaths
-from ._plain import AT_LEAST, BEHIND
+from ._plain import AT_LEAST
 from ._plan import plan
 from ._proofs import Proofs
 from ._records import Group, OpPlan, Plan
 from ._report import PassReport, PassReports
-from ._select import DEFAULT_MEMORY, UNMARKED, context
+from ._select import DEFAULT_MEMORY, context
 from .passes import DEFAULT, PASSES, Pass, chosen
 
 __all__ = [
     "AT_LEAST",
-    "BEHIND",
     "DEFAULT",
     "DEFAULT_MEMORY",
     "NO_LESS",
     "PASSES",
-    "UNMARKED",
     "Claim",
     "Group",
     "MovedStates",

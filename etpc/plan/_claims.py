@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..analyse import Escape
+from ..errors import Code
 from ..files.record import record
 from ._records import OpPlan, Plan
 
@@ -21,12 +22,14 @@ class Reason:
     - `text`: what is left out, in words.
     - `use`: the weight operation that it is about; `None` for a parameter without one.
     - `escape`: the path, where the kind is `"escape"`.
+    - `code`: what the text says, for programs.
     """
 
     kind: Literal["escape", "form", "untraced", "unused"]
     text: str
     use: OpPlan | None = dataclasses.field(default=None, repr=False)
     escape: Escape | None = None
+    code: Code = dataclasses.field(kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Claim:
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON."""
-        reasons = [{"kind": reason.kind, "text": reason.text} for reason in self.reasons]
+        reasons = [{"kind": r.kind, "code": str(r.code), "text": r.text} for r in self.reasons]
         return record("etpc-claim/1", path=self.path, claim=self.claim, reasons=reasons)
 
 
@@ -75,7 +78,7 @@ def _claim(plan: Plan, number: int, path: str) -> Claim:
     relevant = [p for p in uses if plan.analysis.reach[p.op.number].role != "nothing"]
     if not relevant:
         text = "; ".join(dict.fromkeys(p.reason for p in uses)) or UNUSED
-        return Claim(path, "unused", (Reason("unused", text),), uses)
+        return Claim(path, "unused", (Reason("unused", text, code=Code.UNUSED),), uses)
     reasons = tuple(reason for p in relevant for reason in reasons_of(plan, p))
     if not reasons:
         return Claim(path, "exact", (), uses)
@@ -86,7 +89,11 @@ def _claim(plan: Plan, number: int, path: str) -> Claim:
 def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     """Why the gradient through one weight operation is not exact; empty where it is."""
     if p.node is None:
-        return [] if p.exact else [Reason("untraced", p.reason, p)]
-    of_form = [] if p.node.form.exact else [Reason("form", p.escapes[0], p)]
+        return [] if p.code is None or p.exact else [Reason("untraced", p.reason, p, code=p.code)]
+    of_form = [] if p.node.form.exact else [Reason("form", p.escapes[0], p, code=Code.REDUCED)]
     pairs = zip(p.escapes[len(of_form) :], plan.analysis.reach[p.op.number].escapes, strict=True)
-    return of_form + [Reason("escape", text, p, escape) for text, escape in pairs]
+    codes = {True: Code.ESCAPES, False: Code.ESCAPES_LATER}
+    return of_form + [
+        Reason("escape", text, p, escape, code=codes[escape.steps is None])
+        for text, escape in pairs
+    ]

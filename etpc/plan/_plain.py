@@ -1,27 +1,34 @@
 """The trace program of a learning rule without optimisations: each operation has a trace of its own, or none."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from ..algorithms import Algorithm, Choice, Context
 from ..analyse import Analysis, Reach, WeightOp
+from ..errors import Code
 from ..ir import Feed, Reads, TraceNode, TraceProgram, WindowSpec, terms_of
 from ._choice import settled
 from ._proofs import Proofs
 
 AT_LEAST = 16
 """The steps of a window where the rule leaves them open and no pass chooses them."""
-BEHIND = "it acts on the states only through"
-"""How the reason begins why a weight whose output only other weights read has no trace."""
 UNLIKE = ", unlike under SnAp and RTRL"
 
 
+class Why(NamedTuple):
+    """Why an operation has no trace."""
+
+    code: Code
+    text: str
+
+
 def plain(
-    proofs: Proofs, algorithm: Algorithm, asked: Context, choice: Choice, untraced: dict[int, str]
+    proofs: Proofs, algorithm: Algorithm, asked: Context, choice: Choice, untraced: Collection[int]
 ) -> TraceProgram:
-    """The program; `untraced` are the reasons why operations have no trace, by number."""
+    """The program; `untraced` are the numbers of the operations that have no trace."""
     analysis = proofs.analysis
     nodes = {op: _node(op, asked, choice) for op in analysis.live if op.number not in untraced}
     window = _window(algorithm, analysis, nodes)
@@ -75,34 +82,38 @@ def _window(
 
 
 def no_trace(
-    op: WeightOp, algorithm: Algorithm, asked: Context, choice: Choice, unchosen: str
-) -> str:
-    """Why an operation has no trace, `unchosen` if it was not asked for; empty if it has one."""
+    op: WeightOp, algorithm: Algorithm, asked: Context, choice: Choice, unchosen: Why
+) -> Why | None:
+    """Why an operation has no trace, `unchosen` if it was not asked for; `None` if it has one."""
     reach = asked.analysis.reach[op.number]
     if reach.role == "output":
-        return "it reaches no hidden state; the gradient of each step is exact"
+        return Why(
+            Code.NO_STATE_REACHED, "it reaches no hidden state; the gradient of each step is exact"
+        )
     if reach.role == "nothing":
-        return "it reaches no output, at this step or later"
-    reason = "" if op in asked.ops else unchosen
-    if not reason and choice.forms[op.number] is None:
-        reason = f"{type(algorithm).__name__} gives it none"
+        return Why(Code.UNUSED, "it reaches no output, at this step or later")
+    name, why = type(algorithm).__name__, None if op in asked.ops else unchosen
+    if why is None and choice.forms[op.number] is None:
+        why = Why(Code.NO_FORM, f"{name} gives it none")
     steps = "current step" if algorithm.backprop == "cut" else "last steps"
     gradient = f"it gets the gradient of the {steps}"
-    if not reason and not reach.block.nnz and not _rows(op, asked, choice):
+    if why is None and not reach.block.nnz and not _rows(op, asked, choice):
         through = ", ".join(_entrances(asked.analysis, op))
         cuts = "cuts" if algorithm.backprop == "cut" else "cuts between windows"
-        reason = f"{BEHIND} {through}, where {type(algorithm).__name__} {cuts}"
+        text = f"it acts on the states only through {through}, where {name} {cuts}"
+        why = Why(Code.BEHIND_WEIGHTS, text)
         gradient += UNLIKE
-    return reason and f"{reason}; {gradient}"
+    return None if why is None else Why(why.code, f"{why.text}; {gradient}")
 
 
-def ends(reach: Reach, algorithm: Algorithm) -> str:
+def ends(reach: Reach, algorithm: Algorithm) -> Why:
     """Why an operation has no trace whose influence ends with the step."""
+    text = "no later step reads what it does to the states"
     if not reach.escapes:
-        return "no later step reads what it does to the states; the gradient of each step is exact"
+        return Why(Code.NOT_READ_LATER, f"{text}; the gradient of each step is exact")
     cut = f"as data that {type(algorithm).__name__} cuts"
     gradient = f"it gets the gradient of the current step{UNLIKE}"
-    return f"no later step reads what it does to the states but {cut}; {gradient}"
+    return Why(Code.READ_AS_CUT_DATA, f"{text} but {cut}; {gradient}")
 
 
 def _entrances(analysis: Analysis, op: WeightOp) -> list[str]:

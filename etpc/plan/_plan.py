@@ -6,10 +6,10 @@ import networkx as nx
 
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, WeightOp
-from ..errors import AlgorithmError, MemoryLimitError, UnsupportedError, raise_together
+from ..errors import AlgorithmError, Code, MemoryLimitError, UnsupportedError, raise_together
 from ..ir import TraceProgram, check
 from ._choice import check_choice
-from ._plain import ends, no_trace, plain
+from ._plain import Why, ends, no_trace, plain
 from ._proofs import Proofs
 from ._records import Group, OpPlan, Plan
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
@@ -46,7 +46,7 @@ def plan(
     check_choice(algorithm, choice, asked.ops)
     unchosen = UNMARKED if weights == "marked" else UNSELECTED
     found = [no_trace(op, algorithm, asked, choice, unchosen) for op in analysis.ops]
-    untraced = {number: reason for number, reason in enumerate(found) if reason}
+    untraced = {number: why for number, why in enumerate(found) if why is not None}
     program = plain(proofs, algorithm, asked, choice, untraced)
     for each in passes:
         program, by = each.run(program), f"The pass {each.name!r}"
@@ -55,7 +55,7 @@ def plan(
         if each not in DEFAULT:
             check(program, by)
     _check_memory(program, memory, batch_size)
-    ops = tuple(_op_plan(program, op, untraced.get(op.number, ""), choice) for op in analysis.ops)
+    ops = tuple(_op_plan(program, op, untraced.get(op.number), choice) for op in analysis.ops)
     return Plan(program, ops, _groups(ops, analysis), tuple(passes))
 
 
@@ -82,6 +82,7 @@ def _check_supported(analysis: Analysis) -> None:
             for source in analysis.findings.nonlinear
         ],
         UnsupportedError,
+        code=Code.UNBOUNDED_LOOP if analysis.findings.unbounded else Code.NO_TRANSPOSE,
     )
 
 
@@ -103,23 +104,25 @@ def _check_memory(program: TraceProgram, memory: int | None, batch_size: int) ->
         )
 
 
-def _op_plan(program: TraceProgram, op: WeightOp, untraced: str, choice: Choice) -> OpPlan:
-    """What the program does with one operation; `untraced` says why it has no trace, or is empty."""
+def _op_plan(program: TraceProgram, op: WeightOp, untraced: Why | None, choice: Choice) -> OpPlan:
+    """What the program does with one operation; `untraced` says why it has no trace, or is `None`."""
     reach, node = program.analysis.reach[op.number], program.of_op(op)
-    ended = node is None and not untraced  # a pass found that its influence ends
+    ended = node is None and untraced is None  # a pass found that its influence ends
     missing = node is None and not ended and reach.role == "state"
     followed = node is not None and node.virtual and program.extension
     late = f", {followed.left_out}" if followed else ""
     escapes = () if missing else tuple(f"{escape}{late}" for escape in reach.escapes)
     if node is not None and not node.form.exact:
         escapes = (node.form.left_out, *escapes)
+    why = ends(reach, program.algorithm) if ended else untraced
     return OpPlan(
         op=op,
         states=program.analysis.hidden.names(reach.states),
         node=node,
         exact=not escapes and not missing,
         escapes=escapes,
-        reason=ends(reach, program.algorithm) if ended else untraced,
+        reason="" if why is None else why.text,
+        code=None if why is None else why.code,
         choice="" if node is None else _reason(program, op, choice),
     )
 

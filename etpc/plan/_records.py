@@ -6,6 +6,7 @@ from jax import Array
 
 from ..algorithms import Algorithm
 from ..analyse import Analysis, WeightOp
+from ..errors import Code
 from ..forms import Carry, Joined, Trace
 from ..ir import TraceNode, TraceProgram
 from .passes import Pass
@@ -27,6 +28,8 @@ class OpPlan:
     there is no trace, though one would not be zero."""
     reason: str
     """Why there is no trace; empty if there is one."""
+    code: Code | None
+    """The same for programs; `None` if there is one."""
     choice: str
     """Why the trace has this form, where the algorithm chose it."""
 

@@ -4,13 +4,14 @@ from collections.abc import Collection
 
 from ..algorithms import Context
 from ..analyse import Analysis, WeightOp
-from ..errors import SelectionError, raise_together
+from ..errors import Code, SelectionError, raise_together
+from ._plain import Why
 from ._proofs import Proofs
 
 DEFAULT_MEMORY = 1 << 34
 """The bytes of traces that a program may have where `memory` is not given: 16 GiB."""
-UNMARKED = "it is not marked"
-UNSELECTED = "it was not selected"
+UNMARKED = Why(Code.NOT_MARKED, "it is not marked")
+UNSELECTED = Why(Code.NOT_SELECTED, "it was not selected")
 
 Selection = str | Collection[str] | None
 """`None` or `"all"`, `"marked"`, or parameter paths."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import UnsupportedError
+from ..errors import Code, UnsupportedError
 
 AFFECTED = "0.10.2"
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
@@ -28,7 +28,8 @@ def refuse_wrong_fusion() -> None:
             f"jaxlib {AFFECTED} computes wrong gradients of models with a norm or a softmax, and is refused. "
             "This is because an XLA fusion of that release gives wrong Jacobians of normalised values on "
             f"CPUs. Install another release, as by `pip install 'jaxlib!={AFFECTED}'`, or set "
-            f"XLA_FLAGS={FLAG} before JAX starts, which turns the fusion off."
+            f"XLA_FLAGS={FLAG} before JAX starts, which turns the fusion off.",
+            code=Code.REFUSED_JAXLIB,
         )
 
 

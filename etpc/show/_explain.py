@@ -5,10 +5,10 @@ import textwrap
 import jax.numpy as jnp
 
 from ..analyse import Analysis
-from ..errors import SelectionError, near
+from ..errors import Code, SelectionError, near
 from ..forms import Full
 from ..ir import TraceNode
-from ..plan import BEHIND, NO_LESS, OpPlan, Plan
+from ..plan import NO_LESS, OpPlan, Plan
 from ._costs import Costs
 from ._describe import Claims, shape_text, table
 from ._edits import edits
@@ -56,7 +56,7 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     text = [f"{p.path} meets data in {p.kind} at {p.op.equation.source}: {size} uses{in_groups}."]
     if p.node is None:
         text.append(f"It has no trace: {p.reason}.")
-        if p.reason.startswith(BEHIND):
+        if p.code is Code.BEHIND_WEIGHTS:
             text.append(BEHIND_ADVICE)
         if p.escapes:
             text.append("What is left out:")

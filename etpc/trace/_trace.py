@@ -22,7 +22,7 @@ from .._jax import (
     propagate,
     without_prints,
 )
-from ..errors import InputTypeError, ModelError, UnsupportedError, raise_together
+from ..errors import Code, InputTypeError, ModelError, UnsupportedError, raise_together
 from ._leaves import Leaves, frozen, paths_of
 from .rewrites import REWRITES
 
@@ -216,7 +216,8 @@ def initial_state(model: Any) -> Any:
         raise ModelError(
             f"There is no initial state: a {type(model).__name__} has no `init_state()` and "
             "`state=` was not given. Pass `state=` with the hidden state of one example, and "
-            "`step=` where it is not called as `model(x, state) -> (y, new_state)`."
+            "`step=` where it is not called as `model(x, state) -> (y, new_state)`.",
+            code=Code.NO_INITIAL_STATE,
         )
     if not isinstance(model, eqx.Module):
         return make()
@@ -297,7 +298,8 @@ def _check_effects(effects: list[tuple[str, str]]) -> None:
             "(`jax.new_ref`), or calls back to Python by `io_callback`. A program evaluates a step more "
             "than once, and parts of it in another order, so that such an effect would not be that of "
             "the model. Compute with values, as `h = h.at[i].add(y)` does, and carry them in the state; use "
-            "`jax.pure_callback` for a function that has no effect."
+            "`jax.pure_callback` for a function that has no effect.",
+            code=Code.EFFECTS,
         )
 
 
@@ -321,14 +323,16 @@ def _check_state(leaves: Leaves) -> None:
         raise ModelError(
             "The state has no float leaf, so no weight can have an influence that lasts beyond a "
             f"step (leaves: {', '.join(leaves.paths) or 'none'}). Train such a model by "
-            "`jax.grad` alone, or make the hidden state a float array."
+            "`jax.grad` alone, or make the hidden state a float array.",
+            code=Code.NO_FLOAT_STATE,
         )
     if not any(math.prod(leaves.avals[i].shape) for i in leaves.floats):
         shapes = ", ".join(f"{leaves.paths[i]}: {_aval(leaves.avals[i])}" for i in leaves.floats)
         raise ModelError(
             f"The float leaves of the state are empty ({shapes}), so no weight can have an influence "
             "that lasts beyond a step. Train such a model by `jax.grad` alone, or give the layer "
-            "at least one neuron."
+            "at least one neuron.",
+            code=Code.NO_FLOAT_STATE,
         )
 
 
@@ -338,7 +342,8 @@ def check_new_state(old: Leaves, new: Leaves) -> None:
         raise ModelError(
             "The step changes the structure of the state.\n"
             f"  in:  {', '.join(old.paths)}  ({old.treedef})\n"
-            f"  out: {', '.join(new.paths)}  ({new.treedef})\n{remedy}"
+            f"  out: {', '.join(new.paths)}  ({new.treedef})\n{remedy}",
+            code=Code.STATE_CHANGES,
         )
     problems = []
     for path, before, after in zip(old.paths, old.avals, new.avals, strict=True):
@@ -354,7 +359,7 @@ def check_new_state(old: Leaves, new: Leaves) -> None:
                 f"The step changes state {path}, which is no array and so part of the program, from "
                 f"{old_leaf!r} to {new_leaf!r}. {remedy}"
             )
-    raise_together(problems)
+    raise_together(problems, code=Code.STATE_CHANGES)
 
 
 def _aval(aval: jax.ShapeDtypeStruct) -> str:

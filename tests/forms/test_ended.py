@@ -82,6 +82,7 @@ def test_what_is_said():
     text = " ".join(program.explain("['rec_output']").split())
     why = "no later step reads what it does to the states but as data that D_RTRL cuts"
     assert f"It has no trace: {why}; it gets the gradient of the current step" in text
+    assert program.claims["['rec_output']"].reasons[0].code == "read-as-cut-data"
     assert "What is left out: hidden [0] -> ['rec_input'] -> hidden [0]" in text
     (left_out,) = (line for line in str(program).splitlines() if "-> ['rec_input'] ->" in line)
     assert "['rec_output']" in left_out
@@ -98,6 +99,8 @@ def test_what_is_exact_without_a_trace():
     data = normal(T, I, seed=2), jnp.zeros((T, 2 * N)), lambda y, t: jnp.sum((y - t) ** 2)
     report = etpc.verify(model, *data, etpc.D_RTRL(window=4), state=jnp.zeros(2 * N), step=step)
     assert report.ok
+    (second,) = (p for p in report.program.plan.ops if p.path == "['second']")
+    assert second.code == "not-read-later"
     assert [p.path for p in report.program.ops] == ["['first']"]
     assert report.program.claims["['second']"].claim == "exact"
     assert "the gradient of each step is exact" in report.program.untraced["['second']"]

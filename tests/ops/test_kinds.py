@@ -251,6 +251,13 @@ def test_sparse_product(shape):
     check(lambda m, x: x @ m, other, normal(*shape[::-1], seed=1), ops.Sparse)
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+@pytest.mark.parametrize("format", [sparse.COO, sparse.CSR, sparse.CSC])
+def test_sparse_products_of_other_formats(format, shape):
+    dense = normal(4, 3) * (normal(4, 3, seed=2) > 0)
+    check(lambda m, x: m @ x, format.fromdense(dense), normal(*shape, seed=1), ops.Sparse)
+
+
 @pytest.mark.parametrize(
     ("function", "model", "x"),
     [

@@ -72,13 +72,15 @@ def test_reasons_are_data():
     assert str(reason.escape) == reason.text
     assert reason.use is claim.uses[0]
     assert dataclasses.asdict(claim)["reasons"][0]["escape"]["through"] == ("['rec']",)
-    kinds = [r.kind for r in compiled(etpc.ES_D_RTRL(decay=0.9)).claims["['w']"].reasons]
-    assert kinds == ["form", "escape"]
+    reasons = compiled(etpc.ES_D_RTRL(decay=0.9)).claims["['w']"].reasons
+    assert [(r.kind, r.code) for r in reasons] == [("form", "reduced"), ("escape", "escapes")]
     kinds = [r.kind for r in compiled(etpc.ES_D_RTRL(rank=1)).claims["['gain']"].reasons]
     assert kinds == ["escape"]  # element-wise: the form is the whole trace
     (reason,) = compiled(etpc.SnAp(1)).claims["['w']"].reasons
     assert reason.escape is not None
     assert reason.escape.steps == 1
+    assert reason.code == "escapes-later"
+    assert compiled().claims["['w']"].reasons[0].code is etpc.Code.ESCAPES
     assert [r.kind for r in compiled().claims["['spare']"].reasons] == ["unused"]
     assert compiled().claims["['out']"].reasons == ()
 
@@ -86,8 +88,27 @@ def test_reasons_are_data():
 def test_no_trace_for_what_is_not_selected():
     program = compiled(weights=lambda m: m["w"])
     assert named(program)["['rec']"] == "current step"
-    assert [r.kind for r in program.claims["['rec']"].reasons] == ["untraced"]
+    (reason,) = program.claims["['rec']"].reasons
+    assert (reason.kind, reason.code) == ("untraced", "not-selected")
     assert not program.exact
+
+
+def test_the_codes_of_operations_without_a_trace():
+    def behind(m, x, h):
+        h = 0.5 * h + m["rec"] @ jnp.tanh(m["w"] @ x)
+        return m["out"] @ h, h
+
+    def code(path, step, algo="d_rtrl", **options):
+        (p,) = [p for p in compiled(algo, step, **options).plan.ops if p.path == f"['{path}']"]
+        assert (p.node is None, p.reason != "") == (p.code is not None,) * 2
+        return p.code
+
+    assert code("w", step) is None
+    assert code("out", step) == "no-state-reached"
+    assert code("w", behind) == "behind-weights"
+    marked = lambda m, x, h: step({**m, "w": etpc.mark(m["w"])}, x, h)
+    assert code("rec", marked, weights="marked") == "not-marked"
+    assert code("w", step, etpc.TBPTT(2)) == "no-form"
 
 
 # --- several uses of one parameter ---
