@@ -22,9 +22,9 @@ from etpc.forms import Decay, Full  # noqa: E402
 from tests import helpers  # noqa: E402
 from tests.fuzz.check import Case, drawn  # noqa: E402
 from tests.helpers import cell, loss, normal  # noqa: E402
-from tests.pages import ROOT  # noqa: E402
 from tests.marks import few  # noqa: E402
 from tests.nn.test_networks import NETWORKS  # noqa: E402
+from tests.pages import ROOT  # noqa: E402
 
 T = 7
 TOLERANCE = 1e-12
@@ -255,7 +255,7 @@ def test_what_is_not_computed_element_by_element_is_a_named_function(rule):
     for name in ("max", "sum", "sort", "cumsum"):
         assert f"{name}(" in text
     for called in (equations.to_numpy, lambda: run_equations(equations, model)):
-        with pytest.raises(EtpcError, match="sort at .*test_equations.py"):
+        with pytest.raises(EtpcError, match=r"sort at .*test_equations\.py"):
             called()
 
 
