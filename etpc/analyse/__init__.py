@@ -1,11 +1,13 @@
 """Second stage: which weights reach which hidden states, and how."""
 
+from ..trace import Step
 from ._analysis import Analysis, Escape, Findings, Opaque, Reach, Reads, analyse, trace_dtype
 from ._check import check_pattern, register_pattern
 from ._cost import one_step_block, uncut_block
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
+from ._layers import readouts, with_random_feedback, within_layers
 from ._pattern import (
     Pattern,
     columns_of,
@@ -36,6 +38,7 @@ __all__ = [
     "Reach",
     "Reads",
     "Split",
+    "Step",
     "WeightOp",
     "analyse",
     "by_equation",
@@ -48,6 +51,7 @@ __all__ = [
     "numbering",
     "one_step_block",
     "pick",
+    "readouts",
     "register_pattern",
     "select",
     "shifted",
@@ -57,4 +61,6 @@ __all__ = [
     "uncut_block",
     "union",
     "values_at",
+    "with_random_feedback",
+    "within_layers",
 ]

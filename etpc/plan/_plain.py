@@ -80,7 +80,8 @@ def no_trace(
     """Why an operation has no trace, `unchosen` if it was not asked for; empty if it has one."""
     reach = asked.analysis.reach[op.number]
     if reach.role == "output":
-        return "it reaches no hidden state; the gradient of each step is exact"
+        verdict = "has other feedback" if reach.escapes else "is exact"
+        return f"it reaches no hidden state; the gradient of each step {verdict}"
     if reach.role == "nothing":
         return "it reaches no output, at this step or later"
     reason = "" if op in asked.ops else unchosen

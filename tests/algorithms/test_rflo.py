@@ -1,4 +1,4 @@
-"""RFLO, `examples/rules/rflo.py`: against loops, and where it is D-RTRL."""
+"""RFLO: against loops, and where it is D-RTRL."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import etpc
-from examples.rules.rflo import RFLO
+from etpc import RFLO
 from tests.helpers import loss, normal
 from tests.marks import few
 
@@ -58,7 +58,9 @@ def online(algo, step, state, model=MODEL):
 
 @pytest.mark.parametrize("window", few([1, 2], 2))
 def test_the_trace_has_a_fixed_leak(window):
-    program, found = online(RFLO(KEPT, window=window), two_states, (jnp.zeros(N), jnp.zeros(N)))
+    program, found = online(
+        RFLO(KEPT, "symmetric", window=window), two_states, (jnp.zeros(N), jnp.zeros(N))
+    )
     expected, immediate = by_hand(KEPT), by_hand(0.0)
     for name in MODEL:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-12)
@@ -73,7 +75,8 @@ def test_it_is_d_rtrl_where_the_network_has_the_leak():
         return h, h
 
     (_, found), (_, cut) = (
-        online(algo, leaky, jnp.zeros(N)) for algo in (RFLO(KEPT, window=2), etpc.D_RTRL(window=2))
+        online(algo, leaky, jnp.zeros(N))
+        for algo in (RFLO(KEPT, "symmetric", window=2), etpc.D_RTRL(window=2))
     )
     for name in MODEL:
         np.testing.assert_allclose(found[name], cut[name], rtol=0, atol=1e-12)
