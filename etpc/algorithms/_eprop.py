@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ..analyse import Analysis, Step, analyse, readouts, with_random_feedback
 from ..errors import AlgorithmError
@@ -62,6 +62,10 @@ class EProp(Algorithm):
         if self.kappa is not None or not with_memory:
             return found
         return analyse(step, cut=found.cut - last)
+
+    @property
+    def main(self) -> dict[str, Any]:
+        return {name: value for name, value in super().main.items() if value is not None}
 
     def choose(self, context: Context) -> Choice:
         low = Full() if self.kappa is None else LowPassed(self.kappa)

@@ -31,7 +31,7 @@ class FixedLeak(Recursion):
         return dataclasses.replace(site, transitions=Pairs(site.block, places, places))
 
     def step(self, site: Site, factors: Factors) -> tuple[Array, Array]:
-        kept = where_no_stream_begins(factors, self.kept, site.dtype)[..., None, None]
+        kept = where_no_stream_begins(factors, self.kept, factors.transition.dtype)[..., None, None]
         shape = (*kept.shape[:2], site.block, 1)
         return jnp.broadcast_to(kept, shape), factors.immediate
 
