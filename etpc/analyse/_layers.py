@@ -72,9 +72,9 @@ def with_random_feedback(step: Step, seed: int) -> Analysis:
 
 
 def _mixing(analysis: Analysis) -> list[WeightOp]:
-    """The operations that are multiplied with data that has a derivative."""
-    ops = ((op, data_of(op)) for op in analysis.ops)
-    return [op for op, data in ops if data is not None and data.is_float]
+    """The operations with data that has a derivative, if an output depends on them."""
+    ops = (op for op in analysis.ops if analysis.reach[op.number].role != "nothing")
+    return [op for op in ops if (data := data_of(op)) is not None and data.is_float]
 
 
 def _flow(analysis: Analysis) -> Pattern:

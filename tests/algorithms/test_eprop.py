@@ -43,8 +43,9 @@ def step(m, x, state, adaptive=False):
     return nn.broadcast_readout(m["out"], m["back"], a, adaptive=adaptive), (v, z, a)
 
 
-def by_hand(model=MODEL):
-    """The low-passed eligibility trace times `sum_k B_kj (y_k - y*_k)`; and the readout, filtered after its weights."""
+def by_hand(model=MODEL, leak=KAPPA):
+    """The low-passed eligibility trace times `sum_k B_kj (y_k - y*_k)`; and the readout, filtered after its weights,
+    where its leak is not zero."""
     m = {k: np.asarray(w) for k, w in model.items()}
     grads, spikes = {k: np.zeros_like(w) for k, w in m.items()}, 0
     for b in range(B):
@@ -55,7 +56,7 @@ def by_hand(model=MODEL):
             v = ALPHA * v + m["in"] @ x + m["rec"] @ z - z
             z = (v > 1).astype(float)
             e_bar = KAPPA * e_bar + np.outer(0.3 * np.maximum(1 - np.abs(v - 1), 0), eps)
-            y, filtered = KAPPA * y + m["out"] @ z, KAPPA * filtered + z
+            y, filtered = leak * y + m["out"] @ z, leak * filtered + z
             error = 2 * (y - target)
             change = (m["back"].T @ error)[:, None] * e_bar / B
             grads["in"] += change[:, :I]
@@ -150,6 +151,19 @@ def test_kappa_is_the_filter_where_spikes_are_a_state(window):
         np.testing.assert_allclose(grads[name], want[name], rtol=0, atol=1e-12)
     assert "low-passed 0.7" in str(program)
     assert program.claims["['in']"].claim == "approximate"
+
+
+@pytest.mark.parametrize("window", few([1, 3], 3))
+def test_kappa_and_random_feedback_of_a_readout_without_memory(window):
+    def step(m, x, state):
+        _, (v, z, _) = leaky(m, x, (*state, 0.0))
+        return m["out"] @ z, (v, z)
+
+    algo = etpc.EProp("random", KAPPA, seed=4, window=window)
+    _, grads = online(algo, (step, LEAKY[1][:2]))
+    want = by_hand(MODEL | {"back": random_weights(seed=4)}, leak=0.0)
+    for name in WEIGHTS:
+        np.testing.assert_allclose(grads[name], want[name], rtol=0, atol=1e-12)
 
 
 def test_without_recurrent_weights_symmetric_feedback_is_exact_and_random_is_not():
