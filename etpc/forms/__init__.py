@@ -12,7 +12,7 @@ from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
 from ._pieces import zero_after
 from ._presynaptic import Presynaptic
-from ._random_pairs import KroneckerFactor, KroneckerSum, least_variance
+from ._random_pairs import KroneckerFactor, KroneckerSum, least_variance, random_signs
 from ._recursion import Recursion
 from ._trace import (
     AddsToFirst,
@@ -70,6 +70,7 @@ __all__ = [
     "every_pair",
     "least_variance",
     "paired",
+    "random_signs",
     "size_of",
     "suffix_products",
     "times",

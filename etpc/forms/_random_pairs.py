@@ -49,8 +49,7 @@ class RandomPairs(Trace):
 
     def signs(self, number: Array, shape: tuple[int, ...]) -> Array:
         """-1 or 1 for each step and each pair of it, [B, G, W, R + 1]."""
-        key = jax.random.fold_in(jax.random.key(self.seed), number[0])
-        return jax.random.rademacher(key, shape)
+        return random_signs(self.seed, number[0], shape)
 
     def reduced(self, kept: Pairs, new: Pairs, signs: Array) -> Pairs:
         """R pairs in the place of R and one more."""
@@ -113,6 +112,12 @@ class KroneckerSum(RandomPairs):
         return left[..., : a.shape[-1]], right[..., : b.shape[-1]]
 
 
+def random_signs(seed: int, number: Array, shape: tuple[int, ...]) -> Array:
+    """-1 or 1, the same in all precisions."""
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    return jnp.where(jax.random.bernoulli(key, jnp.float32(0.5), shape), 1, -1)
+
+
 def _balance(a: Array, b: Array) -> Array:
     """What makes `a` as long as `b`, times a number and divided by it; one where one of them is zero."""
     long_a, long_b = (jnp.linalg.norm(f, axis=-1, keepdims=True) for f in (a, b))
@@ -142,4 +147,4 @@ def least_variance(a: Array, b: Array, signs: Array) -> tuple[Array, Array]:
     return (qa @ u @ mix).T, (qb @ vt.T @ mix).T
 
 
-__all__ = ["KroneckerFactor", "KroneckerSum", "least_variance"]
+__all__ = ["KroneckerFactor", "KroneckerSum", "least_variance", "random_signs"]

@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ...forms import Carry, Full
+from ...forms import Carry, Full, random_signs
 from .. import KFRTRL, Algorithm, Backprop, Choice, Context
 from ._directions import Directions
 
@@ -29,8 +28,7 @@ class RandomDirection(Directions):
 
     def signs(self, number: Array, shape: tuple[int, ...]) -> Array:
         """-1 or 1 for each example and state."""
-        key = jax.random.fold_in(jax.random.key(self.seed), number)
-        return jax.random.rademacher(key, shape)
+        return random_signs(self.seed, number, shape)
 
     def ends(self, shared: Carry, each: Carry, states: Array) -> tuple[Array, Array]:
         nu = self.signs(shared[0], each[0].shape).astype(each[0].dtype)
