@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from ..analyse import Analysis, Step, analyse, readouts, with_random_feedback
+from ..analyse import Analysis, Step, analyse, reading, readouts, with_random_feedback
 from ..errors import AlgorithmError
-from ..forms import Full, LowPassed
 from ._algorithm import Algorithm, Choice, Context
+from ._low_pass import low_passed_before_readouts
 from ._settings import Check, checked_decay, checked_seed, one_of
 
 Feedback = Literal["symmetric", "random"]
@@ -68,10 +68,10 @@ class EProp(Algorithm):
         return {name: value for name, value in super().main.items() if value is not None}
 
     def choose(self, context: Context) -> Choice:
-        low = Full() if self.kappa is None else LowPassed(self.kappa)
-        return Choice({op.number: low if context.escapes(op) else Full() for op in context.ops})
+        if self.kappa is None:
+            return super().choose(context)
+        return low_passed_before_readouts(context, self.kappa)
 
     def also(self, analysis: Analysis) -> str:
-        is_cut = analysis.cut == {op.number for op in analysis.ops if op.kind.data is not None}
-        plain = self.feedback == "symmetric" and self.kappa is None and is_cut
-        return "D-RTRL of this model" if plain else ""
+        plain = self.feedback == "symmetric" and self.kappa is None
+        return "D-RTRL of this model" if plain and reading(analysis) <= analysis.cut else ""

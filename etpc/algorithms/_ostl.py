@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from ..analyse import Analysis, Step, analyse, within_layers
+from ..analyse import Analysis, Step, analyse, reading, within_layers
 from ._algorithm import Algorithm
 
 
@@ -32,9 +32,6 @@ class OSTL(Algorithm):
         return analyse(step, cut=found.cut - within_layers(found))
 
     def also(self, analysis: Analysis) -> str:
-        reads = lambda n: analysis.reach[n].reads.states.any() or analysis.reach[n].reads.ops.any()
-        mixing = {
-            op.number for op in analysis.live if op.kind.data is not None and reads(op.number)
-        }
-        cut = analysis.cut & mixing
-        return "D-RTRL of this model" if cut == mixing else "" if cut else "RTRL of this model"
+        asked = reading(analysis)
+        cut = analysis.cut & asked
+        return "D-RTRL of this model" if cut == asked else "" if cut else "RTRL of this model"

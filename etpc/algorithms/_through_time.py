@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from ..errors import AlgorithmError
-from ..forms import Full, LowPassed, Presynaptic
+from ..forms import Presynaptic
 from ..ops import Kind
 from ._algorithm import Algorithm, Choice, Context
+from ._low_pass import low_passed_before_readouts
 from ._settings import Check, checked_decay
 
 
@@ -67,5 +68,4 @@ class OTPE(Algorithm):
     checks: ClassVar[Mapping[str, Check]] = {"decay": checked_decay}
 
     def choose(self, context: Context) -> Choice:
-        low = LowPassed(self.decay)
-        return Choice({op.number: low if context.escapes(op) else Full() for op in context.ops})
+        return low_passed_before_readouts(context, self.decay)

@@ -7,7 +7,7 @@ from ._cost import one_step_block, uncut_block
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
-from ._layers import readouts, with_random_feedback, within_layers
+from ._layers import before_readouts, reading, readouts, with_random_feedback, within_layers
 from ._pattern import (
     Pattern,
     columns_of,
@@ -41,6 +41,7 @@ __all__ = [
     "Step",
     "WeightOp",
     "analyse",
+    "before_readouts",
     "by_equation",
     "check_pattern",
     "closure",
@@ -51,6 +52,7 @@ __all__ = [
     "numbering",
     "one_step_block",
     "pick",
+    "reading",
     "readouts",
     "register_pattern",
     "select",

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from jax import lax
 from scipy.sparse import csgraph
 
-from .._jax import Equation, Flat, in_place_of
+from .._jax import Equation, Variable, in_place_of
 from ..errors import AlgorithmError
 from ..trace import Step
 from ._analysis import Analysis, analyse
@@ -28,10 +28,22 @@ def within_layers(analysis: Analysis) -> frozenset[int]:
     return frozenset(op.number for op in _mixing(analysis) if members[label[size + op.number]] > 1)
 
 
+def reading(analysis: Analysis) -> frozenset[int]:
+    """The numbers of the operations that mix positions, reach a state, and read what depends on states or on others:
+    where it matters whether their data is held constant."""
+    reads = lambda op: analysis.reach[op.number].reads
+    found = (op for op in analysis.live if op.kind.data is not None)
+    return frozenset(op.number for op in found if reads(op).states.any() or reads(op).ops.any())
+
+
+def before_readouts(analysis: Analysis) -> frozenset[int]:
+    """The numbers of the operations that influence the data of an operation that mixes positions, at any step."""
+    return frozenset(np.flatnonzero(_reached(analysis).any(1)).tolist())
+
+
 def readouts(analysis: Analysis) -> frozenset[int]:
     """The numbers of the operations that mix positions and influence the data of no such operation, at any step."""
-    reached = _reached(analysis)
-    return frozenset(op.number for op in _mixing(analysis) if not reached[op.number].any())
+    return frozenset(op.number for op in _mixing(analysis)) - before_readouts(analysis)
 
 
 def with_random_feedback(step: Step, seed: int) -> Analysis:
@@ -45,8 +57,9 @@ def with_random_feedback(step: Step, seed: int) -> Analysis:
     """
     plain = analyse(step)
     chosen = readouts(plain)
-    upstream = _reached(plain)[:, list(chosen)].any(1)
-    if not upstream.any():
+    reached = _reached(plain)[:, list(chosen)]
+    upstream = [bool(row.any()) for row in reached]
+    if not any(upstream):
         raise AlgorithmError(
             "No weight gets credit through a readout, so that random feedback would change nothing. This is because "
             "the output depends on the states by no product with a weight, or by one that holds its data constant. "
@@ -56,17 +69,14 @@ def with_random_feedback(step: Step, seed: int) -> Analysis:
     rng = np.random.default_rng(seed)
     made = {op.equation: _with_feedback(op, rng) for op in plain.ops if op.number in chosen}
     program = step.program
-    constants = dict(program.constants)
-    equations = list[Equation]()
-    for eqn in program.equations:
-        equations += made[eqn].equations if eqn in made else [eqn]
-        constants.update(made[eqn].constants if eqn in made else {})
+    equations = [new for eqn in program.equations for new in made.get(eqn, ([eqn], None))[0]]
+    constants = dict(program.constants) | dict(weights for _, weights in made.values())
     program = dataclasses.replace(program, equations=tuple(equations), constants=constants)
     found = analyse(dataclasses.replace(step, program=program))
     other = Escape(f"credit through {paths}", (), "fixed random weights in their place")
     reach = tuple(
         dataclasses.replace(r, escapes=(*r.escapes, other)) if is_upstream else r
-        for r, is_upstream in zip(found.reach, upstream.tolist(), strict=True)
+        for r, is_upstream in zip(found.reach, upstream, strict=True)
     )
     return dataclasses.replace(found, reach=reach)
 
@@ -107,19 +117,23 @@ def _reached(analysis: Analysis) -> np.ndarray:
     return reached
 
 
-def _with_feedback(op: WeightOp, rng: Any) -> Flat:
-    """The equation of an operation, with other weights on the way back."""
-    eqn, stop, place = op.equation, lax.stop_gradient, op.kind.data
-    weight = eqn.inputs[op.operand]
-    drawn = rng.normal(size=weight.shape) / np.sqrt(op.kind.inputs)
-    feedback = np.asarray(drawn, weight.aval.dtype)
+def _with_feedback(op: WeightOp, rng: Any) -> tuple[list[Equation], tuple[Variable, np.ndarray]]:
+    """The equation of an operation, with other weights on the way back, and these."""
+    eqn, data = op.equation, data_of(op)
+    assert data is not None
+    like = lambda v: Variable(v.number, v.aval)
+    stopped, other, own, back = map(like, (data, eqn.inputs[op.operand], *2 * eqn.outputs))
+    swapped = lambda old, new: tuple(new if v is old else v for v in eqn.inputs)
+    acting = lambda inputs, output: dataclasses.replace(eqn, inputs=inputs, outputs=(output,))
+    stop: Any = lax.stop_gradient
+    equations = [
+        *in_place_of(acting((data,), stopped), stop).equations,
+        acting(swapped(data, stopped), own),
+        acting(swapped(op.weight, other), back),
+        *in_place_of(acting((own, back), *eqn.outputs), lambda y, b: y + (b - stop(b))).equations,
+    ]
+    drawn = rng.normal(size=other.shape) / np.sqrt(op.kind.inputs)
+    return equations, (other, np.asarray(drawn, other.aval.dtype))
 
-    def passed(*values: Any) -> Any:
-        held = [stop(x) if n == place else x for n, x in enumerate(values)]
-        (back,) = eqn.bind(*(feedback if n == op.operand else x for n, x in enumerate(values)))
-        return eqn.bind(*held)[0] + (back - stop(back))
 
-    return in_place_of(eqn, passed)
-
-
-__all__ = ["readouts", "with_random_feedback", "within_layers"]
+__all__ = ["before_readouts", "reading", "readouts", "with_random_feedback", "within_layers"]

@@ -15,6 +15,8 @@ import etpc
 from etpc import nn
 from tests.helpers import loss, normal
 from tests.marks import few
+from tests.passes.networks import networks
+from tests.passes.test_passes import BATCH, data
 
 T, B, I, N, O, ALPHA, KAPPA = 9, 3, 4, 6, 2, 0.9, 0.7
 MODEL = {
@@ -246,3 +248,15 @@ def test_a_model_with_random_feedback():
     )  # of the model with this feedback
     with pytest.raises(etpc.SelectionError, match="no layer with a weight matrix"):
         etpc.feedback(model, lambda m: m.readout.weight, keys[2])
+
+
+def test_random_feedback_through_a_complex_readout():
+    """A product of complex numbers, which is several of real ones when it runs."""
+    model, state, step = networks()["complex cascade"]
+    xs, algo = data()[0], etpc.EProp("random", window=2)
+    program = etpc.compile(model, algo, inputs=xs[0, 0], state=state, step=step)
+    claims = {path: claim.claim for path, claim in program.claims.items()}
+    assert claims == dict.fromkeys(claims, "approximate") | {".out": "exact"}
+    y, _ = program.scan(model, xs, program.init(BATCH))
+    plain = etpc.compile(model, inputs=xs[0, 0], state=state, step=step)
+    np.testing.assert_array_equal(y, plain.scan(model, xs, plain.init(BATCH))[0])
