@@ -39,7 +39,22 @@ if TYPE_CHECKING:
     from . import testing as testing
     from . import trace as trace
     from . import units as units
-    from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
+    from .algorithms import (
+        D_RTRL,
+        ES_D_RTRL,
+        KFRTRL,
+        OK,
+        OSTL,
+        OTPE,
+        OTTT,
+        RFLO,
+        RTRL,
+        TBPTT,
+        UORO,
+        CreditRTRL,
+        EProp,
+        SnAp,
+    )
     from .checking.check import Check, CheckedRow, Fault, check
     from .checking.compare import Comparison, Report, Result, compare, verify
     from .checking.suggest import Candidate, Suggestion, suggest
@@ -48,18 +63,20 @@ if TYPE_CHECKING:
     from .export.learner import Exported, load_exported
     from .gradient.agreement import Row
     from .gradient.bptt import bptt
+    from .nn import feedback
     from .plan import Claim, Reason
     from .run import Carry, Memory, Online, Program, compile, online
     from .training.fit import Run, fit
 else:
     _NAMES = {
         "": "algorithms analyse draw emit files interop ir nn ops optim plan plot surrogate testing trace units",
-        "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT",
+        "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT EProp RFLO OSTL OTTT OTPE KFRTRL OK UORO",
         "checking.check": "Check CheckedRow Fault check",
         "checking.compare": "Comparison Report Result compare verify",
         "checking.suggest": "Candidate Suggestion suggest",
         "checkpoint": "load load_weights save",
         "definition": "reference",
+        "nn": "feedback",
         "export.learner": "Exported load_exported",
         "gradient.agreement": "Row",
         "gradient.bptt": "bptt",
@@ -93,8 +110,15 @@ __version__ = "0.1.0"
 __all__ = [
     "D_RTRL",
     "ES_D_RTRL",
+    "KFRTRL",
+    "OK",
+    "OSTL",
+    "OTPE",
+    "OTTT",
+    "RFLO",
     "RTRL",
     "TBPTT",
+    "UORO",
     "AlgorithmError",
     "Candidate",
     "Carry",
@@ -105,6 +129,7 @@ __all__ = [
     "Code",
     "Comparison",
     "CreditRTRL",
+    "EProp",
     "EtpcError",
     "Exported",
     "Fault",
@@ -132,6 +157,7 @@ __all__ = [
     "compare",
     "compile",
     "draw",
+    "feedback",
     "fit",
     "interop",
     "load",

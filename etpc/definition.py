@@ -13,6 +13,7 @@ output is y, and has f X / c in the place of eps, where c' = a c + 1:
 
     X' = a X + dy/dw                f' = a D f + ds'/dy
 
+With two decays, X has the first, f the second, and c the root of their product.
 Unless it is asked for everywhere, an operation has eps where that takes no more memory than its factors, which is the
 one thing that is asked of the compiler.
 """
@@ -26,7 +27,7 @@ from jax import Array, lax
 
 from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims, propagate
 from ._jax.primitives import facts
-from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, resolve
+from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, Decay, resolve
 from .analyse import HiddenStates, Split, analyse, split
 from .errors import UnsupportedError, checked_count
 from .gradient.bptt import Objective, batch_axis_blamed, gradient_of
@@ -185,7 +186,7 @@ class Definition:
             if op.kind.data is not None and not reached.isdisjoint(self.new):
                 self.cut[op.equation] = op.kind.data
         self.window = int(rule.window) if rule.backprop == "full" else None
-        self.decay = getattr(rule, "decay", None) or 0.0
+        self.decays = Decay(getattr(rule, "decay", None) or 0.0).decays
         self.smoothed = self._smoothed(rule)
         self.outputs = [Vector([eqn.outputs[0].aval], dtype) for eqn in self.smoothed]
         """The output y of each operation with a decay."""
@@ -246,7 +247,7 @@ class Definition:
             for (x, f), (x_new, _), direct, by_y, past_y in zip(
                 trace.factors, moved.factors, used, by_ys, past_ys, strict=True
             ):
-                signal = self.decay * (by_states - past_states) @ f + by_y - past_y
+                signal = self.decays[1] * (by_states - past_states) @ f + by_y - past_y
                 grad = grad + signal @ x_new / moved.normaliser + past_y @ direct
                 grad = grad + past_states @ f @ x / jnp.maximum(trace.normaliser, 1)
         return (new, moved, grad), value
@@ -296,11 +297,11 @@ class Definition:
         jacobian = jax.jacrev(lambda *a: self.cut_step(env, *a), (0, 1, 2))
         immediate, transition, by_ys = jacobian(weights, h, self.zeros)
         factors = [
-            (self.decay * x + direct, self.decay * transition @ f + by_y)
+            (self.decays[0] * x + direct, self.decays[1] * transition @ f + by_y)
             for (x, f), direct, by_y in zip(trace.factors, used, by_ys, strict=True)
         ]
         whole = transition @ trace.whole + immediate
-        return Trace(whole, factors, self.decay * trace.normaliser + 1)
+        return Trace(whole, factors, self.decays[2] * trace.normaliser + 1)
 
     def _loss_of(self, outputs: Sequence[Any], data: Any) -> Array:
         _, target, weight = data

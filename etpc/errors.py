@@ -67,6 +67,8 @@ class Code(enum.StrEnum):
     """No trace: it is not marked, where `weights="marked"`."""
     NO_FORM = "no-form"
     """No trace: the algorithm gives it none."""
+    OTHER_FEEDBACK = "other-feedback"
+    """Credit passes back by other weights than those of the model."""
     UNUSED = "unused"
     """Nothing that the step returns depends on the parameter."""
     ESCAPES = "escapes"

@@ -250,3 +250,27 @@ def test_everywhere():
             inspect.unwrap(etpc.ES_D_RTRL.__init__)(
                 object.__new__(etpc.ES_D_RTRL), everywhere=value
             )
+
+
+def test_two_decays_by_hand():
+    """`eps_x' = a eps_x + x`, `eps_f' = b D eps_f + F`, over a normaliser with `sqrt(a b)`, in loops."""
+    a, b, leak = 0.6, 0.9, 0.8
+    w, xs, targets = normal(N, IN), normal(T, IN, seed=1), normal(T, N, seed=2)
+
+    def step(w, x, v):
+        v = jnp.sin(leak * v + w @ x)
+        return v, v
+
+    rule = etpc.ES_D_RTRL(decay=(a, b), everywhere=True, window=2)
+    program = etpc.compile(w, rule, inputs=xs[0], state=jnp.zeros(N), step=step)
+    got = online(program, w, xs, targets, program.init())
+    v, eps_x, eps_f, norm, want = np.zeros(N), np.zeros(IN), np.zeros(N), 0.0, 0.0
+    for x, target in zip(np.asarray(xs), np.asarray(targets), strict=True):
+        before = leak * v + np.asarray(w) @ x
+        v = np.sin(before)
+        eps_x, norm = a * eps_x + x, np.sqrt(a * b) * norm + 1
+        eps_f = b * leak * np.cos(before) * eps_f + np.cos(before)
+        want = want + np.outer(2 * (v - target) * eps_f, eps_x) / norm
+    assert distance(got, want) < 1e-12
+    assert "decay 0.6, 0.9" in str(program)
+    assert rule.short == "ES_D_RTRL(decay=(0.6, 0.9), everywhere=True)"

@@ -19,6 +19,7 @@ RULES = {
     "rtrl": etpc.RTRL(window=3),
     "decay": etpc.ES_D_RTRL(decay=0.8, window=2),
     "decay everywhere": etpc.ES_D_RTRL(decay=0.8, everywhere=True, window=2),
+    "two decays": etpc.ES_D_RTRL(decay=(0.6, 0.9), everywhere=True, window=2),
     "full windows": etpc.D_RTRL(window=3, backprop="full"),
 }
 
@@ -60,7 +61,7 @@ def defined(name):
     return etpc.reference(NET, *DATA, loss, RULES[name], **OPTIONS)
 
 
-@pytest.mark.parametrize("name", few(RULES, "d_rtrl", "decay"))
+@pytest.mark.parametrize("name", few(RULES, "d_rtrl", "decay", "two decays"))
 def test_complex_states_batches_masks_and_learned_initial_states(name):
     program = etpc.compile(NET, RULES[name], inputs=DATA[0][0, 0])
     carry = program.init(B, model=NET)

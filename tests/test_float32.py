@@ -44,6 +44,11 @@ RULES = {
     "rank": etpc.ES_D_RTRL(rank=2, window=W),
     "directions": etpc.CreditRTRL(q=2, rank=None, window=W),
     "SnAp": etpc.SnAp(1, window=1),
+    "KF-RTRL": etpc.KFRTRL(window=W),
+    "UORO": etpc.UORO(window=W),
+    "fixed leak": etpc.RFLO(0.8, "symmetric", window=W),
+    "presynaptic": etpc.OTTT(0.8, window=W),
+    "low-passed": etpc.EProp(kappa=0.8, window=W),
 }
 
 
@@ -64,7 +69,7 @@ class Normalised:
         return h, h
 
 
-FOR_RECURRENT = ("look-back", "RTRL", "directions", "SnAp")
+FOR_RECURRENT = ("look-back", "RTRL", "directions", "SnAp", "KF-RTRL", "UORO")
 """Rules that only differ from others where influence passes from unit to unit."""
 FOR_ANY = tuple(name for name in RULES if name not in FOR_RECURRENT)
 

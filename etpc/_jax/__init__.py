@@ -18,7 +18,7 @@ from jax.extend.core import primitives as prims
 from . import params
 from ._backward import forward_mode, linear_transpose, nonlinear_p
 from ._control import is_checkpointed_loop, is_spike, unrolled
-from ._flatten import canonicalise, flatten, without_prints
+from ._flatten import canonicalise, flatten, in_place_of, without_prints
 from ._listed import (
     bcoo_dot_general_primitive,
     optimization_barrier_p,
@@ -64,6 +64,7 @@ __all__ = [
     "evaluate",
     "flatten",
     "forward_mode",
+    "in_place_of",
     "is_checkpointed_loop",
     "is_complex",
     "is_float",

@@ -4,6 +4,7 @@
 shares the variables of a cached inner jaxpr between its calls.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -39,6 +40,20 @@ def canonicalise(function: Callable[..., Any], avals: Sequence[Any]) -> Flat:
     """Trace `function` on flat arguments, given as arrays or as shapes, and inline what only groups other
     operations."""
     return flatten(jax.make_jaxpr(function)(*avals))
+
+
+def in_place_of(equation: Equation, function: Callable[..., Any]) -> Flat:
+    """A function of the operands of an equation, as equations from these to its output."""
+    flat = canonicalise(function, [v.aval for v in equation.inputs])
+    actual = dict(zip(flat.inputs, equation.inputs, strict=True))
+    actual |= dict(zip(flat.outputs, equation.outputs, strict=True))
+    named = lambda variables: tuple(actual.get(v, v) for v in variables)
+    place = {"source": equation.source, "traceback": equation.traceback}
+    equations = [
+        dataclasses.replace(e, inputs=named(e.inputs), outputs=named(e.outputs), **place)
+        for e in flat.equations
+    ]
+    return dataclasses.replace(flat, equations=tuple(equations))
 
 
 def flatten(jaxpr: params.Jaxpr) -> Flat:

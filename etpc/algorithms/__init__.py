@@ -14,29 +14,45 @@ from ._algorithm import (
     TraceForm,
     register_algorithm,
     registered,
-    resolve,
 )
+from ._eprop import EProp
+from ._kronecker import KFRTRL, OK
+from ._names import named, resolve
+from ._ostl import OSTL
+from ._rflo import RFLO
 from ._rules import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
-from .directions import CreditRTRL
+from ._through_time import OTPE, OTTT
+from .directions import UORO, CreditRTRL
 
-for _rule in (D_RTRL, ES_D_RTRL, CreditRTRL, RTRL, SnAp):
+_RULES = (D_RTRL, ES_D_RTRL, CreditRTRL, RTRL, SnAp)
+_OF_OTHERS = (EProp, RFLO, OSTL, OTTT, OTPE, KFRTRL, OK, UORO)
+for _rule in (*_RULES, *_OF_OTHERS):
     register_algorithm(_rule)
 
 __all__ = [
     "D_RTRL",
     "ES_D_RTRL",
+    "KFRTRL",
+    "OK",
+    "OSTL",
+    "OTPE",
+    "OTTT",
+    "RFLO",
     "RTRL",
     "TBPTT",
+    "UORO",
     "Algorithm",
     "Backprop",
     "Choice",
     "Context",
     "CreditRTRL",
     "Decay",
+    "EProp",
     "Full",
     "LowRank",
     "SnAp",
     "TraceForm",
+    "named",
     "register_algorithm",
     "registered",
     "resolve",

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from ..analyse import Analysis, WeightOp, trace_dtype
-from ..errors import AlgorithmError, Code, InputTypeError, origin
+from ..analyse import Analysis, Step, WeightOp, analyse, trace_dtype
+from ..errors import AlgorithmError, InputTypeError, origin
 from ..forms import Extension, Full, Site, Trace
 from ..ops import Kind
 from ._settings import Check, check, count
@@ -51,7 +51,7 @@ class Context:
         return bool(reach.escapes) or not reach.block.nnz
 
 
-NAMED = ("decay", "rank", "every", "everywhere")
+NAMED = ("decay", "rank", "every", "everywhere", "kappa", "kept")
 """Settings that are shown with their names."""
 
 
@@ -81,6 +81,8 @@ class Algorithm:
     name: ClassVar[str] = "algorithm"
     cut: ClassVar[bool] = True
     """Whether the data of operations that mix positions is held constant in the trace."""
+    alias: ClassVar[str] = ""
+    """The other name that the rule was asked for by; no part of what it is."""
 
     @property
     def in_blocks(self) -> bool:
@@ -115,6 +117,15 @@ class Algorithm:
                 'Leave out window=, or pass backprop="full": nothing is cut inside a window, which is nearer to BPTT '
                 "and mostly faster."
             )
+
+    def analysis(self, step: Step) -> Analysis:
+        """What the rule sees of a step: by default what `cut` and `reach` say. A rule may hold the data of some
+        operations alone, or change how credit passes back through the step."""
+        return analyse(step, cut=self.cut, steps=self.reach)
+
+    def also(self, analysis: Analysis) -> str:
+        """Another name of the rule, or of what it is for this model; the printed program says it."""
+        return self.alias
 
     def trace_form(self, kind: Kind) -> TraceForm | None:
         """The form of the trace of a kind of weight operation; `None` for no trace."""
@@ -185,21 +196,3 @@ def register_algorithm(algorithm: type[Algorithm]) -> type[Algorithm]:
 def registered() -> dict[str, type[Algorithm]]:
     """The algorithms that have a name, by name."""
     return dict(_NAMES)
-
-
-def resolve(algo: Algorithm | str) -> Algorithm:
-    """The algorithm that an argument `algo` means."""
-    if isinstance(algo, Algorithm):
-        return algo
-    if isinstance(algo, str):
-        if algo not in _NAMES:
-            known = ", ".join(repr(name) for name in _NAMES)
-            raise AlgorithmError(
-                f"There is no algorithm {algo!r}. Known names: {known}. A name has no settings: "
-                "pass an algorithm for those, such as etpc.ES_D_RTRL(decay=0.9). `etpc.suggest` measures "
-                "which one suits a model.",
-                code=Code.UNKNOWN_ALGORITHM,
-            )
-        return _NAMES[algo]()
-    hint = " Call it: D_RTRL()." if isinstance(algo, type) and issubclass(algo, Algorithm) else ""
-    raise InputTypeError(f"algo must be an algorithm or its name, not {algo!r}.{hint}")

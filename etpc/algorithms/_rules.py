@@ -8,7 +8,7 @@ from ..errors import AlgorithmError, InputError
 from ..forms import Decay, Full, LowRank, size_of
 from ..ops import Kind
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
-from ._settings import Check, check, checked_decay, checked_flag, checked_rank, count
+from ._settings import Check, check, checked_decays, checked_flag, checked_rank, count
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -33,7 +33,8 @@ class ES_D_RTRL(Algorithm):
     """D-RTRL with factored traces (pp-prop): O(I + O m) numbers for a weight matrix, times a rank.
 
     With a decay `a`, `eps_x' = a eps_x + x`, `eps_f' = a D eps_f + (1 - a) F`, and the gradient of
-    step t is `eps_x (L eps_f) / (1 - a^t)`. With a rank R, the trace is R pairs of factors: D acts
+    step t is `eps_x (L eps_f) / (1 - a^t)`. With two, the first is that of `eps_x`, the second that of `eps_f`, and the
+    root of their product is in the normaliser. With a rank R, the trace is R pairs of factors: D acts
     on the second ones, exactly; each window adds its own pairs, and then the sum is reduced to its
     R leading modes, the best approximation of that rank. Inside a window nothing is reduced, so the
     gradient is nearer to that of D-RTRL the longer the window.
@@ -42,25 +43,27 @@ class ES_D_RTRL(Algorithm):
     matrix, and one whose trace is proved to fit into as little, as that of a leaky readout, all outputs of which have
     the same trace; the printed program says so. With `everywhere`, each matrix has factors, as published.
 
-    - `decay`: a float in (0, 1]; 0.99 where neither it nor a rank is given.
+    - `decay`: a float in (0, 1], or two, of data and of states; 0.99 where neither it nor a rank is given.
     - `rank`: an int >= 1.
     - `everywhere`: whether the trace of each weight that mixes positions is factored, also where the whole trace takes
         no more memory.
 
     **Source:** Wang et al. 2026, as above, for the decay form. `eps_f` is stored without the factor
-    `1 - a`, so that a = 1 is allowed. In that work each weight has factors, element-wise ones too, and an int renames a
-    decay; here it is a rank.
+    `1 - a`, so that a = 1 is allowed; two decays are not in it. In that work each weight has factors, element-wise ones
+    too, and an int renames a decay; here it is a rank.
     Low-rank influence matrices: Benzing et al., "Optimal Kronecker-sum approximation of real time
     recurrent learning", arXiv 1902.03993.
     """
 
     unnamed: dataclasses.InitVar[Any] = None
-    decay: float | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    decay: float | tuple[float, float] | None = dataclasses.field(
+        default=None, kw_only=True, repr=False
+    )
     rank: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
     everywhere: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "es_d_rtrl"
     checks: ClassVar[Mapping[str, Check]] = {
-        "decay": checked_decay,
+        "decay": checked_decays,
         "rank": checked_rank,
         "everywhere": checked_flag,
     }

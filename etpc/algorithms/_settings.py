@@ -36,16 +36,51 @@ def count(why: str, *others: str | None, error: type[Exception] = AlgorithmError
 
 def checked_decay(name: str, value: Any) -> float | None:
     """A decay of a trace, or `None`."""
-    number = _plain(value)
-    if number is None:
+    return None if value is None else _fraction(name, value)
+
+
+def checked_decays(name: str, value: Any) -> float | tuple[float, float] | None:
+    """A decay, those of data and of states, or `None`."""
+    hint = " For a rank pass an int, such as ES_D_RTRL(rank=2)."
+    if value is None:
         return None
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise InputTypeError(f"decay must be a float in (0, 1], not {number!r}.")
-    if not 0 < number <= 1:
+    if not isinstance(value, tuple | list):
+        return _fraction(name, value, hint)
+    if len(value) != 2:
         raise AlgorithmError(
-            f"A decay must lie in (0, 1], and decay is {number}. For a rank pass an int, such as "
-            "ES_D_RTRL(rank=2)."
+            f"{name} is one number, or that of the data and that of the states, and not {value!r}. Write "
+            f"{name}=(0.9, 0.99)."
         )
+    of_data, of_states = (_fraction(name, number, hint) for number in value)
+    return of_data, of_states
+
+
+def one_of(*choices: str) -> Check:
+    """One of some words."""
+
+    def checked(name: str, value: Any) -> Any:
+        if value not in choices:
+            wanted = " or ".join(f'"{choice}"' for choice in choices)
+            raise AlgorithmError(f"{name} must be {wanted}, not {value!r}.")
+        return value
+
+    return checked
+
+
+def checked_seed(name: str, value: Any) -> int:
+    """A seed of random numbers."""
+    number = whole_number(value)
+    if number is None or number < 0:
+        raise InputTypeError(f"{name} must be an int >= 0, not {value!r}.")
+    return number
+
+
+def _fraction(name: str, value: Any, hint: str = "") -> float:
+    number = _plain(value)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise InputTypeError(f"{name} must be a float in (0, 1], not {number!r}.")
+    if not 0 < number <= 1:
+        raise AlgorithmError(f"A {name} must lie in (0, 1], and {name} is {number}.{hint}")
     return float(number)
 
 

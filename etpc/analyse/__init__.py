@@ -1,11 +1,13 @@
 """Second stage: which weights reach which hidden states, and how."""
 
+from ..trace import Step
 from ._analysis import Analysis, Escape, Findings, Opaque, Reach, Reads, analyse, trace_dtype
 from ._check import check_pattern, register_pattern
 from ._cost import one_step_block, uncut_block
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
+from ._layers import before_readouts, reading, readouts, with_random_feedback, within_layers
 from ._pattern import (
     Pattern,
     columns_of,
@@ -36,8 +38,10 @@ __all__ = [
     "Reach",
     "Reads",
     "Split",
+    "Step",
     "WeightOp",
     "analyse",
+    "before_readouts",
     "by_equation",
     "check_pattern",
     "closure",
@@ -48,6 +52,8 @@ __all__ = [
     "numbering",
     "one_step_block",
     "pick",
+    "reading",
+    "readouts",
     "register_pattern",
     "select",
     "shifted",
@@ -57,4 +63,6 @@ __all__ = [
     "uncut_block",
     "union",
     "values_at",
+    "with_random_feedback",
+    "within_layers",
 ]

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -110,13 +110,16 @@ def trace_dtype(analysis: Analysis, op: WeightOp) -> Any:
     return result_type(analysis.hidden.dtype, op.delta.dtype)
 
 
-def analyse(step: Step, *, cut: bool = True, steps: int | None = None) -> Analysis:
+def analyse(
+    step: Step, *, cut: bool | Collection[int] = True, steps: int | None = None
+) -> Analysis:
     """Find the weight operations of a step, the patterns of its Jacobians, and the blocks.
 
     **Arguments:**
 
     - `step`: from [`etpc.trace.trace`][].
-    - `cut`: whether the data of operations that mix positions is held constant, as in D-RTRL.
+    - `cut`: whether the data of operations that mix positions is held constant, as in D-RTRL; or the numbers of those
+        whose data is.
     - `steps`: keep in a block what is reached in so many steps; `None` for all that is ever reached.
 
     **Raises** `MemoryLimitError` where the patterns would be too large to form.
@@ -124,7 +127,10 @@ def analyse(step: Step, *, cut: bool = True, steps: int | None = None) -> Analys
     parts = split(step)
     hidden = HiddenStates.of(step)
     ops = parts.ops
-    held = frozenset(op.number for op in ops if cut and op.kind.data is not None)
+    mixing = frozenset(op.number for op in ops if op.kind.data is not None)
+    held = (
+        mixing.intersection(cut) if isinstance(cut, Collection) else mixing if cut else frozenset()
+    )
     data = [data_of(op) for op in ops]
     wanted = [v for v in dict.fromkeys([*data, *parts.outputs]) if v is not None and v.is_float]
     tangents = linearise(step, parts, hidden, held, wanted)

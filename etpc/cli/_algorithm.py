@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
-from ..algorithms import TBPTT, Algorithm, registered
+from ..algorithms import TBPTT, Algorithm, named, registered
 from ..errors import near
 from ._errors import CommandError
 
@@ -21,13 +21,14 @@ def parse(text: str) -> Algorithm:
     """
     head, *rest = text.split(",")
     name, _, value = head.partition(":")
-    name = name.strip().lower().replace("-", "_")
-    known: dict[str, type[Any]] = {**registered(), "tbptt": TBPTT}
-    if name not in known:
+    rule: Any = TBPTT if name.strip().lower() == "tbptt" else named(name)
+    if rule is None:
+        known = [*registered(), "tbptt"]
         raise CommandError(
             f"There is no algorithm {name!r}.{near(name, known)} Known: {', '.join(known)}."
         )
-    fields = [field for field in dataclasses.fields(known[name]) if field.init]
+    name = rule.name
+    fields = [field for field in dataclasses.fields(rule) if field.init]
     first = [field.name for field in fields if field.kw_only is not True][:1]
     names = [field.name for field in fields]
     settings: dict[str, Any] = {}
@@ -57,7 +58,7 @@ def parse(text: str) -> Algorithm:
     ]
     if missing:
         raise CommandError(f"{name} needs {', '.join(missing)}: write {name}:VALUE.")
-    return known[name](**settings)
+    return rule(**settings)
 
 
 def _literal(text: str) -> Any:

@@ -3,12 +3,17 @@
 from ._decay import Decay
 from ._extension import Block, Extension, Uncut
 from ._filtered import Filtered
+from ._fixed_leak import FixedLeak
 from ._full import Full
 from ._holomorphic import Holomorphic
 from ._joined import Joined
+from ._low_passed import LowPassed
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
 from ._pieces import zero_after
+from ._presynaptic import Presynaptic
+from ._random_pairs import KroneckerFactor, KroneckerSum, least_variance, random_signs
+from ._recursion import Recursion
 from ._trace import (
     AddsToFirst,
     Carry,
@@ -38,15 +43,21 @@ __all__ = [
     "Extension",
     "Factors",
     "Filtered",
+    "FixedLeak",
     "Full",
     "Holomorphic",
     "Joined",
+    "KroneckerFactor",
+    "KroneckerSum",
+    "LowPassed",
     "LowRank",
     "Move",
     "MovesTogether",
     "Pairs",
     "Passage",
+    "Presynaptic",
     "ReadsEnd",
+    "Recursion",
     "Rows",
     "Settles",
     "Signals",
@@ -57,7 +68,9 @@ __all__ = [
     "apply_back",
     "bytes_of",
     "every_pair",
+    "least_variance",
     "paired",
+    "random_signs",
     "size_of",
     "suffix_products",
     "times",

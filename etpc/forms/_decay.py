@@ -1,6 +1,7 @@
 """The trace as one pair of factors, each smoothed over time with a decay."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,15 +15,21 @@ from ._transitions import paired, recurrence
 
 @dataclasses.dataclass(frozen=True)
 class Decay(Trace):
-    """`eps_x' = a eps_x + x`, `eps_f' = a D eps_f + F`, and their normaliser `c' = a c + 1`.
+    """`eps_x' = a eps_x + x`, `eps_f' = b D eps_f + F`, and their normaliser `c' = sqrt(a b) c + 1`.
 
-    The carry is `eps_x` [B, I], `eps_f` [B, m, O], with G before I and O where there are several, and
-    `c` [B].
+    `decay` is a, which b is too, or both. The carry is `eps_x` [B, I], `eps_f` [B, m, O], with G before I and O where
+    there are several, and `c` [B].
     """
 
-    decay: float
+    decay: float | tuple[float, float]
     exact = False
     joins = True
+
+    @property
+    def decays(self) -> tuple[float, float, float]:
+        """Of the data, of the states, and of the normaliser."""
+        a, b = self.decay if isinstance(self.decay, tuple) else (self.decay, self.decay)
+        return float(a), float(b), float(a) if a == b else math.sqrt(a * b)
 
     @property
     def left_out(self) -> str:
@@ -30,7 +37,8 @@ class Decay(Trace):
 
     @property
     def verdict(self) -> str:
-        return f"decay {self.decay:g}"
+        each = self.decay if isinstance(self.decay, tuple) else [self.decay]
+        return "decay " + ", ".join(f"{decay:g}" for decay in each)
 
     @property
     def held(self) -> str:
@@ -47,9 +55,9 @@ class Decay(Trace):
     def follow(self, site: Site, factors: Factors, carry: Carry) -> Any:
         """The values of the second factor and the normaliser after 0 to W steps, the last of the former, and where
         streams begin."""
-        eps_f, norm, decay = _state_factor(site, carry), carry[2], float(self.decay)
-        last, rest = recurrence(site.pairs, factors.transition, factors.immediate, eps_f, decay)
-        powers, weights = _decays(decay, len(rest), factors.begins)
+        eps_f, norm, (_, of_states, of_norm) = _state_factor(site, carry), carry[2], self.decays
+        last, rest = recurrence(site.pairs, factors.transition, factors.immediate, eps_f, of_states)
+        powers, weights = _decays(of_norm, len(rest), factors.begins)
         new = jnp.asarray(weights.sum(1), norm.dtype)
         norms = jnp.asarray(powers, norm.dtype) * norm[None] + new
         return jnp.concatenate([eps_f[None], rest]), norms, last, factors.begins
@@ -71,7 +79,7 @@ class Decay(Trace):
         old, old_credit = signals.old(), jnp.zeros_like(credit)
         if old is not None:
             old_credit = paired(old, eps_f[:-1]) / _positive(norm[:-1])[..., None]
-        decay = jnp.finfo(credit.dtype).dtype.type(self.decay)
+        decay = jnp.finfo(credit.dtype).dtype.type(self.decays[0])
 
         def back(later: Array, step: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
             by_new, by_old, begins = step
@@ -92,7 +100,7 @@ class Decay(Trace):
         (factors,), (_, norm, last, begins) = passage.factors, path
         assert factors.x is not None
         x = site.data(factors.x)
-        powers, weights = _decays(float(self.decay), len(x), begins)
+        powers, weights = _decays(self.decays[0], len(x), begins)
         last_weights = jnp.asarray(weights[-1], x.dtype)
         added = jnp.einsum("sb,sbgi->bgi", last_weights, x, precision=lax.Precision.HIGHEST)
         kept = jnp.asarray(powers[-1], jnp.finfo(last.dtype).dtype)
@@ -102,7 +110,9 @@ class Decay(Trace):
 
     def first_data(self, site: Site, carry: Carry) -> Array:
         """`a eps_x`: with no credit of old states, that of `eps_x` is `a` times the credit of the first step."""
-        return (self.decay * carry[0]).reshape(len(carry[0]), site.kind.groups, site.kind.inputs)
+        return (self.decays[0] * carry[0]).reshape(
+            len(carry[0]), site.kind.groups, site.kind.inputs
+        )
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {"input factor": carry[0], "state factor": carry[1]}

@@ -5,6 +5,7 @@ Dense, convolutional, embedding and normalisation layers, GRU and LSTM are those
 
 from etpc.nn._cells import MGU, IndRNN, MinGRU, MinLSTM, VanillaRNN
 from etpc.nn._delay import Delay, DelayedLinear
+from etpc.nn._feedback import feedback as feedback
 from etpc.nn._from_data import init_from_data
 from etpc.nn._init import init
 from etpc.nn._linear import DaleLinear, LowRankLinear

@@ -92,8 +92,12 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
         return [] if p.code is None or p.exact else [Reason("untraced", p.reason, p, code=p.code)]
     of_form = [] if p.node.form.exact else [Reason("form", p.escapes[0], p, code=Code.REDUCED)]
     pairs = zip(p.escapes[len(of_form) :], plan.analysis.reach[p.op.number].escapes, strict=True)
-    codes = {True: Code.ESCAPES, False: Code.ESCAPES_LATER}
     return of_form + [
-        Reason("escape", text, p, escape, code=codes[escape.steps is None])
-        for text, escape in pairs
+        Reason("escape", text, p, escape, code=_code(escape)) for text, escape in pairs
     ]
+
+
+def _code(escape: Escape) -> Code:
+    if escape.steps is not None:
+        return Code.ESCAPES_LATER
+    return Code.ESCAPES if escape.through else Code.OTHER_FEEDBACK

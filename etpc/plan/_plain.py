@@ -87,9 +87,9 @@ def no_trace(
     """Why an operation has no trace, `unchosen` if it was not asked for; `None` if it has one."""
     reach = asked.analysis.reach[op.number]
     if reach.role == "output":
-        return Why(
-            Code.NO_STATE_REACHED, "it reaches no hidden state; the gradient of each step is exact"
-        )
+        verdict = "has other feedback" if reach.escapes else "is exact"
+        text = f"it reaches no hidden state; the gradient of each step {verdict}"
+        return Why(Code.OTHER_FEEDBACK if reach.escapes else Code.NO_STATE_REACHED, text)
     if reach.role == "nothing":
         return Why(Code.UNUSED, "it reaches no output, at this step or later")
     name, why = type(algorithm).__name__, None if op in asked.ops else unchosen

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 
 from ..algorithms import Algorithm, resolve
-from ..analyse import analyse
 from ..emit import emit
 from ..errors import (
     InputError,
@@ -73,8 +72,14 @@ def compile(
     except Exception as error:
         _blame_axes(error, model, inputs, state, step)
         raise
-    analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
-    planned = plan(analysis, algorithm, chosen, memory=memory, batch_size=batch_size, passes=run)
+    planned = plan(
+        algorithm.analysis(traced),
+        algorithm,
+        chosen,
+        memory=memory,
+        batch_size=batch_size,
+        passes=run,
+    )
     return Program(planned, emit(planned.ir), step)
 
 

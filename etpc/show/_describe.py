@@ -11,8 +11,9 @@ Claims = Mapping[str, Claim]
 def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     """The text of `print(program)`: a row for each weight operation, and what is left out, with reasons."""
     hidden = plan.analysis.hidden
+    also = plan.algorithm.also(plan.analysis)
     head = [
-        f"{plan.algorithm}",
+        f"{plan.algorithm}" + (f"  ({also})" if also else ""),
         f"  {hidden.size} hidden states: " + ", ".join(hidden.paths),
         f"  window {plan.window}{_chosen(plan)}",
         "",

@@ -20,9 +20,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 import etpc
 from etpc.algorithms import Algorithm
-from examples.rules.kf_rtrl import KF_RTRL
-from examples.rules.rflo import RFLO
-from examples.rules.uoro import UORO
 
 from .study import Case, Study, main
 
@@ -131,9 +128,9 @@ PUBLISHED = {
 RULES = {
     "RTRL": etpc.RTRL(),
     "SnAp(1)": etpc.SnAp(1),
-    "KF-RTRL": KF_RTRL(),
-    "RFLO": RFLO(0.9),
-    "UORO": UORO(),
+    "KF-RTRL": etpc.KFRTRL(),
+    "RFLO": etpc.RFLO(0.9, "symmetric"),
+    "UORO": etpc.UORO(),
     "TBPTT(25)": etpc.TBPTT(25),
     "D-RTRL": etpc.D_RTRL(),
     "D-RTRL, look-back 8": etpc.D_RTRL(window=1, lookback=8),

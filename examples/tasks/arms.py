@@ -42,8 +42,6 @@ from tqdm import tqdm
 import etpc
 from etpc.algorithms import Algorithm
 from etpc.algorithms.directions import CreditSubspace
-from examples.rules.kronecker_sum import OK
-from examples.rules.uoro import UORO
 
 FAST = os.environ.get("ETPC_EXAMPLE_FAST") == "1"  # a few updates, to see that it runs
 
@@ -210,7 +208,7 @@ def default_arms(task: Task) -> tuple[Arm, ...]:
     uncut = {
         "SnAp(1)": etpc.SnAp(1),
         f"RTRL, rank {r}": etpc.RTRL(rank=r, window=w),
-        "Kronecker sums, rank 4": OK(window=w),
+        "Kronecker sums, rank 4": etpc.OK(window=w),
     }
     # Once for each sequence it is BPTT.
     rtrl = [Arm("exact gradient", etpc.TBPTT(task.steps, w), main=True)] if task.every else []
@@ -229,7 +227,7 @@ def default_arms(task: Task) -> tuple[Arm, ...]:
         Arm(f"ES-D-RTRL, decay {task.decay:g}", etpc.ES_D_RTRL(decay=task.decay), main=True),
         Arm(f"ES-D-RTRL, rank {r}", etpc.ES_D_RTRL(rank=r, window=w), main=True),
         *(Arm(name, rule) for name, rule in uncut.items() if task.uncut),
-        Arm("UORO", UORO(window=w)),
+        Arm("UORO", etpc.UORO(window=w)),
         Arm(f"credit, q = 4, rank {r}, random directions", RandomRTRL(4, r, window=w)),
         *(
             Arm(f"credit, q = {q}, rank {r}", etpc.CreditRTRL(q, r, window=w), main=q == 4)

@@ -1,21 +1,20 @@
-"""UORO in windows, `examples/rules/uoro.py`: its mean over all signs is RTRL."""
+"""UORO in windows: its mean over all signs is RTRL."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import etpc
-from examples.rules.uoro import UORO, RandomDirection
+from etpc import UORO
+from etpc.algorithms.directions import RandomDirection
 
 T, I, N, W = 8, 2, 3, 2
 
 
-class AllSigns(RandomDirection):
+def all_signs(directions, number, shape):
     """Each example of a batch has signs of its own, and together they have all."""
-
-    def signs(self, number, shape):
-        example, state = jnp.indices(shape)
-        return 1 - 2 * (example >> (shape[1] * number + state) & 1)
+    example, state = jnp.indices(shape)
+    return 1 - 2 * (example >> (shape[1] * number + state) & 1)
 
 
 def normal(*shape, seed):
@@ -52,10 +51,10 @@ def rtrl(count=T):
     return grad
 
 
-def test_the_mean_over_all_signs_is_rtrl():
+def test_the_mean_over_all_signs_is_rtrl(monkeypatch):
     windows_that_count = -(-T // W) - 1
-    algo = UORO(AllSigns(), window=W)
-    program, mean, carry = online(algo, 2 ** (N * windows_that_count))
+    monkeypatch.setattr(RandomDirection, "signs", all_signs)
+    program, mean, carry = online(UORO(window=W), 2 ** (N * windows_that_count))
     np.testing.assert_allclose(mean, rtrl(), rtol=0, atol=1e-9)
     assert not program.exact
     assert int(carry.shared[0]) == windows_that_count + 1
@@ -64,7 +63,7 @@ def test_the_mean_over_all_signs_is_rtrl():
 @pytest.mark.slow
 def test_one_draw_is_not():
     program, one, _ = online(UORO(window=W), 1)
-    _, other, _ = online(UORO(RandomDirection(seed=1), window=W), 1)
+    _, other, _ = online(UORO(seed=1, window=W), 1)
     assert "unbiased estimate" in str(program)
     assert np.abs(one - rtrl()).max() > 1e-2
     assert np.abs(one - other).max() > 1e-2

@@ -27,6 +27,11 @@ RULES = {
         decay=0.9, window=w, everywhere=True, lookback=w + 2
     ),
     "TBPTT": lambda w: etpc.TBPTT(w + 2, every=w),
+    "OSTL": lambda w: etpc.OSTL(window=w),
+    "fixed leak": lambda w: etpc.RFLO(0.8, "symmetric", window=w),
+    "presynaptic": lambda w: etpc.OTTT(0.8, window=w),
+    "low-passed": lambda w: etpc.EProp(kappa=0.8, window=w),
+    "low-passed, full windows": lambda w: etpc.EProp(kappa=0.8, window=w, backprop="full"),
 }
 NETWORKS = networks()
 BEGINS = np.zeros((T, B), bool)

@@ -1,8 +1,4 @@
-"""A form of trace that a user writes, in one class that touches nothing of the compiler.
-
-Online training through time (OTTT; Xiao et al., "Online training through time for spiking neural networks", NeurIPS
-2022): the trace is the low-passed input alone, and the learning signal that of the step.
-"""
+"""OTTT, whose form touches nothing of the compiler, and a form that a user writes."""
 
 import dataclasses
 
@@ -13,53 +9,13 @@ import pytest
 from jax import lax
 
 import etpc
+from etpc import OTTT
 from etpc.algorithms import Algorithm
-from etpc.forms import Full, Passage, Trace, zeros
+from etpc.forms import Full, Passage, Presynaptic, Trace, zeros
 from tests.helpers import loss, normal
 from tests.marks import few
 
 T, B, I, N = 8, 3, 4, 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Presynaptic(Trace):
-    decay: float
-    exact = False
-    left_out = "the trace is the low-passed input alone"
-    verdict = "presynaptic"
-
-    def init(self, site, batch):
-        return zeros(batch, [(*site.group, site.kind.inputs)], site.dtype)
-
-    def follow(self, site, factors, carry):
-        return factors.immediate
-
-    def read(self, site, signals, immediate, carry):
-        now = jnp.sum(signals.new() * immediate, -2)
-
-        def back(after, here):
-            here = here + self.decay * after
-            return here, here
-
-        start, here = lax.scan(back, jnp.zeros_like(now[0]), now, reverse=True)
-        return here, self.decay * start
-
-    def past(self, site, start, carry):
-        return [(carry[0][None], start[None])]
-
-    def move(self, site, passage, path, carry, start):
-        def step(a, x):
-            return self.decay * a + x.reshape(a.shape), None
-
-        return (lax.scan(step, carry[0], passage.xs[0].astype(carry[0].dtype))[0],)
-
-
-@dataclasses.dataclass(frozen=True)
-class OTTT(Algorithm):
-    decay: float = 0.8
-
-    def trace_form(self, kind):
-        return Full() if kind.data is None else Presynaptic(self.decay)
 
 
 W, BIAS = 0.5 * normal(N, I + N), 0.1 * normal(N, seed=1)
@@ -86,7 +42,7 @@ def by_hand(decay):
 
 @pytest.mark.parametrize("window", few([1, 2, 5], 2))
 @pytest.mark.parametrize("decay", [0.5, 0.8])
-def test_a_form_of_a_user(decay, window):
+def test_ottt(decay, window):
     model = {"w": W, "b": BIAS}
     program = etpc.compile(
         model, OTTT(decay, window=window), inputs=XS[0, 0], state=jnp.zeros(N), step=step

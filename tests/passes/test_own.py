@@ -136,3 +136,16 @@ def test_passes_run_in_the_order_in_which_they_are_given():
     assert [p.name for p in chosen({"read_after", "filtered"})] == ["filtered", "read_after"]
     with pytest.raises(etpc.InputTypeError, match="run in the order given"):
         chosen({mine, "filtered"})
+
+
+def test_the_pass_of_the_example_takes_half_of_the_memory():
+    """Also of two states that another pass carries as one complex number."""
+    from examples import narrow
+
+    with jax.enable_x64(False):
+        for model in narrow.models().values():
+            passes = (*DEFAULT, narrow.narrow())
+            whole, size, _ = narrow.gradients(model, etpc.D_RTRL(), None)
+            rounded, fewer, _ = narrow.gradients(model, etpc.D_RTRL(), passes)
+            assert 2 * fewer == size
+            assert 1e-6 < narrow.error(rounded, whole) < 1e-3

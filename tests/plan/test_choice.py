@@ -9,8 +9,7 @@ import pytest
 import etpc
 from etpc.algorithms import Algorithm, Choice, Full
 from etpc.algorithms.directions import CreditSubspace
-from etpc.forms import Trace, zeros
-from tests.forms.test_user_form import Presynaptic
+from etpc.forms import Presynaptic, Trace, zeros
 from tests.helpers import loss, normal
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from ..._jax import Equation, Flat, Variable, canonicalise, params, prims
+from ..._jax import Equation, Flat, Variable, in_place_of, params, prims
 from ._parameters import of_parameters
 
 
@@ -52,16 +52,4 @@ def _multiplied(eqn: Equation) -> Flat:
             aligned.append(x.astype(out.aval.dtype))
         return aligned[0] * aligned[1]
 
-    flat = canonicalise(multiply, [v.aval for v in eqn.inputs])
-    actual = {**dict(zip(flat.inputs, eqn.inputs, strict=True)), flat.outputs[0]: out}
-    equations = [
-        dataclasses.replace(
-            e,
-            inputs=tuple(actual.get(v, v) for v in e.inputs),
-            outputs=tuple(actual.get(v, v) for v in e.outputs),
-            source=eqn.source,
-            traceback=eqn.traceback,
-        )
-        for e in flat.equations
-    ]
-    return dataclasses.replace(flat, equations=tuple(equations))
+    return in_place_of(eqn, multiply)

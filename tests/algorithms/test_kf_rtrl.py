@@ -1,11 +1,12 @@
-"""KF-RTRL, `examples/rules/kf_rtrl.py`: unbiased, and one draw against loops."""
+"""KF-RTRL: unbiased, and one draw against loops."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import etpc
-from examples.rules.kf_rtrl import KF_RTRL, KroneckerFactor
+from etpc import KFRTRL
+from etpc.forms import KroneckerFactor
 from tests.algorithms.test_uoro import MODEL, TARGETS, XS, I, N, T, rtrl, step
 
 
@@ -30,11 +31,11 @@ def test_the_mean_over_all_signs_is_rtrl(window, monkeypatch):
     reductions = T - window  # those of the last window are not used
     with monkeypatch.context() as patched:
         patched.setattr(KroneckerFactor, "signs", all_signs)
-        program, mean, _ = online(KF_RTRL(window=window), 2**reductions)
+        program, mean, _ = online(KFRTRL(window=window), 2**reductions)
     np.testing.assert_allclose(mean, rtrl(), rtol=0, atol=1e-9)
     assert not program.exact
-    _, one, _ = online(KF_RTRL(window=window), 1)
-    _, other, _ = online(KF_RTRL(KroneckerFactor(seed=1), window=window), 1)
+    _, one, _ = online(KFRTRL(window=window), 1)
+    _, other, _ = online(KFRTRL(seed=1, window=window), 1)
     assert np.abs(one - rtrl()).max() > 1e-2
     assert np.abs(one - other).max() > 1e-2
     assert "at random and unbiased" in str(program)
@@ -45,7 +46,7 @@ def test_one_draw_is_that_of_the_source(monkeypatch):
     """Algorithm 1 in loops, with the same signs; its pair at the end, for each of the two matrices."""
     example = 0b0110101
     monkeypatch.setattr(KroneckerFactor, "signs", all_signs)
-    program, _, carry = online(KF_RTRL(window=1), 2 ** (T - 1))
+    program, _, carry = online(KFRTRL(window=1), 2 ** (T - 1))
     h = np.zeros(N)
     pairs = {"w": (np.zeros(N), np.zeros((N, N))), "u": (np.zeros(I), np.zeros((N, N)))}
     for t, x in enumerate(XS):

@@ -1,4 +1,4 @@
-"""RFLO, `examples/rules/rflo.py`: against loops, and where it is D-RTRL."""
+"""RFLO: against loops, and where it is D-RTRL."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import etpc
-from examples.rules.rflo import RFLO
+from etpc import RFLO
 from tests.helpers import loss, normal
 from tests.marks import few
 
@@ -58,7 +58,9 @@ def online(algo, step, state, model=MODEL):
 
 @pytest.mark.parametrize("window", few([1, 2], 2))
 def test_the_trace_has_a_fixed_leak(window):
-    program, found = online(RFLO(KEPT, window=window), two_states, (jnp.zeros(N), jnp.zeros(N)))
+    program, found = online(
+        RFLO(KEPT, "symmetric", window=window), two_states, (jnp.zeros(N), jnp.zeros(N))
+    )
     expected, immediate = by_hand(KEPT), by_hand(0.0)
     for name in MODEL:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-12)
@@ -73,8 +75,36 @@ def test_it_is_d_rtrl_where_the_network_has_the_leak():
         return h, h
 
     (_, found), (_, cut) = (
-        online(algo, leaky, jnp.zeros(N)) for algo in (RFLO(KEPT, window=2), etpc.D_RTRL(window=2))
+        online(algo, leaky, jnp.zeros(N))
+        for algo in (RFLO(KEPT, "symmetric", window=2), etpc.D_RTRL(window=2))
     )
     for name in MODEL:
         np.testing.assert_allclose(found[name], cut[name], rtol=0, atol=1e-12)
         assert np.abs(cut[name]).max() > 1e-2
+
+
+@pytest.mark.parametrize("window", few([1, 2], 2))
+def test_random_feedback(window):
+    """`p' = kept p + F x^T`, and the error comes back by B, in loops."""
+    model = {"w": W, "out": 0.5 * normal(N, N, seed=5)}
+    back = np.random.default_rng(7).normal(size=(N, N)) / np.sqrt(N)
+
+    def step(m, x, h):
+        h = jnp.tanh(m["w"] @ jnp.concatenate([x, h]))
+        return m["out"] @ h, h
+
+    program, found = online(RFLO(KEPT, window=window, seed=7), step, jnp.zeros(N), model)
+    out, want = np.asarray(model["out"]), {"w": 0.0, "out": 0.0}
+    for b in range(B):
+        h, p = np.zeros(N), np.zeros((N, I + N))
+        for x, target in zip(np.asarray(XS[:, b]), np.asarray(TARGETS[:, b]), strict=True):
+            read = np.concatenate([x, h])
+            h = np.tanh(np.asarray(W) @ read)
+            p = KEPT * p + np.outer(1 - h**2, read)
+            error = 2 * (out @ h - target)
+            want["w"] = want["w"] + (back.T @ error)[:, None] * p / B
+            want["out"] = want["out"] + np.outer(error, h) / B
+    for name in model:
+        np.testing.assert_allclose(found[name], want[name], rtol=0, atol=1e-12)
+    assert [c.claim for c in program.claims.values()] == ["exact", "approximate"]
+    assert "fixed random weights in their place" in str(program)

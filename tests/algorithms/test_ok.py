@@ -1,19 +1,19 @@
-"""Kronecker sums, `examples/rules/kronecker_sum.py`: unbiased, and with the least variance."""
+"""OK: unbiased, and with the least variance."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import etpc
-from etpc.forms import LowRank
-from examples.rules.kronecker_sum import OK, KroneckerSum, reduced
+from etpc import OK
+from etpc.forms import KroneckerSum, least_variance
 from tests.algorithms.test_uoro import MODEL, TARGETS, XS, N, T, rtrl, step
 
 
 def all_signs(form, number, shape):
     """Each example of a batch has signs of its own, and together they have all; the first sign is one."""
     example, _, step, pair = jnp.indices(shape)
-    bit = (number[0] * shape[2] + step) * form.pairs.rank + pair - 1
+    bit = (number[0] * shape[2] + step) * form.rank + pair - 1
     return jnp.where(pair > 0, 1 - 2 * (example >> jnp.maximum(bit, 0) & 1), 1)
 
 
@@ -30,7 +30,7 @@ def online(algo, batch, count):
 def test_the_mean_over_all_signs_is_rtrl(rank, window, monkeypatch):
     count = T if rank == 1 else 6
     reductions = count - window  # those of the last window are not used
-    rule = OK(KroneckerSum(LowRank(rank)), window=window)
+    rule = OK(rank, window=window)
     with monkeypatch.context() as patched:
         patched.setattr(KroneckerSum, "signs", all_signs)
         _, mean = online(rule, 2 ** (rank * reductions), count)
@@ -52,7 +52,7 @@ def test_the_variance_is_the_least():
     signs = 1 - 2 * (np.arange(16)[:, None] >> np.arange(4) & 1)
     found = [
         np.asarray(x).T @ np.asarray(y)
-        for x, y in (reduced(jnp.asarray(a), jnp.asarray(b), s) for s in jnp.asarray(signs))
+        for x, y in (least_variance(jnp.asarray(a), jnp.asarray(b), s) for s in jnp.asarray(signs))
     ]
     np.testing.assert_allclose(np.mean(found, 0), exact, rtol=0, atol=1e-12)
     variance = np.mean([((f - exact) ** 2).sum() for f in found])
