@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from ..algorithms import D_RTRL, ES_D_RTRL, RTRL
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
 from ..forms import Decay, Filtered, Full, Holomorphic, LowRank
@@ -441,18 +440,21 @@ class Rule:
 
     def _factors(self, node: TraceNode) -> Iterator[Equation]:
         assert isinstance(node.form, Decay)
-        a, grid = sp.Float(node.form.decay), self._outputs_of(node)
+        of_data, of_states, of_norm = map(sp.Float, node.form.decays)
+        grid = self._outputs_of(node)
         for to, source in enumerate(self.sources(node.op)):
             of = lambda old, to=to: self.factor(node, to, old)
-            yield from self._recursion(node, grid, of, [(node.op, source, 1, None)], a)
+            yield from self._recursion(node, grid, of, [(node.op, source, 1, None)], of_states)
         for op, product in ((op, self.step.products[op]) for op in node.ops):
             inputs, first = np.unique(product.grid.inputs, return_index=True)
             for x, at in dict(self.nodes.elements(t[3]) for t in product.terms).items():
                 old, new = self.data(node, op, x)
                 value = self.view(x, at[product.grid.cols.reshape(-1)[first]])
-                yield Equation(new, [Term(a * self.view(old)), self._term(new, value, inputs)])
+                yield Equation(
+                    new, [Term(of_data * self.view(old)), self._term(new, value, inputs)]
+                )
         old, new = self.norm(node)
-        yield Equation(new, [Term(a * self.view(old) + 1)])
+        yield Equation(new, [Term(of_norm * self.view(old) + 1)])
 
     def _recursion(
         self,
@@ -668,11 +670,11 @@ class Rule:
 def _check(program: TraceProgram) -> None:
     """**Raises** `UnsupportedError` for a rule whose equations are not written."""
     rule = program.algorithm
-    known = type(rule) in (D_RTRL, RTRL, ES_D_RTRL) and rule.backprop == "cut"
-    if not known or rule.lookback is not None:
+    closed = all(map(program.closed, program.traces)) and program.extends is None
+    if not closed or rule.backprop != "cut" or rule.lookback is not None:
         raise UnsupportedError(
-            f"The equations of {rule} are not written: they are those of D_RTRL, RTRL and ES_D_RTRL with "
-            'backprop="cut", whose credit is that of each step. Compile with one of these.'
+            f"The equations of {rule} are not written: its credit passes back through several steps, or it keeps a "
+            'part of what a weight reaches. Compile with D_RTRL, RTRL or ES_D_RTRL with backprop="cut", for example.'
         )
     for node in program.traces:
         if not isinstance(node.form, Decay | Filtered | Full | Holomorphic | LowRank):
