@@ -8,6 +8,7 @@ from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
 from ._pattern import (
     Pattern,
+    colours_of,
     columns_of,
     entries_of,
     joined,
@@ -41,6 +42,7 @@ __all__ = [
     "by_equation",
     "check_pattern",
     "closure",
+    "colours_of",
     "columns_of",
     "data_of",
     "entries_of",
