@@ -21,34 +21,46 @@ from .._jax import (
     Flat,
     Variable,
     canonicalise,
+    is_checkpointed_loop,
     is_unbounded,
+    partition,
     prims,
     with_reverse_mode,
 )
+from ..trace import Step
 from ._interpreter import Interpreter, Opaque
 from ._pattern import Pattern, colours_of
 
 
-def differentiable(
-    equations: Sequence[Equation], results: Sequence[Variable], dense: dict[Opaque, None]
-) -> tuple[Equation, ...]:
+def differentiable(step: Step, dense: dict[Opaque, None]) -> tuple[Equation, ...]:
     """The equations of a step, in which loops of unknown length have a reverse mode.
 
     Where their derivative is taken, operations inside that have no pattern rule are added to `dense`.
     """
+    to_state = _leading_to(step.next_state, step.equations)
+    wanted = to_state | _leading_to(step.outputs, step.equations)
+    _, of_data, _ = partition(step.equations, [*step.constants, *step.parameters])
 
-    wanted = {v for v in results if v.is_float}
-    made: list[Equation] = []
-    for eqn in reversed(equations):
+    def with_both_modes(eqn: Equation) -> Equation:
+        # The reverse mode of Equinox is enough on the way to the output alone, and for what no data enters.
+        needed = eqn in of_data and not to_state.isdisjoint(eqn.outputs)
+        if not is_unbounded(eqn) or (is_checkpointed_loop(eqn) and not needed):
+            return eqn
         moves = [v in wanted for v in eqn.outputs]
-        if any(moves) and eqn.primitive is not prims.stop_gradient_p:
-            wanted.update(v for v in eqn.inputs if v.is_float)
-        if is_unbounded(eqn):
-            loop = with_reverse_mode(eqn, moves, functools.partial(_columns, dense))
-            (call,) = canonicalise(loop, [v.aval for v in eqn.inputs]).equations
-            eqn = dataclasses.replace(eqn, primitive=call.primitive, params=call.params)
-        made.append(eqn)
-    return tuple(reversed(made))
+        loop = with_reverse_mode(eqn, moves, functools.partial(_columns, dense))
+        (call,) = canonicalise(loop, [v.aval for v in eqn.inputs]).equations
+        return dataclasses.replace(eqn, primitive=call.primitive, params=call.params)
+
+    return tuple(map(with_both_modes, step.equations))
+
+
+def _leading_to(results: Sequence[Variable], equations: Sequence[Equation]) -> set[Variable]:
+    """What some results depend on through floats, with a derivative."""
+    found = {v for v in results if v.is_float}
+    for eqn in reversed(equations):
+        if eqn.primitive is not prims.stop_gradient_p and not found.isdisjoint(eqn.outputs):
+            found.update(v for v in eqn.inputs if v.is_float)
+    return found
 
 
 def _columns(dense: dict[Opaque, None], tangents: Flat, sizes: Sequence[int]) -> Columns:

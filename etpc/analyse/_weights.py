@@ -79,7 +79,7 @@ class Split:
 def split(step: Step) -> Split:
     """Find the weight operations of a step."""
     dense: dict[Opaque, None] = {}
-    equations = differentiable(step.equations, (*step.outputs, *step.next_state), dense)
+    equations = differentiable(step, dense)
     prefix, body, fixed = partition(equations, [*step.constants, *step.parameters])
     reads, marked = _effective(step, prefix)
     body, outputs, next_state = _copies(step, body, reads)

@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 import etpc
+from etpc._jax import _loops
 from tests.marks import few
 from tests.zoo.check import check, normal, weights
 
@@ -126,6 +127,20 @@ def test_a_bound_that_is_too_large():
     step = looped(lambda x: 2 + (x[0] > 0), max_steps=4096)
     program = check(MODEL, normal(2), H, step, exact=True, every=True)
     assert {op.block for op in program.ops} == {1}
+
+
+@pytest.mark.slow
+def test_where_the_reverse_mode_of_equinox_is_enough(monkeypatch):
+    """From parameters alone, and on the way to the output alone."""
+    monkeypatch.setattr(_loops, "_seeds", None)  # of a derivative that is carried forward
+    decayed = lambda v: looped(lambda x: 3 + (x > 0), lambda m, x, h: 0.9 * jnp.sin(h), 4096)
+    shrink = lambda count, v: decayed(v)(None, count, v)[0]
+
+    def step(m, x, h):
+        h = shrink(m["tau"][0], m["tau"]) * h + m["w"] @ x
+        return shrink(x[0], h), h
+
+    check(MODEL, normal(2), H, step, exact=True)
 
 
 def test_a_rule_of_the_users_own_stays_what_it_is():
