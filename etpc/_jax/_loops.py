@@ -89,8 +89,9 @@ def with_loops_reversed(function: Callable[..., Any]) -> Callable[..., Any]:
             return values
 
         def rule(eqn: Equation, values: list[Any]) -> list[Any] | None:
-            moves = [v.is_float for v in eqn.outputs]
-            return with_reverse_mode(eqn, moves)(*values) if is_unbounded(eqn) else None
+            if not is_unbounded(eqn) or is_checkpointed_loop(eqn):  # which has one
+                return None
+            return with_reverse_mode(eqn, [v.is_float for v in eqn.outputs])(*values)
 
         values = canonicalise(flat, leaves).run(leaves, rule)
         structure, others = kept
@@ -115,9 +116,11 @@ def _forward(eqn: Equation, values: Sequence[Any], checkpointed: bool = False) -
     skip, count, *programs = params.while_loop(eqn)
     cond, body = map(flatten, programs)
     held, start = values[skip : skip + count], list(values[skip + count :])
-    goes_on = lambda carry: cond.run([*values[:skip], *carry], inside)[
-        0
-    ].any()  # several, of `vmap`
+
+    def goes_on(carry: list[Any]) -> Array:
+        (continues,) = cond.run([*values[:skip], *carry], inside)
+        return continues.any()  # under `vmap` it is several
+
     return jax.lax.while_loop(goes_on, lambda carry: body.run([*held, *carry], inside), start)
 
 

@@ -188,9 +188,8 @@ REASONS = {
     ),
     r"no float leaf": "it has no float state",
     r"changes the state": "a step changes the unit of a state",
-    r"Incompatible shapes for broadcasting": (
-        "it has no ports before events name them; and its solver chooses its steps"
-    ),
+    r"carry input and carry output": "a step changes the shape of a state",
+    r"Incompatible shapes for broadcasting": ("it has no ports before events name them"),
     r"is not initialised": "it needs its compartments",
     r"UnitMismatch|DimensionMismatch|Only dimensionless|units do not match": "no single input has a unit that it takes",
 }

@@ -130,6 +130,19 @@ def test_a_bound_that_is_too_large():
 
 
 @pytest.mark.slow
+def test_a_loop_without_a_weight_is_one_operation():
+    """Where data decides its length: it would be a branch for each iteration."""
+
+    def step(m, x, h):
+        decayed = looped(lambda x: 2 + (x[0] > 0), lambda m, x, h: 0.9 * jnp.sin(h), 200)
+        h = decayed(m, x, h)[0] * m["tau"] + m["w"] @ x
+        return h, h
+
+    assert len(etpc.trace.trace(MODEL, jnp.zeros(2), H, step).equations) < 30
+    check(MODEL, normal(2), H, step, exact=True, every=True)
+
+
+@pytest.mark.slow
 def test_where_the_reverse_mode_of_equinox_is_enough(monkeypatch):
     """From parameters alone, and on the way to the output alone."""
     monkeypatch.setattr(_loops, "_seeds", None)  # of a derivative that is carried forward

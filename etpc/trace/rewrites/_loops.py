@@ -33,12 +33,16 @@ class _NoBound(Exception):
 
 
 def written_out(
-    eqn: Equation, known: Callable[[Variable], Any], max_iterations: int, max_equations: int
+    eqn: Equation,
+    known: Callable[[Variable], Any],
+    max_iterations: int,
+    max_equations: int,
+    branches: bool,
 ) -> Flat | None:
     """A loop that Equinox differentiates by checkpoints, as plain operations.
 
-    `None` for other equations, and for a loop without a known bound.
-
+    `None` for other equations, and for a loop without a known bound, or without a known number of iterations where
+    there shall be no `branches`.
 
     `known` gives the value of an operand, and `None` where data or a parameter changes it.
     """
@@ -58,6 +62,8 @@ def written_out(
             if not isinstance(continues, Tracer):
                 if not np.asarray(continues):
                     return ended
+            elif not branches:
+                raise _NoBound
             else:
                 goes_on = continues if goes_on is True else goes_on & continues
             iterate = partial(run, body, [*operands[skip : skip + count], *state])
