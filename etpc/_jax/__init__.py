@@ -9,6 +9,7 @@ What JAX can do is asked of the objects that it offers, and not of its version n
 - `primitives`: what is known of each primitive.
 - `_flatten`: from a function or a jaxpr to such a program.
 - `_control`: loops, and functions with derivatives of their own.
+- `_loops`: loops of unknown length, with a reverse mode.
 - `_backward`: the tangent map of a `custom_vjp`, which JAX does not have.
 """
 
@@ -17,7 +18,7 @@ from jax.extend.core import primitives as prims
 
 from . import params
 from ._backward import forward_mode, linear_transpose, nonlinear_p
-from ._control import is_checkpointed_loop, is_spike, unrolled
+from ._control import is_checkpointed_loop, is_spike, of_one_example, unrolled
 from ._flatten import canonicalise, flatten, in_place_of, without_prints
 from ._listed import (
     bcoo_dot_general_primitive,
@@ -30,6 +31,7 @@ from ._listed import (
     stack_p,
     tile_p,
 )
+from ._loops import Columns, is_unbounded, with_loops_reversed, with_reverse_mode
 from ._marker import etp_p, mark, without_derivative
 from ._program import (
     Equation,
@@ -51,6 +53,7 @@ from ._program import (
 )
 
 __all__ = [
+    "Columns",
     "Equation",
     "Flat",
     "Primitive",
@@ -70,10 +73,12 @@ __all__ = [
     "is_float",
     "is_key",
     "is_spike",
+    "is_unbounded",
     "linear_transpose",
     "manual_axes",
     "mark",
     "nonlinear_p",
+    "of_one_example",
     "optimization_barrier_p",
     "params",
     "partition",
@@ -90,6 +95,8 @@ __all__ = [
     "stack_p",
     "tile_p",
     "unrolled",
+    "with_loops_reversed",
+    "with_reverse_mode",
     "without_derivative",
     "without_prints",
 ]

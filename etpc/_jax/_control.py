@@ -78,6 +78,24 @@ def _checkpointed_loop() -> Any:
     return getattr(checkpointed, "_checkpointed_while_loop", None)
 
 
+_ONE_EXAMPLE = ("maybe_set", "nonbatchable", "select_if_vmap", "unvmap_any")
+
+
+def of_one_example(equation: Equation) -> Flat | None:
+    """An operation of Equinox in such a loop that acts on a whole batch under `vmap`, as JAX functions of one example;
+    `None` for others."""
+    if equation.primitive.name not in _ONE_EXAMPLE:
+        return None
+
+    def plain(*operands: Any) -> list[Any]:
+        if equation.primitive.name == "select_if_vmap":
+            return [operands[1]]  # the result of an iteration that does not run is not used
+        results = equation.primitive.impl(*operands, **equation.params)
+        return list(results) if equation.primitive.multiple_results else [results]
+
+    return canonicalise(plain, [v.aval for v in equation.inputs])
+
+
 def is_spike(equation: Equation) -> bool:
     """Whether an operation is a spike: it has a derivative of its own, and its true one is zero.
 

@@ -10,6 +10,7 @@ from ._interpreter import Rule as PatternRule
 from ._layers import before_readouts, reading, readouts, with_random_feedback, within_layers
 from ._pattern import (
     Pattern,
+    colours_of,
     columns_of,
     entries_of,
     joined,
@@ -45,6 +46,7 @@ __all__ = [
     "by_equation",
     "check_pattern",
     "closure",
+    "colours_of",
     "columns_of",
     "data_of",
     "entries_of",

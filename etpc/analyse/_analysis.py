@@ -147,7 +147,7 @@ def analyse(
     outputs = tuple(map(reads, parts.outputs))
     influence = Influence(ops, held, hidden, immediate, list(map(reads, data)))
     findings = Findings(
-        tuple(interpreter.opaque),
+        (*interpreter.opaque, *parts.dense),
         tuple(interpreter.unbounded),
         tuple(interpreter.nonlinear) if new_states[:, [bounds[-1]]].nnz else (),
         tuple(i for i, v in enumerate(step.parameters) if v in parts.assumed or i in relied),

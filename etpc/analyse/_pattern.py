@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 
@@ -115,3 +116,35 @@ def spread(
     reduced = [1 if a in axes else n for a, n in enumerate(shape)]
     places = np.broadcast_to(numbering(reduced), tuple(shape if out is None else out))
     return pick(joined(pattern, shape, axes), places)
+
+
+def colours_of(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
+    """A colour for each row, so that rows of one colour share no column.
+
+    One colour for all and one for all rows of a leaf are tried first; `leaf` is the leaf of each row.
+    """
+    rows = pattern.shape[0]
+    if _valid(pattern, np.zeros(rows, np.int64)):
+        return np.zeros(rows, np.int64)
+    if _valid(pattern, leaf.astype(np.int64)):
+        members: Pattern = sp.csr_array((np.ones(rows, bool), (leaf, np.arange(rows))))
+        return _coloured(members @ pattern, lambda leaves, _: leaves)[leaf]
+    if np.bincount(pattern.indices, minlength=1).max() == rows:
+        return np.arange(rows)
+    return _coloured(pattern, "largest_first")
+
+
+def _coloured(pattern: Pattern, strategy: Any) -> np.ndarray:
+    """A colour for each row, row by row: the first that no row has which it shares a column with."""
+    pattern = pattern.astype(np.int32)
+    conflicts = nx.from_scipy_sparse_array(sp.csr_array(pattern @ pattern.T))
+    conflicts.remove_edges_from(nx.selfloop_edges(conflicts))
+    chosen = nx.greedy_color(conflicts, strategy)
+    return np.array([chosen[row] for row in range(pattern.shape[0])], np.int64)
+
+
+def _valid(pattern: Pattern, colour: np.ndarray) -> bool:
+    """Whether no two rows of one colour have an entry in the same column."""
+    row_colour = np.repeat(colour, np.diff(pattern.indptr))
+    keys = np.sort(row_colour * pattern.shape[1] + pattern.indices)  # far faster than `np.unique`
+    return bool((keys[1:] != keys[:-1]).all())

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 
 from .._jax import Equation, Variable, etp_p, partition, prims
-from ..errors import Code, UnsupportedError, raise_together
 from ..ops import Kind, kind_of
 from ..trace import Known, Step
+from ._interpreter import Opaque
+from ._loops import differentiable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,6 +65,8 @@ class Split:
     next_state: tuple[Variable, ...]
     assumed: frozenset[Variable]
     """Integer arrays of the model whose values the kinds rely on."""
+    dense: dict[Opaque, None]
+    """Operations in loops of unknown length that have no pattern rule, once the step was differentiated."""
 
     def __str__(self) -> str:
         weights = [f"{op.path} = {op.weight!r}" for op in self.ops]
@@ -75,7 +78,9 @@ class Split:
 
 def split(step: Step) -> Split:
     """Find the weight operations of a step."""
-    prefix, body, fixed = partition(step.equations, [*step.constants, *step.parameters])
+    dense: dict[Opaque, None] = {}
+    equations = differentiable(step, dense)
+    prefix, body, fixed = partition(equations, [*step.constants, *step.parameters])
     reads, marked = _effective(step, prefix)
     body, outputs, next_state = _copies(step, body, reads)
     read = [*(v for eqn in body for v in eqn.inputs), *outputs, *next_state]
@@ -85,23 +90,14 @@ def split(step: Step) -> Split:
 
     known = Known(step.equations, {**step.constants, **step.fixed})
     ops: list[WeightOp] = []
-    problems: list[str] = []
     for eqn in body:
         for operand, v in enumerate(eqn.inputs):
             if v not in reads:
                 continue
             parameters = tuple(sorted(reads[v]))
             path = ", ".join(step.model_leaves.paths[i] for i in parameters)
-            if eqn.primitive is prims.while_p:
-                problems.append(
-                    f"The weight {path} is used inside a `while_loop` ({eqn.source}). This is "
-                    "because the number of its iterations is not known, so that it has no "
-                    "reverse-mode derivative. Use `lax.fori_loop` with fixed bounds, or `lax.scan`."
-                )
-                continue
             kind = kind_of(eqn, operand, known)
             ops.append(WeightOp(len(ops), eqn, operand, v, parameters, path, v in marked, kind))
-    raise_together(problems, UnsupportedError, code=Code.UNBOUNDED_LOOP)
     return Split(
         tuple(prefix),
         tuple(body),
@@ -111,6 +107,7 @@ def split(step: Step) -> Split:
         outputs,
         next_state,
         frozenset(known.sources() & step.fixed.keys()),
+        dense,
     )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .._jax import with_loops_reversed
 from ..errors import InputError, InputTypeError, checked_count, raise_together
 from ..trace import (
     Leaves,
@@ -136,15 +137,23 @@ def gradient_of(
     """Loss, gradient, and what the loss returns besides."""
     # NumPy's integers and flags in a model are numbers of its program, and not arrays to trace.
     plain = lambda a: a.item() if isinstance(a, np.integer | np.bool_) else a
-    return _compiled(jax.tree.map(plain, model), objective, reduction, window)
+    arguments = jax.tree.map(plain, model), objective, reduction, window
+    try:
+        return _compiled(*arguments)
+    except ValueError as error:
+        if "Reverse-mode differentiation does not work" not in str(error):
+            raise
+        return _compiled(*arguments, has_loops=True)
 
 
 @eqx.filter_jit
 def _compiled(
-    model: Any, objective: Objective, reduction: str, window: int | None
+    model: Any, objective: Objective, reduction: str, window: int | None, has_loops: bool = False
 ) -> tuple[Array, Any, Any]:
+    """`has_loops`: whether the step has loops of unknown length, of which JAX has no reverse mode."""
     loss, mask, start, batched = objective.loss, objective.mask, objective.start, objective.batched
     call = checked_call(model, objective.step)
+    call = with_loops_reversed(call) if has_loops else call
     is_low = lambda a: eqx.is_inexact_array(a) and a.dtype != summed_in(a.dtype)
     low, rest = eqx.partition(model, jax.tree.map(is_low, model))
     dtypes = jax.tree.map(lambda a: a.dtype, low)

@@ -16,7 +16,7 @@ from ._program import (
     WindowSpec,
     terms_of,
 )
-from ._reads import Colouring, Columns, Index, Layout, Reads, block_rows, colours_of, entered
+from ._reads import Colouring, Columns, Index, Layout, Reads, block_rows, entered
 
 __all__ = [
     "After",
@@ -37,7 +37,6 @@ __all__ = [
     "WindowSpec",
     "block_rows",
     "check",
-    "colours_of",
     "entered",
     "terms_of",
     "uses",

@@ -5,11 +5,10 @@ from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
-import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 
-from ..analyse import Analysis, Pattern, WeightOp, values_at
+from ..analyse import Analysis, Pattern, WeightOp, colours_of, values_at
 from ..forms import Pairs
 from ._pairs import check_table, pairs_of, uses
 
@@ -169,38 +168,6 @@ def _columns(immediate: Pattern) -> Columns:
     states = block_rows(transposed).T
     at = colour[:, None] * transposed.shape[1] + _fill(states)
     return Columns(colour, count, Index.of(at, states >= 0))
-
-
-def colours_of(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
-    """A colour for each row, so that rows of one colour share no column.
-
-    One colour for all and one for all rows of a leaf are tried first; `leaf` is the leaf of each row.
-    """
-    rows = pattern.shape[0]
-    if _valid(pattern, np.zeros(rows, np.int64)):
-        return np.zeros(rows, np.int64)
-    if _valid(pattern, leaf.astype(np.int64)):
-        members: Pattern = sp.csr_array((np.ones(rows, bool), (leaf, np.arange(rows))))
-        return _coloured(members @ pattern, lambda leaves, _: leaves)[leaf]
-    if np.bincount(pattern.indices, minlength=1).max() == rows:
-        return np.arange(rows)
-    return _coloured(pattern, "largest_first")
-
-
-def _coloured(pattern: Pattern, strategy: Any) -> np.ndarray:
-    """A colour for each row, row by row: the first that no row has which it shares a column with."""
-    pattern = pattern.astype(np.int32)
-    conflicts = nx.from_scipy_sparse_array(sp.csr_array(pattern @ pattern.T))
-    conflicts.remove_edges_from(nx.selfloop_edges(conflicts))
-    chosen = nx.greedy_color(conflicts, strategy)
-    return np.array([chosen[row] for row in range(pattern.shape[0])], np.int64)
-
-
-def _valid(pattern: Pattern, colour: np.ndarray) -> bool:
-    """Whether no two rows of one colour have an entry in the same column."""
-    row_colour = np.repeat(colour, np.diff(pattern.indptr))
-    keys = np.sort(row_colour * pattern.shape[1] + pattern.indices)  # far faster than `np.unique`
-    return bool((keys[1:] != keys[:-1]).all())
 
 
 def _owners(pattern: Pattern, colour: np.ndarray, count: int) -> Index:

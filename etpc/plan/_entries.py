@@ -7,8 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._jax import Equation, is_complex, propagate, prune
-from ..analyse import Analysis, Numbering, Numbers, Pattern, WeightOp
-from ..ir import colours_of
+from ..analyse import Analysis, Numbering, Numbers, Pattern, WeightOp, colours_of
 
 MOST = 16
 """D or F with more entries in one row is not looked into, as each entry takes a run of the tangents."""

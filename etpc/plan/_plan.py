@@ -73,12 +73,9 @@ def _check_supported(analysis: Analysis) -> None:
             f"The backward rule of the `custom_vjp` at {source} has no transpose, and it lies on "
             "the way from a weight or a state to the next state. This is because a trace carries "
             "influence forward, by the transpose of that rule; one that clips the cotangent, or adds a "
-            "penalty to it, is not linear, and one that has a `while_loop`, as adaptive solvers do, does not have one "
-            "either. A loop of Equinox or diffrax works where the number of its iterations is "
-            "known to be at most 256, and less if each is long: pass a smaller `max_steps=`, or "
-            "take steps of constant size. Else take a fixed number of steps by `lax.scan`, clip "
-            "the gradient in the optimiser, add the penalty to the loss, or put the rule on the way "
-            "to the output, where it works."
+            "penalty to it, is not linear, and one that has a `while_loop` does not have one either. Leave the rule "
+            "out where a `while_loop` is all that it is for, clip the gradient in the optimiser, add the penalty to "
+            "the loss, or put the rule on the way to the output, where it works."
             for source in analysis.findings.nonlinear
         ],
         UnsupportedError,

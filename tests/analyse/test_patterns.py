@@ -416,6 +416,17 @@ def test_an_operation_without_a_rule_is_dense_and_recorded():
     assert f"taken as dense: {analysis.findings.opaque[0].primitive}" in str(analysis)
 
 
+def test_an_operation_without_a_rule_in_a_loop_is_recorded():
+    def loop(h, i):
+        body = lambda c: (c[0] + 1, without_rule(0.5 * c[1]))
+        return lax.while_loop(lambda c: c[0] < i, body, (0, h))[1]
+
+    pattern, analysis = pattern_of(loop)
+    assert pattern.all()
+    assert {o.primitive for o in analysis.findings.opaque} == {"sums"}
+    assert not analysis.findings.unbounded
+
+
 def test_dense_is_limited_to_what_the_operation_reads():
     pattern, analysis = pattern_of(
         lambda h, i: jnp.concatenate([without_rule(h[:3]), jnp.sin(h[3:])])

@@ -7,8 +7,8 @@ import pytest
 import scipy.sparse as sp
 
 from etpc.analyse import Analysis, WeightOp
-from etpc.analyse._pattern import columns_of
-from etpc.ir._reads import Reads, _valid, block_rows
+from etpc.analyse._pattern import _valid, columns_of
+from etpc.ir._reads import Reads, block_rows
 
 
 def random_pattern(rows, columns, density, seed):

@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 import etpc
+from etpc._jax import _loops
 from tests.marks import few
 from tests.zoo.check import check, normal, weights
 
@@ -122,10 +123,37 @@ def test_iterations_beyond_the_end():
 
 @pytest.mark.slow
 def test_a_bound_that_is_too_large():
-    with pytest.raises(etpc.UnsupportedError, match=r"test_loops\.py.*256.*max_steps=") as caught:
-        compiled(looped(lambda x: 2 + (x[0] > 0), max_steps=4096))
-    assert isinstance(caught.value, NotImplementedError)
-    compiled(looped(lambda x: 3, max_steps=4096))
+    """The loop is not written out, and its derivative is carried forward."""
+    step = looped(lambda x: 2 + (x[0] > 0), max_steps=4096)
+    program = check(MODEL, normal(2), H, step, exact=True, every=True)
+    assert {op.block for op in program.ops} == {1}
+
+
+@pytest.mark.slow
+def test_a_loop_without_a_weight_is_one_operation():
+    """Where data decides its length: it would be a branch for each iteration."""
+
+    def step(m, x, h):
+        decayed = looped(lambda x: 2 + (x[0] > 0), lambda m, x, h: 0.9 * jnp.sin(h), 200)
+        h = decayed(m, x, h)[0] * m["tau"] + m["w"] @ x
+        return h, h
+
+    assert len(etpc.trace.trace(MODEL, jnp.zeros(2), H, step).equations) < 30
+    check(MODEL, normal(2), H, step, exact=True, every=True)
+
+
+@pytest.mark.slow
+def test_where_the_reverse_mode_of_equinox_is_enough(monkeypatch):
+    """From parameters alone, and on the way to the output alone."""
+    monkeypatch.setattr(_loops, "_seeds", None)  # of a derivative that is carried forward
+    decayed = lambda v: looped(lambda x: 3 + (x > 0), lambda m, x, h: 0.9 * jnp.sin(h), 4096)
+    shrink = lambda count, v: decayed(v)(None, count, v)[0]
+
+    def step(m, x, h):
+        h = shrink(m["tau"][0], m["tau"]) * h + m["w"] @ x
+        return shrink(x[0], h), h
+
+    check(MODEL, normal(2), H, step, exact=True)
 
 
 def test_a_rule_of_the_users_own_stays_what_it_is():
@@ -182,8 +210,8 @@ def test_steps_of_solvers(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adaptive", [False, True])
-def test_a_whole_solve_in_each_step(adaptive):
+@pytest.mark.parametrize(("adaptive", "max_steps"), [(False, 6), (True, 6), (True, 4096)])
+def test_a_whole_solve_in_each_step(adaptive, max_steps):
     diffrax = pytest.importorskip("diffrax")
     controller = diffrax.PIDController(1e-2, 1e-2) if adaptive else diffrax.ConstantStepSize()
 
@@ -197,7 +225,7 @@ def test_a_whole_solve_in_each_step(adaptive):
             h,
             (m, x),
             stepsize_controller=controller,
-            max_steps=6,
+            max_steps=max_steps,
         )
         return solution.ys[-1], solution.ys[-1]
 

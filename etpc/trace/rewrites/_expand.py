@@ -61,7 +61,7 @@ class _Expansion:
             eqn = dataclasses.replace(eqn, inputs=tuple(self.resolve(v) for v in eqn.inputs))
             is_fixed = all(v in self.fixed for v in eqn.inputs)
             uses_weights = any(v in self.weights for v in eqn.inputs)
-            loop = None if is_fixed else self.written_out(eqn)
+            loop = None if is_fixed else self.written_out(eqn, uses_weights)
             if loop is not None:
                 self.open(eqn, loop, taken)
             elif taken is not None and not is_fixed and eqn.primitive.name == "unvmap_any":
@@ -92,11 +92,11 @@ class _Expansion:
 
     # --- what is put in the place of an equation ---
 
-    def written_out(self, eqn: Equation) -> Flat | None:
-        """The iterations of a loop that Equinox differentiates by checkpoints; `None` for other equations, and
-        for loops that are too long."""
+    def written_out(self, eqn: Equation, uses_weights: bool) -> Flat | None:
+        """The iterations of a loop that Equinox differentiates by checkpoints; `None` for other equations, for
+        loops that are too long, and for those whose length data decides where no weight enters."""
         known = lambda v: Known(self.kept, self.constants)(v)
-        return written_out(eqn, known, MAX_ITERATIONS, MAX_EQUATIONS)
+        return written_out(eqn, known, MAX_ITERATIONS, MAX_EQUATIONS, uses_weights)
 
     def open(self, eqn: Equation, inner: Flat, taken: Taken) -> None:
         todo: list[tuple[Equation, Taken]] = []

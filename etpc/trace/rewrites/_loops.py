@@ -22,12 +22,10 @@ from ..._jax import (
     canonicalise,
     flatten,
     is_checkpointed_loop,
+    of_one_example,
     params,
     prims,
 )
-
-_ONE_EXAMPLE = ("maybe_set", "nonbatchable", "select_if_vmap", "unvmap_any")
-"""Equinox's primitives that act on a whole batch under `vmap`. Written out, a loop is of one example."""
 
 
 class _NoBound(Exception):
@@ -35,12 +33,16 @@ class _NoBound(Exception):
 
 
 def written_out(
-    eqn: Equation, known: Callable[[Variable], Any], max_iterations: int, max_equations: int
+    eqn: Equation,
+    known: Callable[[Variable], Any],
+    max_iterations: int,
+    max_equations: int,
+    branches: bool,
 ) -> Flat | None:
     """A loop that Equinox differentiates by checkpoints, as plain operations.
 
-    `None` for other equations, and for a loop without a known bound.
-
+    `None` for other equations, and for a loop without a known bound, or without a known number of iterations where
+    there shall be no `branches`.
 
     `known` gives the value of an operand, and `None` where data or a parameter changes it.
     """
@@ -60,6 +62,8 @@ def written_out(
             if not isinstance(continues, Tracer):
                 if not np.asarray(continues):
                     return ended
+            elif not branches:
+                raise _NoBound
             else:
                 goes_on = continues if goes_on is True else goes_on & continues
             iterate = partial(run, body, [*operands[skip : skip + count], *state])
@@ -72,8 +76,7 @@ def written_out(
     def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
         if eqn.primitive is prims.while_p:
             return loop(eqn, operands)
-        if eqn.primitive.name in _ONE_EXAMPLE:
-            plain = canonicalise(partial(_of_impl, eqn), [v.aval for v in eqn.inputs])
+        if (plain := of_one_example(eqn)) is not None:
             return run(plain, operands)
         if eqn.primitive is prims.and_p and any(_is_false(v) for v in operands):
             return [np.zeros(eqn.outputs[0].shape, bool)]
@@ -114,16 +117,6 @@ def _branch(
 
     results = jax.lax.cond(goes_on, taken, lambda: [jnp.asarray(v) for v in ended])
     return [known.get(i, v) for i, v in enumerate(results)], results
-
-
-def _of_impl(eqn: Equation, *operands: Any) -> list[Any]:
-    """The results of one of Equinox's primitives for one example, by its implementation in JAX functions."""
-    if (
-        eqn.primitive.name == "select_if_vmap"
-    ):  # the result of an iteration that does not run is not used
-        return [operands[1]]
-    results = eqn.primitive.impl(*operands, **eqn.params)
-    return list(results) if eqn.primitive.multiple_results else [results]
 
 
 def _is_false(value: Any) -> bool:
