@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import sympy as sp
 
-from .._jax import is_float
+from .._jax import is_float, is_key
 from ..errors import InputError, UnsupportedError
 from ..files.record import record
 from ..forms import LowRank
@@ -91,6 +91,13 @@ class Equations:
                     f"The trace of {node.op.path} has a rank, and is reduced after each window by a singular value "
                     "decomposition. That is no equation of a step: its equations can be printed, and not run."
                 )
+        step = self.rule.step.step
+        leaves = (step.model_leaves, step.input_leaves, step.state_leaves)
+        keys = [p for of in leaves for p, a in zip(of.paths, of.avals, strict=True) if is_key(a)]
+        if keys:
+            raise UnsupportedError(
+                f"NumPy has no keys of random numbers: {', '.join(keys)}. The equations can be printed, and not run."
+            )
         unknown = [call for call in self.rule.step.calls.values() if not call.is_known]
         if unknown:
             names = ", ".join(f"{call.name} at {call.equation.source}" for call in unknown)

@@ -142,10 +142,11 @@ class Rule:
 
     def _term(self, array: Array, value: Any, at: np.ndarray) -> Term:
         """Values for elements of an array: for all of them, in its shape, where they are that."""
-        if not np.array_equal(at.reshape(-1), np.arange(array.size)):
-            return Term(value, at)
         in_shape = np.arange(array.size).reshape(array.shape)
-        return Term(value if at.shape == array.shape else self.at(value, in_shape))
+        if np.array_equal(at, in_shape):
+            return Term(value)
+        is_whole = np.array_equal(at.reshape(-1), np.arange(array.size)) and not value.has(dot)
+        return Term(self.at(value, in_shape)) if is_whole else Term(value, at)
 
     # --- the step ---
 
@@ -376,7 +377,7 @@ class Rule:
     def held(self, node: TraceNode, op: WeightOp) -> tuple[Grid, np.ndarray]:
         """The uses that the trace has an entry for, and the place of the entry of each use."""
         grid, form = self.grid(op), node.form
-        if not isinstance(form, Filtered):
+        if not isinstance(form, Filtered) or self.slots(node) is None:
             return grid, grid.number
         rows = np.asarray(form.classes)
         of_class = np.empty(rows.shape, int)

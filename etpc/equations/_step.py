@@ -1,6 +1,7 @@
 """The traced step on scalars: named arrays, each computed by one or more equations."""
 
 import ast
+import dataclasses
 import functools
 import linecache
 import os
@@ -116,10 +117,13 @@ class Evaluation:
 
     def _moved(self, eqn: Equation, operands: Sequence[Parts]) -> list[Parts] | None:
         """What an operation gives that moves elements to places that data does not say."""
-        record = facts(eqn.primitive)
-        places = [
-            self.known.get(v) if not v.is_float and n else None for n, v in enumerate(eqn.inputs)
-        ]
+        record, fill = facts(eqn.primitive), eqn.params.get("fill_value", 0)
+        at = range(len(eqn.inputs))[_PLACED.get(eqn.primitive.name, slice(0))]
+        places = {n: self.known[eqn.inputs[n]] for n in at if eqn.inputs[n] in self.known}
+        if record.rearranges is None and (not at or len(places) < len(at)):
+            return None
+        if eqn.primitive is prims.gather_p:  # the number of no node
+            eqn = dataclasses.replace(eqn, params={**eqn.params, "fill_value": -1})
         found: list[list[np.ndarray]] = []
         zero = self.nodes.number(0)
         for part in range(max(map(len, operands), default=0)):
@@ -133,15 +137,12 @@ class Evaluation:
             ]
             if record.rearranges is not None:
                 found.append([np.asarray(a) for a in record.rearranges(*ids, **eqn.params)])
-            elif eqn.primitive.name in _PLACED and all(
-                p is not None for p in places[_PLACED[eqn.primitive.name] :]
-            ):
-                with jax.ensure_compile_time_eval():
-                    given = [i if p is None else p for i, p in zip(ids, places, strict=True)]
-                    moved = [np.asarray(a) for a in eqn.bind(*map(jnp.asarray, given))]
-                found.append([np.where(a < 0, zero, a) for a in moved])  # zero where none is
             else:
-                return None
+                with jax.ensure_compile_time_eval():
+                    given = [jnp.asarray(places.get(n, i)) for n, i in enumerate(ids)]
+                    moved = [np.asarray(a) for a in eqn.bind(*given)]
+                none = self.nodes.number((np.real, np.imag)[part](fill or 0))
+                found.append([np.where(a < 0, none, a) for a in moved])
         return [*zip(*found, strict=True)]
 
     def _converted(self, eqn: Equation, parts: Parts) -> Parts:
@@ -357,7 +358,7 @@ class Step(Evaluation):
         left = (array.nodes[places] < 0) & (ids != array.first + places)
         order = np.argsort(places[left])
         places, ids = places[left][order], ids[left][order]
-        if places.size:
+        if places.size or not array.size:
             array.nodes[places] = ids
             self.computed.append((array, places))
 
@@ -550,8 +551,13 @@ def _is_of_integers(eqn: Equation) -> bool:
     )
 
 
-_PLACED = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2, "scatter": 1}
-"""Operations that move elements to places that the operands from a number on say."""
+_PLACED = {
+    "gather": slice(1, 2),
+    "scatter": slice(1, 2),
+    "dynamic_slice": slice(1, None),
+    "dynamic_update_slice": slice(2, None),
+}
+"""Operations that move elements, and which operands say to what places."""
 
 
 def _assigned(equations: Sequence[Equation]) -> dict[Variable, str]:

@@ -169,10 +169,12 @@ def _lines(rule: Rule, equation: Equation) -> list[Line]:
         where, of = "", ""
         if term.where is not None:
             where = _place(equation.target, term.where)
-            if len(equation.target.shape) > term.where.ndim:
-                of = "diag"
-            elif np.unique(term.where).size < term.where.size:
+            places = (term.where, *np.unravel_index(term.where, equation.target.shape))
+            repeat = [np.unique(p).size < p.size for p in places]
+            if repeat[0]:
                 where, of = "", "sum"
+            elif len(equation.target.shape) > term.where.ndim and not any(repeat):
+                of = "diag"
         sums.setdefault((where, of), []).append(term.value.xreplace(symbols))
     sides: dict[str, Any] = {}
     for (where, of), values in sums.items():
@@ -294,12 +296,11 @@ class Source:
         )
         self.line("gradient = dloss(y_of_step)")
         for path, parts in zip(leaves.paths, step.outputs_of, strict=True):
-            for array, part in zip(
-                parts, (".real", ".imag * -1") if parts[1:] else ("",), strict=True
-            ):
+            for array, part in zip(parts, (".real", ".imag") if parts[1:] else ("",), strict=True):
                 if array in self.rule.loss:
-                    name = self.rule.loss[array].name
-                    self.line(f"{name} = np.asarray(gradient[{path!r}]){part}.reshape(-1)")
+                    sign = "-" if part == ".imag" else ""  # of the conjugate
+                    text = f"{sign}np.asarray(gradient[{path!r}]){part}.reshape(-1)"
+                    self.line(f"{self.rule.loss[array].name} = {text}")
 
     def returned(self) -> None:
         step, (model, state) = (
@@ -326,7 +327,8 @@ class Source:
         key = values.tobytes() + str((values.shape, values.dtype)).encode()
         if key not in self.tables:
             letter = "AT" if values.dtype.kind in "iub" else "TABLE"
-            self.tables[key] = f"{letter}_{len(self.tables)}", values
+            name = self.rule.nodes.name(f"{letter}_{len(self.tables)}")
+            self.tables[key] = name, values
         return self.tables[key][0]
 
     def index(self, shape: tuple[int, ...], at: np.ndarray) -> str | None:
@@ -382,12 +384,15 @@ class Source:
 
     def _fills(self, value: Any, target: Array) -> bool:
         """Whether an expression has the shape of what it is assigned to."""
-        if target.size == 1 or value.atoms(dot):
+        if value.has(dot):
             return True
         views = (self.rule.views[s] for s in self.rule.symbols(value))
         axes = lambda array, at: {axis for axis, _ in along(array.shape, at) or enumerate(at.shape)}
         fills = lambda array, at: at.shape == target.shape and axes(array, at) >= {*range(at.ndim)}
-        return any(array.size > 1 and fills(array, at) for array, at in views)
+        return any(
+            fills(array, at) if array.size > 1 else array.shape == target.shape
+            for array, at in views
+        )
 
     def added(self, target: Array, value: Any, where: np.ndarray) -> str:
         once, index = np.unique(where).size == where.size, self.index(target.shape, where)
