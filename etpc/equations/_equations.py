@@ -64,8 +64,10 @@ class Equations:
         sections: list[dict[str, Any]] = []
         for line in self._lines:
             if line.right is not None:
-                sides = dict(left=sp.srepr(line.left), right=sp.srepr(line.right), note=line.note)
-                sections[-1]["equations"].append(sides)
+                left, right = map(sp.srepr, (line.left, line.right))
+                sections[-1]["equations"].append(
+                    dict(left=left, sign=line.sign, right=right, note=line.note)
+                )
             elif line.note:
                 sections[-1]["notes"].append(line.note)
             else:

@@ -161,27 +161,33 @@ def lines_of(rule: Rule, path: str | None) -> list[Line]:
 
 
 def _lines(rule: Rule, equation: Equation) -> list[Line]:
-    sums: dict[tuple[str, str], list[Any]] = {}
-    sign = "+=" if equation.target in rule.gradient.values() else "="
+    """A line for each part of the target; `+=` where an earlier one gives some of its elements."""
+    target, sides = equation.target, dict[tuple[str, bytes], dict[str, list[Any]]]()
+    given = np.full(target.size, target in rule.gradient.values())
     terms = equation.terms if equation.shown is None else [Term(equation.shown)]
     for term in terms:
         symbols = {s: _symbol(*rule.views[s]) for s in rule.symbols(term.value)}
-        where, of = "", ""
-        if term.where is not None:
-            where = _place(equation.target, term.where)
-            places = (term.where, *np.unravel_index(term.where, equation.target.shape))
-            repeat = [np.unique(p).size < p.size for p in places]
+        where, of, at = "", "", term.where
+        if at is not None:
+            where = _place(target, at)
+            repeat = [np.unique(p).size < p.size for p in (at, *np.unravel_index(at, target.shape))]
             if repeat[0]:
                 where, of = "", "sum"
-            elif len(equation.target.shape) > term.where.ndim and not any(repeat):
+            elif len(target.shape) > at.ndim and not any(repeat):
                 of = "diag"
-        sums.setdefault((where, of), []).append(term.value.xreplace(symbols))
-    sides: dict[str, Any] = {}
-    for (where, of), values in sums.items():
-        total = sp.Function(of, real=True)(sp.Add(*values)) if of else sp.Add(*values)
-        sides[where] = sides.get(where, 0) + total
-    left = lambda where: sp.Symbol(equation.target.text + where)
-    return [Line(left(where), total, equation.note, sign) for where, total in sides.items()]
+        key = where, (at if where else np.arange(target.size)).tobytes()
+        sides.setdefault(key, {}).setdefault(of, []).append(term.value.xreplace(symbols))
+    lines: list[Line] = []
+    for (where, places), sums in sides.items():
+        total = sum(
+            sp.Function(of, real=True)(sp.Add(*values)) if of else sp.Add(*values)
+            for of, values in sums.items()
+        )
+        at = np.frombuffer(places, int)
+        sign = "+=" if given[at].any() else "="
+        given[at] = True
+        lines.append(Line(sp.Symbol(target.text + where), total, equation.note, sign))
+    return lines
 
 
 def _symbol(array: Array, at: np.ndarray) -> Any:

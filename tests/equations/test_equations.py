@@ -377,6 +377,14 @@ def test_the_file_of_numpy_needs_no_jax_and_gives_the_gradient(rule):
     assert difference(total, {".w": grads.w, ".r": grads.r, ".tau": grads.tau}) < TOLERANCE
 
 
+def test_parts_that_overlap_are_added():
+    step = lambda w, x, h: (lambda h: (h[:2] + h[1:] ** 2, h))(jnp.tanh(w @ x + h / 2))
+    program = etpc.compile(normal(3, 2), inputs=jnp.zeros(2), state=jnp.zeros(3), step=step)
+    text = str(program.equations())
+    assert "L_h[0:2] = dl_dy\n" in text
+    assert "L_h[1:3] += 2*dl_dy*h'[1:3]" in text
+
+
 def test_an_adaptive_neuron_is_printed_as_its_paper_writes_it():
     """Bellec et al. 2020, equations 20 to 25, with the parts of the traces that this step has."""
     text = str(etpc.compile(alif(), inputs=jnp.zeros(2)).equations(".w"))
