@@ -566,8 +566,6 @@ class Rule:
                     yield from self._of_trace(
                         node, node.ops.index(op) % len(node.feeds[0].ops), True
                     )
-                case _:
-                    pass
 
     def _added(
         self, op: WeightOp, part: int, terms: Sequence[tuple[Any, np.ndarray]], note: str
@@ -646,7 +644,7 @@ class Rule:
 
     def _signal(self, node: TraceNode, to: int, source: Array, after: bool) -> Iterator[Term]:
         """The learning signals times the second factor: a number for each output."""
-        slots, place = self.slots(node), np.argsort(self._place_of_output(node.op))
+        slots, place = self.slots(node), self._outputs_of(node).outputs
         for old, _ in self.states_of(node):
             given = self.signals[old] if after else self.credit(old)
             factor = self.factor(node, to, old)[after]
@@ -672,11 +670,11 @@ def _check(program: TraceProgram) -> None:
     known = type(rule) in (D_RTRL, RTRL, ES_D_RTRL) and rule.backprop == "cut"
     if not known or rule.lookback is not None:
         raise UnsupportedError(
-            f"The equations of {rule} are not written: they are those of D_RTRL, RTRL and ES_D_RTRL with "
-            'backprop="cut", whose credit is that of each step. Compile with one of these.'
+            f"The equations of {rule} cannot be written, as its credit is not that of each step by itself. Compile "
+            'with D_RTRL, RTRL or ES_D_RTRL and backprop="cut".'
         )
     for node in program.traces:
         if not isinstance(node.form, Decay | Filtered | Full | Holomorphic | LowRank):
             raise UnsupportedError(
-                f"The equations of the trace of {node.op.path}, {node.form}, are not written."
+                f"The equations of the trace of {node.op.path} cannot be written. Its form is {node.form}."
             )

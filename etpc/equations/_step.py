@@ -170,7 +170,7 @@ class Evaluation:
             slopes = [nodes.name("psi" if is_spike(eqn) else f"d_{name}") for _ in names]
             of = [sp.Function(n, nargs=len(names), real=True) for n in slopes]
             nodes.open[value] = name
-            nodes.defined[name] = function(name, *(functools.partial(_called, f) for f in of))
+            nodes.defined[name] = function(name, *of)
             found = [self._element(_slope(eqn, n), eqn, names) for n in range(len(names))]
         except OfWholeArrays:
             return None
@@ -514,10 +514,6 @@ class _Origins(Evaluation):
 
 class OfWholeArrays(Exception):
     """An operation is no function of elements."""
-
-
-def _called(of: Any, *arguments: Any) -> Any:
-    return of(*arguments)
 
 
 def _slope(eqn: Equation, operand: int) -> Any:

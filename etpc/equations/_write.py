@@ -1,8 +1,8 @@
 """Writes the equations: as text, as LaTeX, and as a file of NumPy."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import sympy as sp
@@ -117,15 +117,6 @@ class Code(NumPyPrinter):
     def _print_Float(self, expr: Any) -> str:
         return repr(float(expr))
 
-    def _print_Infinity(self, expr: Any) -> str:
-        return "inf"
-
-    def _print_NegativeInfinity(self, expr: Any) -> str:
-        return "-inf"
-
-    def _print_NaN(self, expr: Any) -> str:
-        return "nan"
-
     def _print_Function(self, expr: Any) -> str:
         name = type(expr).__name__
         arguments = ", ".join(self._print(a) for a in expr.args)
@@ -135,11 +126,13 @@ class Code(NumPyPrinter):
 # --- text and LaTeX ---
 
 
-class Line:
+class Line(NamedTuple):
     """One equation, or a heading, in symbols that people read."""
 
-    def __init__(self, left: Any, right: Any = None, note: str = "", sign: str = "="):
-        self.left, self.right, self.note, self.sign = left, right, note, sign
+    left: Any
+    right: Any = None
+    note: str = ""
+    sign: str = "="
 
 
 def lines_of(rule: Rule, path: str | None) -> list[Line]:
@@ -165,17 +158,17 @@ def _lines(rule: Rule, equation: Equation) -> list[Line]:
     target, sides = equation.target, dict[tuple[str, bytes], dict[str, list[Any]]]()
     given = np.full(target.size, target in rule.gradient.values())
     terms = equation.terms if equation.shown is None else [Term(equation.shown)]
+    every = np.arange(target.size).reshape(target.shape)
     for term in terms:
         symbols = {s: _symbol(*rule.views[s]) for s in rule.symbols(term.value)}
-        where, of, at = "", "", term.where
-        if at is not None:
-            where = _place(target, at)
-            repeat = [np.unique(p).size < p.size for p in (at, *np.unravel_index(at, target.shape))]
-            if repeat[0]:
-                where, of = "", "sum"
-            elif len(target.shape) > at.ndim and not any(repeat):
-                of = "diag"
-        key = where, (at if where else np.arange(target.size)).tobytes()
+        at = every if term.where is None else term.where
+        where, of = _place(target, at), ""
+        repeat = [np.unique(p).size < p.size for p in (at, *np.unravel_index(at, target.shape))]
+        if repeat[0]:
+            where, of = "", "sum"
+        elif len(target.shape) > at.ndim and not any(repeat):
+            of = "diag"
+        key = where, (at if where else every).tobytes()
         sides.setdefault(key, {}).setdefault(of, []).append(term.value.xreplace(symbols))
     lines: list[Line] = []
     for (where, places), sums in sides.items():
@@ -255,11 +248,8 @@ class Source:
     """The file of NumPy."""
 
     def __init__(self, rule: Rule):
-        self.rule, self.tables, self.lines = (
-            rule,
-            dict[bytes, tuple[str, np.ndarray]](),
-            list[str](),
-        )
+        self.rule, self.lines = rule, list[str]()
+        self.tables: dict[bytes, tuple[str, np.ndarray]] = {}
         self.printer = Code({"fully_qualified_modules": True, "allow_unknown_functions": True})
         self._begun: set[Array] = set()
         self._functions: set[str] = set()
@@ -272,12 +262,9 @@ class Source:
             ("carry", leaves[2].paths, step.state),
         ):
             for path, parts in zip(paths, arrays, strict=True):
-                for array, part in zip(
-                    parts, (".real", ".imag") if parts[1:] else ("",), strict=True
-                ):
-                    self.line(
-                        f"{array.name} = np.asarray({source}[{path!r}]){part}.reshape({array.shape})"
-                    )
+                for array, part in _parts(parts):
+                    given = f"np.asarray({source}[{path!r}]){part}"
+                    self.line(f"{array.name} = {given}.reshape({array.shape})")
         for array, values in step.values.items():
             self.line(f"{array.name} = {self.table(values)}")
         for old in rule.carried:
@@ -302,17 +289,15 @@ class Source:
         )
         self.line("gradient = dloss(y_of_step)")
         for path, parts in zip(leaves.paths, step.outputs_of, strict=True):
-            for array, part in zip(parts, (".real", ".imag") if parts[1:] else ("",), strict=True):
+            for array, part in _parts(parts):
                 if array in self.rule.loss:
                     sign = "-" if part == ".imag" else ""  # of the conjugate
                     text = f"{sign}np.asarray(gradient[{path!r}]){part}.reshape(-1)"
                     self.line(f"{self.rule.loss[array].name} = {text}")
 
     def returned(self) -> None:
-        step, (model, state) = (
-            self.rule.step,
-            (self.rule.step.step.model_leaves, self.rule.step.step.state_leaves),
-        )
+        step = self.rule.step
+        model, state = step.step.model_leaves, step.step.state_leaves
         new = [
             f"{p!r}: {_whole(a, v.shape)}"
             for p, a, v in zip(state.paths, step.new_state, state.avals, strict=True)
@@ -413,14 +398,9 @@ class Source:
         written = [
             f"def {n}({', '.join(map(str, a))}):\n    return {self.code(v)}" for n, a, v in own
         ]
-        bodies = "".join(FUNCTIONS[n][1] for n in self._functions if n in FUNCTIONS)
-        self._functions |= {name for name in FUNCTIONS if f"{name}(" in bodies}
-        arguments = {
-            name: ", ".join("abc"[: next(iter(of.nargs))]) for name, (of, _) in FUNCTIONS.items()
-        }
         known = [
-            f"def {name}({arguments[name]}):\n    return {body}"
-            for name, (_, body) in FUNCTIONS.items()
+            f"def {name}({', '.join('abc'[: next(iter(of.nargs))])}):\n    return {body}"
+            for name, (of, body) in FUNCTIONS.items()
             if name in self._functions
         ]
         array = lambda a: np.array2string(
@@ -438,6 +418,11 @@ class Source:
             *self.lines,
         ]
         return "\n".join(parts) + "\n"
+
+
+def _parts(parts: Sequence[Array]) -> Iterator[tuple[Array, str]]:
+    """Each array, and what attribute of a complex one it is."""
+    yield from zip(parts, (".real", ".imag") if parts[1:] else ("",), strict=True)
 
 
 def _whole(parts: Sequence[Array], shape: Any) -> str:
