@@ -77,10 +77,7 @@ class Evaluation:
         return self.applied(eqn, [self.value(v) for v in eqn.inputs])
 
     def applied(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
-        name, primitive, apply = eqn.primitive.name, eqn.primitive, self.nodes.apply
-        if primitive in IDENTITIES or primitive is prims.copy_p:
-            return operands
-        moved = self._moved(eqn, operands)
+        name, apply, moved = eqn.primitive.name, self.nodes.apply, self._moved(eqn, operands)
         if moved is not None:
             return moved
         (first, *rest), is_of_complex = operands, any(len(parts) > 1 for parts in operands)
@@ -115,8 +112,13 @@ class Evaluation:
     def called(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
         raise OfWholeArrays
 
-    def _moved(self, eqn: Equation, operands: Sequence[Parts]) -> list[Parts] | None:
-        """What an operation gives that moves elements to places that data does not say."""
+    def _moved(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts] | None:
+        """What an operation gives that moves elements to places that data does not say, or not at all."""
+        if eqn.primitive in IDENTITIES or eqn.primitive is prims.copy_p:
+            return operands
+        floats = [v.is_float for v in (*eqn.inputs, *eqn.outputs)]
+        if eqn.primitive is prims.convert_element_type_p and all(floats):
+            return [self._converted(eqn, operands[0])]
         record, fill = facts(eqn.primitive), eqn.params.get("fill_value", 0)
         at = range(len(eqn.inputs))[_PLACED.get(eqn.primitive.name, slice(0))]
         places = {n: self.known[eqn.inputs[n]] for n in at if eqn.inputs[n] in self.known}
@@ -160,7 +162,7 @@ class Evaluation:
 
     def _own(self, eqn: Equation) -> str | None:
         """The name of a function of elements with its own derivative; `None` where it is one of whole arrays."""
-        names = [sp.Symbol(n, real=True) for n in "uvwabcd"[: len(eqn.inputs)]]
+        names = [sp.Symbol(n, real=True) for n in "uvwabcdefghijklmnopqrst"[: len(eqn.inputs)]]
         nodes, name = self.nodes, ""
         try:
             value = self._element(flatten(params.custom_body(eqn)), eqn, names)
@@ -482,15 +484,7 @@ class _Origins(Evaluation):
         return tuple(a.ids.reshape(v.shape) for a in arrays)
 
     def applied(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
-        if eqn.primitive in IDENTITIES or eqn.primitive is prims.copy_p:
-            return operands
         found = self._moved(eqn, operands)
-        if (
-            eqn.primitive is prims.convert_element_type_p
-            and eqn.inputs[0].is_float
-            and eqn.outputs[0].is_float
-        ):
-            found = [self._converted(eqn, operands[0])]
         fresh = [self._fresh(out) for out in eqn.outputs]
         if found is None:
             return fresh

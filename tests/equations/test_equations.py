@@ -227,6 +227,14 @@ def test_equations_of_drawn_models_give_the_gradient_of_the_program(seed, rule):
     assert difference(given.state, carry.state) < TOLERANCE
 
 
+@jax.custom_jvp
+def mean_of_many(*values):
+    return sum(values) / len(values)
+
+
+mean_of_many.defjvp(lambda xs, dots: (mean_of_many(*xs), xs[0] * dots[0] - 2 * dots[8]))
+
+
 def both(new):
     return new, new
 
@@ -272,6 +280,16 @@ SHAPES = {
         [normal(3, 2)],
         jnp.zeros(3),
         lambda m, x, h: both(m[0] @ x + h.at[jnp.arange(1, 4)].get(mode="fill", fill_value=0.7)),
+    ),
+    "the largest number": (
+        [normal(3, 2)],
+        jnp.zeros(3),
+        lambda m, x, h: both(jnp.maximum(jnp.tanh(m[0] @ x + h / 2), jnp.finfo(float).min)),
+    ),
+    "a function of many arguments": (
+        [normal(3, 2)],
+        jnp.zeros(3),
+        lambda m, x, h: both(mean_of_many(*[jnp.tanh(m[0] @ x + h / 2)] * 9)),
     ),
     "the names of tables": (
         {f"AT_{n}": normal(3, 2, seed=n) for n in range(3)},
