@@ -233,7 +233,7 @@ def as_latex(lines: Sequence[Line]) -> str:
     rows: list[str] = []
     for line in lines:
         if line.right is None:
-            text = re.sub(r"([#%&$])", r"\\\1", line.note or line.left)
+            text = re.sub(r"([#%&${}])", r"\\\1", line.note or line.left)
             rows.append("&" + r"\_".join(rf"\text{{{part}}}" for part in text.split("_")))
         else:
             rows.append(f"{printer.doprint(line.left)} &{line.sign} {printer.doprint(line.right)}")
