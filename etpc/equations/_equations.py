@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import sympy as sp
 
-from .._jax import is_float
+from .._jax import is_float, is_key
 from ..errors import InputError, UnsupportedError
 from ..files.record import record
 from ..forms import LowRank
@@ -35,7 +35,7 @@ class Equations:
     """The equations of a program: the step, the recursion of each trace, the learning signals, and the gradient.
 
     Made by [`Program.equations`][etpc.Program.equations]. `print` shows them, and a notebook shows them as formulas.
-    They are those of one example in windows of one step, in which the gradient is that of any window.
+    They are those of one example with a window of one step; the gradient is the same with any window.
     """
 
     def __init__(self, program: TraceProgram, path: str | None = None):
@@ -64,8 +64,10 @@ class Equations:
         sections: list[dict[str, Any]] = []
         for line in self._lines:
             if line.right is not None:
-                sides = dict(left=sp.srepr(line.left), right=sp.srepr(line.right), note=line.note)
-                sections[-1]["equations"].append(sides)
+                left, right = map(sp.srepr, (line.left, line.right))
+                sections[-1]["equations"].append(
+                    dict(left=left, sign=line.sign, right=right, note=line.note)
+                )
             elif line.note:
                 sections[-1]["notes"].append(line.note)
             else:
@@ -73,14 +75,14 @@ class Equations:
         return record("etpc-equations/1", sections=sections)
 
     def to_numpy(self) -> str:
-        """The equations as a file of plain NumPy, with themselves as comments.
+        """A file of plain NumPy that runs the equations, and has them as comments.
 
         It has a function `step(parameters, inputs, carry, dloss) -> (outputs, carry, gradient)`. All but `dloss` are
         dictionaries of arrays by path, `carry` is the state with `traces()`, and `dloss(outputs)` gives the derivative
-        of the loss by each output; of a complex one the conjugate, as `jax.grad` does.
+        of the loss by each output; by a complex one its conjugate, as `jax.grad` gives it.
 
-        **Raises** `etpc.UnsupportedError` where a function of whole arrays is not written in NumPy, or a trace has a
-        rank.
+        **Raises** `etpc.UnsupportedError` where a function of whole arrays cannot be written in NumPy, a trace has a
+        rank, or there are PRNG keys.
         """
         return self._file(str(self))
 
@@ -88,22 +90,29 @@ class Equations:
         for node in self.rule.program.traces:
             if isinstance(node.form, LowRank):
                 raise UnsupportedError(
-                    f"The trace of {node.op.path} has a rank, and is reduced after each window by a singular value "
-                    "decomposition. That is no equation of a step: its equations can be printed, and not run."
+                    f"The trace of {node.op.path} has a limited rank: a singular value decomposition reduces it after "
+                    "each window, which is not an equation of a step. The equations can be printed, but not run."
                 )
+        step = self.rule.step.step
+        leaves = (step.model_leaves, step.input_leaves, step.state_leaves)
+        keys = [p for of in leaves for p, a in zip(of.paths, of.avals, strict=True) if is_key(a)]
+        if keys:
+            raise UnsupportedError(
+                f"NumPy has no PRNG keys: {', '.join(keys)}. The equations can be printed, but not run."
+            )
         unknown = [call for call in self.rule.step.calls.values() if not call.is_known]
         if unknown:
             names = ", ".join(f"{call.name} at {call.equation.source}" for call in unknown)
             raise UnsupportedError(
-                f"The step has functions of whole arrays that are not written in NumPy: {names}. Their equations can "
-                "be printed. Write the step without them for a file of NumPy."
+                f"The step has functions of whole arrays that cannot be written in NumPy: {names}. The equations can "
+                "be printed, but not run. To run them, write the step without these functions."
             )
         return Source(self.rule).file(head)
 
     def evaluate(
         self, model: Any, xs: Any, targets: Any, dloss: Callable[[Any, Any], Any], state: Any = None
     ) -> Evaluated:
-        """Run the equations over a sequence of one example, in NumPy and float64: what `to_numpy` writes is run.
+        """Run the file that `to_numpy` writes over a sequence of one example.
 
         **Arguments:**
 

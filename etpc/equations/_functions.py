@@ -27,7 +27,6 @@ where = function("where", 0, lambda a, b, c: a, lambda a, b, c: 1 - a)
 cbrt = function("cbrt", lambda a: cbrt(a) / (3 * a))
 dot = sp.Function("dot", nargs=2, real=True)
 """The product of two whole arrays, over the last axis of one and the first of the other."""
-DIAGONAL = sp.Function("diag", nargs=1, real=True)
 FUNCTIONS: dict[str, tuple[Any, str]] = {
     "above": (above, "np.where(a == b, 0.5, 1.0 * (a > b))"),
     "sign": (sign, "np.sign(a)"),

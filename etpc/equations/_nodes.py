@@ -141,8 +141,8 @@ class Nodes:
 
     def number(self, value: Any) -> int:
         """A number as it was written: 0.95 also where float32 rounds it."""
-        whole = isinstance(value, bool | np.bool_ | int | np.integer) or float(value).is_integer()
-        if whole:
+        is_int = isinstance(value, bool | np.bool_ | int | np.integer)
+        if is_int or (abs(value) < 2**53 and float(value).is_integer()):
             return self._node("number", (sp.Integer(int(value)),))
         return self._node("number", (sp.sympify(float(str(value))),))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, prims
+from .._jax import Equation
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
 from ._nodes import Array, Ids, Nodes, Sums
@@ -85,7 +85,7 @@ class Grid:
         grid = dataclasses.replace(every, weights=place[every.weights]).taken(lambda a: a[order])
         if data.is_float and not _is_product(op, kind.data, every):
             raise UnsupportedError(
-                f"{op} is no sum of products of its weight and its data, so that no equation is known for it."
+                f"{op} is not a sum of products of its weight and its data, so no equation is known for it."
             )
         grid = dataclasses.replace(grid, number=np.arange(grid.rows.size))
         whole = len(shape) == 2 and np.array_equal(grid.weights, np.arange(np.prod(shape)))
@@ -122,33 +122,19 @@ def sums_of(
 ) -> tuple[Sums, ...]:
     """What a part of a function that adds up is the sum of: elements of one array, or products of those of two real
     ones. None where it is another function."""
-    (first, *rest), aval = operands, eqn.inputs[0].aval
-    size = eqn.outputs[0].size
+    (first, *rest), (v, *others), name = operands, eqn.inputs, eqn.primitive.name
+    adds = name in ("reduce_sum", "cumsum") and part < len(first)
+    multiplies = name == "dot_general" and len(first) == len(rest[0]) == 1
+    if not v.is_float or not (adds or multiplies):
+        return ()
     with jax.ensure_compile_time_eval():
-        zero = (
-            jnp.zeros(aval.shape, jnp.finfo(aval.dtype).dtype) if eqn.inputs[0].is_float else None
-        )
-        if (
-            eqn.primitive.name in ("reduce_sum", "cumsum")
-            and zero is not None
-            and part < len(first)
-        ):
-            found = np.asarray(jax.jacobian(lambda a: eqn.bind(a)[0])(zero)).reshape(size, -1)
-            rows, cols = np.nonzero(found)
-            one = np.full(rows.size, nodes.number(1))
-            return (Sums(rows, one, first[part].reshape(-1)[cols]),)
-        if (
-            eqn.primitive is prims.dot_general_p
-            and zero is not None
-            and len(first) == len(rest[0]) == 1
-        ):
-            numbers = 1.0 + jnp.arange(rest[0][0].size).reshape(rest[0][0].shape)
-            of = lambda a: eqn.bind(a, numbers.astype(eqn.inputs[1].aval.dtype))[0]
-            right = _integers(jax.jacobian(of)(zero)).reshape(size, -1)
-            rows, left = np.nonzero(right >= 0)
-            factors = first[0].reshape(-1)[left], rest[0][0].reshape(-1)[right[rows, left]]
-            return (Sums(rows, *factors),)
-    return ()
+        numbers = [jnp.arange(1, o.size + 1, dtype=o.aval.dtype).reshape(o.shape) for o in others]
+        zero = jnp.zeros(v.shape, jnp.finfo(v.aval.dtype).dtype)
+        found = jax.jacobian(lambda a: eqn.bind(a, *numbers)[0])(zero)
+    right = _integers(found).reshape(eqn.outputs[0].size, -1)
+    rows, cols = np.nonzero(right >= 0)
+    factors = rest[0][0].reshape(-1) if multiplies else np.array([nodes.number(1)])
+    return (Sums(rows, first[part].reshape(-1)[cols], factors[right[rows, cols]]),)
 
 
 def _integers(found: Any) -> np.ndarray:
@@ -166,5 +152,7 @@ def _is_product(op: WeightOp, data: int, grid: Grid) -> bool:
     operands = [jnp.asarray(a, v.aval.dtype) for a, v in zip(operands, eqn.inputs, strict=True)]
     y = np.zeros(eqn.outputs[0].size)
     np.add.at(y, grid.rows, w.reshape(-1)[grid.weights] * x.reshape(-1)[grid.cols])
+    tolerance = max(1e-4, 4 * float(jnp.finfo(eqn.outputs[0].aval.dtype).eps))
     with jax.default_matmul_precision("highest"):
-        return bool(np.allclose(y, np.asarray(eqn.bind(*operands)[0]).reshape(-1), 1e-4, 1e-4))
+        found = np.asarray(eqn.bind(*operands)[0]).reshape(-1)
+    return bool(np.allclose(y, found, tolerance, tolerance))

@@ -141,10 +141,11 @@ class Rule:
 
     def _term(self, array: Array, value: Any, at: np.ndarray) -> Term:
         """Values for elements of an array: for all of them, in its shape, where they are that."""
-        if not np.array_equal(at.reshape(-1), np.arange(array.size)):
-            return Term(value, at)
         in_shape = np.arange(array.size).reshape(array.shape)
-        return Term(value if at.shape == array.shape else self.at(value, in_shape))
+        if np.array_equal(at, in_shape):
+            return Term(value)
+        is_whole = np.array_equal(at.reshape(-1), np.arange(array.size)) and not value.has(dot)
+        return Term(self.at(value, in_shape)) if is_whole else Term(value, at)
 
     # --- the step ---
 
@@ -375,7 +376,7 @@ class Rule:
     def held(self, node: TraceNode, op: WeightOp) -> tuple[Grid, np.ndarray]:
         """The uses that the trace has an entry for, and the place of the entry of each use."""
         grid, form = self.grid(op), node.form
-        if not isinstance(form, Filtered):
+        if not isinstance(form, Filtered) or self.slots(node) is None:
             return grid, grid.number
         rows = np.asarray(form.classes)
         of_class = np.empty(rows.shape, int)
@@ -567,8 +568,6 @@ class Rule:
                     yield from self._of_trace(
                         node, node.ops.index(op) % len(node.feeds[0].ops), True
                     )
-                case _:
-                    pass
 
     def _added(
         self, op: WeightOp, part: int, terms: Sequence[tuple[Any, np.ndarray]], note: str
@@ -647,7 +646,7 @@ class Rule:
 
     def _signal(self, node: TraceNode, to: int, source: Array, after: bool) -> Iterator[Term]:
         """The learning signals times the second factor: a number for each output."""
-        slots, place = self.slots(node), np.argsort(self._place_of_output(node.op))
+        slots, place = self.slots(node), self._outputs_of(node).outputs
         for old, _ in self.states_of(node):
             given = self.signals[old] if after else self.credit(old)
             factor = self.factor(node, to, old)[after]
@@ -673,11 +672,11 @@ def _check(program: TraceProgram) -> None:
     closed = all(map(program.closed, program.traces)) and program.extends is None
     if not closed or rule.backprop != "cut" or rule.lookback is not None:
         raise UnsupportedError(
-            f"The equations of {rule} are not written: its credit passes back through several steps, or it keeps a "
-            'part of what a weight reaches. Compile with D_RTRL, RTRL or ES_D_RTRL with backprop="cut", for example.'
+            f"The equations of {rule} cannot be written, as its credit is not that of each step by itself, or it keeps "
+            'a part of what a weight reaches. Compile with D_RTRL, RTRL or ES_D_RTRL and backprop="cut".'
         )
     for node in program.traces:
         if not isinstance(node.form, Decay | Filtered | Full | Holomorphic | LowRank):
             raise UnsupportedError(
-                f"The equations of the trace of {node.op.path}, {node.form}, are not written."
+                f"The equations of the trace of {node.op.path} cannot be written. Its form is {node.form}."
             )

@@ -1,6 +1,7 @@
 """The traced step on scalars: named arrays, each computed by one or more equations."""
 
 import ast
+import dataclasses
 import functools
 import linecache
 import os
@@ -76,10 +77,7 @@ class Evaluation:
         return self.applied(eqn, [self.value(v) for v in eqn.inputs])
 
     def applied(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
-        name, primitive, apply = eqn.primitive.name, eqn.primitive, self.nodes.apply
-        if primitive in IDENTITIES or primitive is prims.copy_p:
-            return operands
-        moved = self._moved(eqn, operands)
+        name, apply, moved = eqn.primitive.name, self.nodes.apply, self._moved(eqn, operands)
         if moved is not None:
             return moved
         (first, *rest), is_of_complex = operands, any(len(parts) > 1 for parts in operands)
@@ -114,12 +112,20 @@ class Evaluation:
     def called(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
         raise OfWholeArrays
 
-    def _moved(self, eqn: Equation, operands: Sequence[Parts]) -> list[Parts] | None:
-        """What an operation gives that moves elements to places that data does not say."""
-        record = facts(eqn.primitive)
-        places = [
-            self.known.get(v) if not v.is_float and n else None for n, v in enumerate(eqn.inputs)
-        ]
+    def _moved(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts] | None:
+        """What an operation gives that moves elements to places that data does not say, or not at all."""
+        if eqn.primitive in IDENTITIES or eqn.primitive is prims.copy_p:
+            return operands
+        floats = [v.is_float for v in (*eqn.inputs, *eqn.outputs)]
+        if eqn.primitive is prims.convert_element_type_p and all(floats):
+            return [self._converted(eqn, operands[0])]
+        record, fill = facts(eqn.primitive), eqn.params.get("fill_value", 0)
+        at = range(len(eqn.inputs))[_PLACED.get(eqn.primitive.name, slice(0))]
+        places = {n: self.known[eqn.inputs[n]] for n in at if eqn.inputs[n] in self.known}
+        if record.rearranges is None and (not at or len(places) < len(at)):
+            return None
+        if eqn.primitive is prims.gather_p:  # the number of no node
+            eqn = dataclasses.replace(eqn, params={**eqn.params, "fill_value": -1})
         found: list[list[np.ndarray]] = []
         zero = self.nodes.number(0)
         for part in range(max(map(len, operands), default=0)):
@@ -133,15 +139,12 @@ class Evaluation:
             ]
             if record.rearranges is not None:
                 found.append([np.asarray(a) for a in record.rearranges(*ids, **eqn.params)])
-            elif eqn.primitive.name in _PLACED and all(
-                p is not None for p in places[_PLACED[eqn.primitive.name] :]
-            ):
-                with jax.ensure_compile_time_eval():
-                    given = [i if p is None else p for i, p in zip(ids, places, strict=True)]
-                    moved = [np.asarray(a) for a in eqn.bind(*map(jnp.asarray, given))]
-                found.append([np.where(a < 0, zero, a) for a in moved])  # zero where none is
             else:
-                return None
+                with jax.ensure_compile_time_eval():
+                    given = [jnp.asarray(places.get(n, i)) for n, i in enumerate(ids)]
+                    moved = [np.asarray(a) for a in eqn.bind(*given)]
+                none = self.nodes.number((np.real, np.imag)[part](fill or 0))
+                found.append([np.where(a < 0, none, a) for a in moved])
         return [*zip(*found, strict=True)]
 
     def _converted(self, eqn: Equation, parts: Parts) -> Parts:
@@ -159,7 +162,7 @@ class Evaluation:
 
     def _own(self, eqn: Equation) -> str | None:
         """The name of a function of elements with its own derivative; `None` where it is one of whole arrays."""
-        names = [sp.Symbol(n, real=True) for n in "uvwabcd"[: len(eqn.inputs)]]
+        names = [sp.Symbol(n, real=True) for n in "uvwabcdefghijklmnopqrst"[: len(eqn.inputs)]]
         nodes, name = self.nodes, ""
         try:
             value = self._element(flatten(params.custom_body(eqn)), eqn, names)
@@ -169,7 +172,7 @@ class Evaluation:
             slopes = [nodes.name("psi" if is_spike(eqn) else f"d_{name}") for _ in names]
             of = [sp.Function(n, nargs=len(names), real=True) for n in slopes]
             nodes.open[value] = name
-            nodes.defined[name] = function(name, *(functools.partial(_called, f) for f in of))
+            nodes.defined[name] = function(name, *of)
             found = [self._element(_slope(eqn, n), eqn, names) for n in range(len(names))]
         except OfWholeArrays:
             return None
@@ -357,7 +360,7 @@ class Step(Evaluation):
         left = (array.nodes[places] < 0) & (ids != array.first + places)
         order = np.argsort(places[left])
         places, ids = places[left][order], ids[left][order]
-        if places.size:
+        if places.size or not array.size:
             array.nodes[places] = ids
             self.computed.append((array, places))
 
@@ -481,15 +484,7 @@ class _Origins(Evaluation):
         return tuple(a.ids.reshape(v.shape) for a in arrays)
 
     def applied(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
-        if eqn.primitive in IDENTITIES or eqn.primitive is prims.copy_p:
-            return operands
         found = self._moved(eqn, operands)
-        if (
-            eqn.primitive is prims.convert_element_type_p
-            and eqn.inputs[0].is_float
-            and eqn.outputs[0].is_float
-        ):
-            found = [self._converted(eqn, operands[0])]
         fresh = [self._fresh(out) for out in eqn.outputs]
         if found is None:
             return fresh
@@ -513,10 +508,6 @@ class _Origins(Evaluation):
 
 class OfWholeArrays(Exception):
     """An operation is no function of elements."""
-
-
-def _called(of: Any, *arguments: Any) -> Any:
-    return of(*arguments)
 
 
 def _slope(eqn: Equation, operand: int) -> Any:
@@ -550,8 +541,13 @@ def _is_of_integers(eqn: Equation) -> bool:
     )
 
 
-_PLACED = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2, "scatter": 1}
-"""Operations that move elements to places that the operands from a number on say."""
+_PLACED = {
+    "gather": slice(1, 2),
+    "scatter": slice(1, 2),
+    "dynamic_slice": slice(1, None),
+    "dynamic_update_slice": slice(2, None),
+}
+"""Operations that move elements, and which operands say to what places."""
 
 
 def _assigned(equations: Sequence[Equation]) -> dict[Variable, str]:

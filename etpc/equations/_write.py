@@ -1,8 +1,8 @@
 """Writes the equations: as text, as LaTeX, and as a file of NumPy."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import sympy as sp
@@ -117,15 +117,6 @@ class Code(NumPyPrinter):
     def _print_Float(self, expr: Any) -> str:
         return repr(float(expr))
 
-    def _print_Infinity(self, expr: Any) -> str:
-        return "inf"
-
-    def _print_NegativeInfinity(self, expr: Any) -> str:
-        return "-inf"
-
-    def _print_NaN(self, expr: Any) -> str:
-        return "nan"
-
     def _print_Function(self, expr: Any) -> str:
         name = type(expr).__name__
         arguments = ", ".join(self._print(a) for a in expr.args)
@@ -135,11 +126,13 @@ class Code(NumPyPrinter):
 # --- text and LaTeX ---
 
 
-class Line:
+class Line(NamedTuple):
     """One equation, or a heading, in symbols that people read."""
 
-    def __init__(self, left: Any, right: Any = None, note: str = "", sign: str = "="):
-        self.left, self.right, self.note, self.sign = left, right, note, sign
+    left: Any
+    right: Any = None
+    note: str = ""
+    sign: str = "="
 
 
 def lines_of(rule: Rule, path: str | None) -> list[Line]:
@@ -161,25 +154,33 @@ def lines_of(rule: Rule, path: str | None) -> list[Line]:
 
 
 def _lines(rule: Rule, equation: Equation) -> list[Line]:
-    sums: dict[tuple[str, str], list[Any]] = {}
-    sign = "+=" if equation.target in rule.gradient.values() else "="
+    """A line for each part of the target; `+=` where an earlier one gives some of its elements."""
+    target, sides = equation.target, dict[tuple[str, bytes], dict[str, list[Any]]]()
+    given = np.full(target.size, target in rule.gradient.values())
     terms = equation.terms if equation.shown is None else [Term(equation.shown)]
+    every = np.arange(target.size).reshape(target.shape)
     for term in terms:
         symbols = {s: _symbol(*rule.views[s]) for s in rule.symbols(term.value)}
-        where, of = "", ""
-        if term.where is not None:
-            where = _place(equation.target, term.where)
-            if len(equation.target.shape) > term.where.ndim:
-                of = "diag"
-            elif np.unique(term.where).size < term.where.size:
-                where, of = "", "sum"
-        sums.setdefault((where, of), []).append(term.value.xreplace(symbols))
-    sides: dict[str, Any] = {}
-    for (where, of), values in sums.items():
-        total = sp.Function(of, real=True)(sp.Add(*values)) if of else sp.Add(*values)
-        sides[where] = sides.get(where, 0) + total
-    left = lambda where: sp.Symbol(equation.target.text + where)
-    return [Line(left(where), total, equation.note, sign) for where, total in sides.items()]
+        at = every if term.where is None else term.where
+        where, of = _place(target, at), ""
+        repeat = [np.unique(p).size < p.size for p in (at, *np.unravel_index(at, target.shape))]
+        if repeat[0]:
+            where, of = "", "sum"
+        elif len(target.shape) > at.ndim and not any(repeat):
+            of = "diag"
+        key = where, (at if where else every).tobytes()
+        sides.setdefault(key, {}).setdefault(of, []).append(term.value.xreplace(symbols))
+    lines: list[Line] = []
+    for (where, places), sums in sides.items():
+        total = sum(
+            sp.Function(of, real=True)(sp.Add(*values)) if of else sp.Add(*values)
+            for of, values in sums.items()
+        )
+        at = np.frombuffer(places, int)
+        sign = "+=" if given[at].any() else "="
+        given[at] = True
+        lines.append(Line(sp.Symbol(target.text + where), total, equation.note, sign))
+    return lines
 
 
 def _symbol(array: Array, at: np.ndarray) -> Any:
@@ -232,7 +233,7 @@ def as_latex(lines: Sequence[Line]) -> str:
     rows: list[str] = []
     for line in lines:
         if line.right is None:
-            text = re.sub(r"([#%&$])", r"\\\1", line.note or line.left)
+            text = re.sub(r"([#%&${}])", r"\\\1", line.note or line.left)
             rows.append("&" + r"\_".join(rf"\text{{{part}}}" for part in text.split("_")))
         else:
             rows.append(f"{printer.doprint(line.left)} &{line.sign} {printer.doprint(line.right)}")
@@ -247,11 +248,8 @@ class Source:
     """The file of NumPy."""
 
     def __init__(self, rule: Rule):
-        self.rule, self.tables, self.lines = (
-            rule,
-            dict[bytes, tuple[str, np.ndarray]](),
-            list[str](),
-        )
+        self.rule, self.lines = rule, list[str]()
+        self.tables: dict[bytes, tuple[str, np.ndarray]] = {}
         self.printer = Code({"fully_qualified_modules": True, "allow_unknown_functions": True})
         self._begun: set[Array] = set()
         self._functions: set[str] = set()
@@ -264,12 +262,9 @@ class Source:
             ("carry", leaves[2].paths, step.state),
         ):
             for path, parts in zip(paths, arrays, strict=True):
-                for array, part in zip(
-                    parts, (".real", ".imag") if parts[1:] else ("",), strict=True
-                ):
-                    self.line(
-                        f"{array.name} = np.asarray({source}[{path!r}]){part}.reshape({array.shape})"
-                    )
+                for array, part in _parts(parts):
+                    given = f"np.asarray({source}[{path!r}]){part}"
+                    self.line(f"{array.name} = {given}.reshape({array.shape})")
         for array, values in step.values.items():
             self.line(f"{array.name} = {self.table(values)}")
         for old in rule.carried:
@@ -294,18 +289,15 @@ class Source:
         )
         self.line("gradient = dloss(y_of_step)")
         for path, parts in zip(leaves.paths, step.outputs_of, strict=True):
-            for array, part in zip(
-                parts, (".real", ".imag * -1") if parts[1:] else ("",), strict=True
-            ):
+            for array, part in _parts(parts):
                 if array in self.rule.loss:
-                    name = self.rule.loss[array].name
-                    self.line(f"{name} = np.asarray(gradient[{path!r}]){part}.reshape(-1)")
+                    sign = "-" if part == ".imag" else ""  # of the conjugate
+                    text = f"{sign}np.asarray(gradient[{path!r}]){part}.reshape(-1)"
+                    self.line(f"{self.rule.loss[array].name} = {text}")
 
     def returned(self) -> None:
-        step, (model, state) = (
-            self.rule.step,
-            (self.rule.step.step.model_leaves, self.rule.step.step.state_leaves),
-        )
+        step = self.rule.step
+        model, state = step.step.model_leaves, step.step.state_leaves
         new = [
             f"{p!r}: {_whole(a, v.shape)}"
             for p, a, v in zip(state.paths, step.new_state, state.avals, strict=True)
@@ -326,7 +318,8 @@ class Source:
         key = values.tobytes() + str((values.shape, values.dtype)).encode()
         if key not in self.tables:
             letter = "AT" if values.dtype.kind in "iub" else "TABLE"
-            self.tables[key] = f"{letter}_{len(self.tables)}", values
+            name = self.rule.nodes.name(f"{letter}_{len(self.tables)}")
+            self.tables[key] = name, values
         return self.tables[key][0]
 
     def index(self, shape: tuple[int, ...], at: np.ndarray) -> str | None:
@@ -382,12 +375,15 @@ class Source:
 
     def _fills(self, value: Any, target: Array) -> bool:
         """Whether an expression has the shape of what it is assigned to."""
-        if target.size == 1 or value.atoms(dot):
+        if value.has(dot):
             return True
         views = (self.rule.views[s] for s in self.rule.symbols(value))
         axes = lambda array, at: {axis for axis, _ in along(array.shape, at) or enumerate(at.shape)}
         fills = lambda array, at: at.shape == target.shape and axes(array, at) >= {*range(at.ndim)}
-        return any(array.size > 1 and fills(array, at) for array, at in views)
+        return any(
+            fills(array, at) if array.size > 1 else array.shape == target.shape
+            for array, at in views
+        )
 
     def added(self, target: Array, value: Any, where: np.ndarray) -> str:
         once, index = np.unique(where).size == where.size, self.index(target.shape, where)
@@ -402,14 +398,9 @@ class Source:
         written = [
             f"def {n}({', '.join(map(str, a))}):\n    return {self.code(v)}" for n, a, v in own
         ]
-        bodies = "".join(FUNCTIONS[n][1] for n in self._functions if n in FUNCTIONS)
-        self._functions |= {name for name in FUNCTIONS if f"{name}(" in bodies}
-        arguments = {
-            name: ", ".join("abc"[: next(iter(of.nargs))]) for name, (of, _) in FUNCTIONS.items()
-        }
         known = [
-            f"def {name}({arguments[name]}):\n    return {body}"
-            for name, (_, body) in FUNCTIONS.items()
+            f"def {name}({', '.join('abc'[: next(iter(of.nargs))])}):\n    return {body}"
+            for name, (of, body) in FUNCTIONS.items()
             if name in self._functions
         ]
         array = lambda a: np.array2string(
@@ -427,6 +418,11 @@ class Source:
             *self.lines,
         ]
         return "\n".join(parts) + "\n"
+
+
+def _parts(parts: Sequence[Array]) -> Iterator[tuple[Array, str]]:
+    """Each array, and what attribute of a complex one it is."""
+    yield from zip(parts, (".real", ".imag") if parts[1:] else ("",), strict=True)
 
 
 def _whole(parts: Sequence[Array], shape: Any) -> str:

@@ -227,6 +227,88 @@ def test_equations_of_drawn_models_give_the_gradient_of_the_program(seed, rule):
     assert difference(given.state, carry.state) < TOLERANCE
 
 
+@jax.custom_jvp
+def mean_of_many(*values):
+    return sum(values) / len(values)
+
+
+mean_of_many.defjvp(lambda xs, dots: (mean_of_many(*xs), xs[0] * dots[0] - 2 * dots[8]))
+
+
+def both(new):
+    return new, new
+
+
+SHAPES = {
+    "a bias for each row": (
+        [normal(3, 2), normal(3, 1, seed=1)],
+        jnp.zeros((3, 4)),
+        lambda m, x, h: both(jnp.tanh(h / 2 + m[1] + (m[0] @ x)[:, None])),
+    ),
+    "outputs with several states": (
+        [normal(3, 2), normal(3, 2, seed=1)],
+        jnp.zeros((3, 3)),
+        lambda m, x, h: both(0.9 * h + jnp.outer(m[0] @ x, m[1] @ x)),
+    ),
+    "a state that is a scalar": (
+        [normal(3, 2), normal(3, seed=1)],
+        [jnp.zeros(3), jnp.ones(())],
+        lambda m, x, s: both([jnp.tanh(m[0] @ x + s[0] * s[1]), 0.9 * s[1] + m[1] @ s[0]]),
+    ),
+    "a state without elements": (
+        [normal(3, 2)],
+        [jnp.zeros(3), jnp.zeros(0)],
+        lambda m, x, s: (s[0], [jnp.tanh(m[0] @ x + s[0] / 2), 2 * s[1]]),
+    ),
+    "complex outputs": (
+        [normal(3, 2) + 1j * normal(3, 2, seed=1)],
+        jnp.zeros(3, complex),
+        lambda m, x, h: both(0.5j * h.conj() + m[0] @ x),
+    ),
+    "numbers and weights that are put into states": (
+        [normal(3, 2), normal(2, seed=1)],
+        [jnp.zeros(3), jnp.zeros(3, int)],
+        lambda m, x, s: (
+            s[0] * s[1],
+            [
+                jnp.tanh(m[0] @ x + s[0].at[1:].set(m[1])),
+                jax.lax.dynamic_update_slice(s[1] + 1, jnp.array([5]), (1,)),
+            ],
+        ),
+    ),
+    "elements that do not exist": (
+        [normal(3, 2)],
+        jnp.zeros(3),
+        lambda m, x, h: both(m[0] @ x + h.at[jnp.arange(1, 4)].get(mode="fill", fill_value=0.7)),
+    ),
+    "the largest number": (
+        [normal(3, 2)],
+        jnp.zeros(3),
+        lambda m, x, h: both(jnp.maximum(jnp.tanh(m[0] @ x + h / 2), jnp.finfo(float).min)),
+    ),
+    "a function of many arguments": (
+        [normal(3, 2)],
+        jnp.zeros(3),
+        lambda m, x, h: both(mean_of_many(*[jnp.tanh(m[0] @ x + h / 2)] * 9)),
+    ),
+    "the names of tables": (
+        {f"AT_{n}": normal(3, 2, seed=n) for n in range(3)},
+        jnp.zeros(3),
+        lambda m, x, h: both(jnp.tanh(h[jnp.array([2, 0, 2])] / 2 + m["AT_0"] @ x + m["AT_1"] @ x)),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", few(RULES, "d_rtrl", "rtrl"))
+@pytest.mark.parametrize("name", SHAPES)
+def test_equations_of_unusual_shapes_give_the_gradient_of_the_program(name, rule):
+    model, state, step = SHAPES[name]
+    program = etpc.compile(model, RULES[rule], inputs=jnp.zeros(2), state=state, step=step)
+    carry, grads, given = run(program, model, normal(T, 2))
+    assert difference(given.gradient, grads) < TOLERANCE
+    assert difference(given.state, carry.state) < TOLERANCE
+
+
 @pytest.mark.parametrize("number", few(range(12)))
 def test_equations_of_any_drawn_model_are_printed_or_refused(number):
     case = Case(drawn(SEED, number).with_all_weights)
@@ -262,6 +344,15 @@ def test_what_is_not_computed_element_by_element_is_a_named_function(rule):
 def run_equations(equations, model):
     xs = jnp.array([0, 2, 1, 1, 0, 2])
     return equations.evaluate(model, xs, jnp.zeros(6), dloss)
+
+
+def test_a_state_with_keys_is_printed_and_not_run():
+    step = lambda w, x, s: (s[0], [jnp.tanh(w @ x + s[0]), s[1]])
+    state = [jnp.zeros(3), jax.random.key(0)]
+    program = etpc.compile(normal(3, 2), inputs=jnp.zeros(2), state=state, step=step)
+    assert "tanh" in str(program.equations())
+    with pytest.raises(EtpcError, match="keys"):
+        program.equations().to_numpy()
 
 
 @pytest.mark.parametrize("rule", few(RULES, "everywhere"))
@@ -302,6 +393,14 @@ def test_the_file_of_numpy_needs_no_jax_and_gives_the_gradient(rule):
         _, carry, gradient = module["step"](parameters, {"x": x}, carry, by_output)
         total = {name: total[name] + gradient[name] for name in total}
     assert difference(total, {".w": grads.w, ".r": grads.r, ".tau": grads.tau}) < TOLERANCE
+
+
+def test_parts_that_overlap_are_added():
+    step = lambda w, x, h: (lambda h: (h[:2] + h[1:] ** 2, h))(jnp.tanh(w @ x + h / 2))
+    program = etpc.compile(normal(3, 2), inputs=jnp.zeros(2), state=jnp.zeros(3), step=step)
+    text = str(program.equations())
+    assert "L_h[0:2] = dl_dy\n" in text
+    assert "L_h[1:3] += 2*dl_dy*h'[1:3]" in text
 
 
 def test_an_adaptive_neuron_is_printed_as_its_paper_writes_it():
