@@ -97,9 +97,9 @@ def gradients(model: Any, rule: Any, passes: Any) -> tuple[Any, int, Any]:
     _, grads = program.value_and_grad(loss)(model, xs, targets, program.init(BATCH))
     with jax.enable_x64(True):
         wide = lambda a: jnp.asarray(np.asarray(a), jnp.float64) if eqx.is_inexact_array(a) else a
-        data = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (xs, targets))
-        state = jax.tree.map(wide, model.init_state())
-        _, exact = etpc.bptt(jax.tree.map(wide, model), *data, loss, state=state, batch_size=BATCH)
+        data = [jnp.asarray(a, jnp.float64) for a in (xs, targets)]
+        state, model = (jax.tree.map(wide, tree) for tree in (model.init_state(), model))
+        _, exact = etpc.bptt(model, data[0], data[1], loss, state=state, batch_size=BATCH)
     return grads, sum(size for _, size in program.memory().traces), exact
 
 

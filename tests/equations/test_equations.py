@@ -437,7 +437,9 @@ def test_the_forms_of_traces_are_printed_as_what_they_are():
     assert "the filtered inputs that outputs share" in str(shared)
     model, state = CELLS["GRU"]()
     called = dict(inputs=jnp.zeros(2), state=state, step=cell)
-    decayed = str(etpc.compile(model, RULES["everywhere"], **called).equations())
+    decayed = str(
+        etpc.compile(model, etpc.ES_D_RTRL(decay=0.9, everywhere=True), **called).equations()
+    )
     for text in (
         "X_weight_ih' = ",
         "c_weight_ih' = 0.9*c_weight_ih + 1",
