@@ -19,6 +19,7 @@ def function(name: str, *derivatives: Any) -> Any:
 
 
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_compare = {name: function(name, 0, 0) for name in COMPARISONS}
 above = function("above", 0, 0)
 """1 where a > b, and 1/2 where they are equal: as JAX has the derivative of a maximum."""
 sign = function("sign", 0)
@@ -41,7 +42,7 @@ FUNCTIONS: dict[str, tuple[Any, str]] = {
         function("min", lambda a, b: above(b, a), lambda a, b: above(a, b)),
         "np.minimum(a, b)",
     ),
-    "abs": (function("abs", sign), "np.abs(a)"),
+    "abs": (function("abs", lambda a: where(_compare["ge"](a, 0), 1, -1)), "np.abs(a)"),
     "erf": (
         function("erf", lambda a: 2 * sp.exp(-(a**2)) / sp.sqrt(sp.pi)),
         "np.vectorize(math.erf)(a)",
@@ -53,7 +54,16 @@ FUNCTIONS: dict[str, tuple[Any, str]] = {
     "ceil": (function("ceil", 0), "np.ceil(a)"),
     "trunc": (function("trunc", 0), "np.trunc(a)"),
     "is_finite": (function("is_finite", 0), "1.0 * np.isfinite(a)"),
-    **{n: (function(n, 0, 0), f"1.0 * (a {text} b)") for n, text in COMPARISONS.items()},
+    "clamp": (
+        function(
+            "clamp",
+            lambda low, a, high: _compare["gt"](low, a) * _compare["lt"](low, high),
+            lambda low, a, high: _compare["gt"](a, low) * _compare["lt"](a, high),
+            lambda low, a, high: _compare["lt"](high, a),
+        ),
+        "np.clip(b, a, c)",
+    ),
+    **{n: (_compare[n], f"1.0 * (a {text} b)") for n, text in COMPARISONS.items()},
 }
 """Those that are no functions of SymPy, or have another derivative at a kink, with their body in NumPy. Conditions
 are 0 or 1."""
@@ -77,7 +87,6 @@ ELEMENTS: dict[str, Callable[..., Any]] = {
     "not": lambda a: 1 - a,
     "xor": _by_name["ne"],
     "stop_gradient": _by_name["stop"],
-    "clamp": lambda low, a, high: _by_name["min"](_by_name["max"](a, low), high),
     "select": lambda which, no, yes: where(which, yes, no),
     **{name: _by_name[name] for name in _by_name if name not in ("sigma", "stop", "above")},
 }

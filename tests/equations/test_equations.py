@@ -309,6 +309,20 @@ def test_equations_of_unusual_shapes_give_the_gradient_of_the_program(name, rule
     assert difference(given.state, carry.state) < TOLERANCE
 
 
+@pytest.mark.parametrize("rule", few(RULES))
+def test_derivatives_at_kinks_are_those_of_jax(rule):
+    def step(w, x, h):
+        u = w * x  # whole numbers, at which each function has a kink
+        kinks = jnp.abs(u) + jax.lax.clamp(0.0, u, 1.0) + jnp.maximum(u, 1.0) + jax.nn.relu(u - 1)
+        h = h + jnp.where(u >= 0, u, 2 * u) + jnp.minimum(kinks, u) + kinks - jnp.sign(u)
+        return h, h
+
+    model, xs = jnp.array([1.0, 0.0, -1.0]), jnp.array([1.0, 0.0, 2.0, -1.0, 1.0, 0.0, 1.0])
+    given = dict(inputs=jnp.zeros(()), state=jnp.zeros(3), step=step)
+    _, grads, given = run(etpc.compile(model, RULES[rule], **given), model, xs, jnp.zeros(3))
+    assert difference(given.gradient, grads) < TOLERANCE
+
+
 @pytest.mark.parametrize("number", few(range(12)))
 def test_equations_of_any_drawn_model_are_printed_or_refused(number):
     case = Case(drawn(SEED, number).with_all_weights)
