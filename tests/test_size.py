@@ -37,7 +37,7 @@ TESTS = {
     "device": 951,
     "draw": 509,
     "emit": 953,
-    "equations": 577,
+    "equations": 578,
     "forms": 1811,
     "fuzz": 2264,
     "interop": 3162,

@@ -172,7 +172,7 @@ class Nodes:
         """The array that nodes are elements of, and their places in it."""
         found = self.element(int(ids.flat[0]))
         assert found is not None
-        return found[0], ids - found[0].first
+        return found[0], np.asarray(ids - found[0].first)
 
     def is_of_one_array(self, ids: Ids) -> bool:
         found = self.element(int(ids.flat[0])) if ids.size else None

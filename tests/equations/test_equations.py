@@ -1,6 +1,7 @@
 """Equations against the program: what is printed is what runs, and what cannot be written says so."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -325,7 +326,7 @@ def test_derivatives_at_kinks_are_those_of_jax(rule):
 
 @pytest.mark.parametrize("number", few(range(12)))
 def test_equations_of_any_drawn_model_are_printed_or_refused(number):
-    case = Case(drawn(SEED, number).with_all_weights)
+    case = Case(dataclasses.replace(drawn(SEED, number), weights="all"))
     rule = [etpc.D_RTRL(window=1), etpc.RTRL(window=1), RULES["everywhere"]][number % 3]
     compiled = case.compile(rule)
     try:
