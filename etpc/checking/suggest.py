@@ -592,6 +592,9 @@ class _Advice:
         if not race.ahead(first, None):
             text = "longer, at other rates, or not at all: no rule may learn this task"
             return None, False, [*why, f"Nothing was learned: try {text}. To train longer, {more}."]
+        edges = {min(self.rates): "lowest", max(self.rates): "highest"}
+        if first.rate in edges and len(edges) > 1:
+            why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
         other = next((c for c in others if c.name != first.name), None)
         decided = other is None or (race.final and race.ahead(first, other))
         online = {c: [row for row in fitting if self._is_of(row, c)] for c in race.order}
