@@ -105,7 +105,10 @@ class Online:
 
     - `first`: the carry with which a training begins.
     - `passes`: how many a measurement at other weights takes, at most.
+    - `shortest`: the seconds of an update.
     """
+
+    shortest = 0.0
 
     def __init__(self, batch: Batch, program: Program):
         self.batch, self.program, self.at = batch, program, batch.start
@@ -156,6 +159,8 @@ class Online:
 
     def _restarted(self, carry: Any) -> Any:
         """A carry with which the sequence begins anew, with the same noise, and the directions of credit."""
+        if self.program.ir.extends is None:
+            return self.first
         fresh = self.program.reset(carry, jnp.ones(jnp.shape(carry.fresh), bool))
         return dataclasses.replace(fresh, state=self.first.state)
 
@@ -207,6 +212,8 @@ class Online:
 class Reverse:
     """BPTT, of blocks of so many steps if a number is given. At which step the state is passed on without its
     derivative is data, so that it is compiled once."""
+
+    shortest = 0.0
 
     def __init__(self, batch: Batch, block: int | None = None):
         self.batch, self.at, self.first = batch, batch.start, None
@@ -263,27 +270,31 @@ def parts_of(way: Way, mask: Array, lasts: Sequence[int]) -> list[np.ndarray]:
 
 
 class Measurement:
-    """The gradient of one way as vectors; another can be compared with it where it is `finite` and not zero.
-
-    `by_lag` are the parts of the gradient of the last window that reach back beyond it.
-    """
+    """The gradient of one way as a vector; another can be compared with it where it is `finite` and not zero."""
 
     @np.errstate(all="ignore")
-    def __init__(self, way: Way, lags: bool = True):
-        batch = way.batch
-        self.whole = whole(flat_gradients(batch.trial.leaves, way.gradient()))
+    def __init__(self, way: Way):
+        self.way, self.whole = way, whole(flat_gradients(way.batch.trial.leaves, way.gradient()))
         self.finite = bool(np.isfinite(self.whole).all())
         self.comparable = self.finite and bool(self.whole.any())
-        parts = parts_of(way, batch.late, [batch.count - 1])[1:] if lags else None
-        self.by_lag = parts or [self.whole * math.nan] * (len(batch.reaches) - 1)
+
+    @cached_property
+    def by_lag(self) -> list[np.ndarray]:
+        """The parts of the gradient of the last window that reach back beyond it, where the way is now."""
+        return parts_of(self.way, self.way.batch.late, [self.way.batch.count - 1])[1:]
 
     @np.errstate(all="ignore")
-    def cosines(self, reference: "Measurement") -> tuple[float, tuple[float, ...]]:
-        """Those with another gradient: of the whole, and by lag; `nan` where the other has hardly any such part."""
+    def cosine(self, reference: "Measurement") -> float:
+        """That with another gradient."""
+        return cosine(self.whole, reference.whole) if self.whole.any() else 0.0
+
+    @np.errstate(all="ignore")
+    def lags(self, reference: "Measurement") -> tuple[float, ...]:
+        """The cosines with another gradient by lag; `nan` where the other has hardly any such part."""
         tiny = 1e-5 * float(np.linalg.norm(reference.whole))
-        near = lambda a, b: cosine(a, b) if a.any() else 0.0
-        return near(self.whole, reference.whole), tuple(
-            float(np.nan_to_num(near(a, b))) if np.linalg.norm(b) > tiny else math.nan
+        near = lambda a, b: float(np.nan_to_num(cosine(a, b))) if a.any() else 0.0
+        return tuple(
+            near(a, b) if np.linalg.norm(b) > tiny else math.nan
             for a, b in zip(self.by_lag, reference.by_lag, strict=True)
         )
 

@@ -93,19 +93,12 @@ class Contender:
     """A rule at a rate, relative to that of the optimiser.
 
     - `name`: the same for rules that are one.
-    - `seconds`: the shortest time of an update, by name.
     """
 
     name: Hashable
     way: Way
     rate: float
     trainings: list[Training]
-    seconds: dict[Hashable, float]
-
-    @property
-    def ms(self) -> float:
-        """The shortest time of one update."""
-        return 1e3 * self.seconds.get(self.name, 0.0)
 
     @property
     def diverged(self) -> bool:
@@ -146,7 +139,6 @@ class Race:
         self.start = [self.judge(batch.arrays, seed) for seed in range(SEEDS)]
         self.contenders: list[Contender] = []
         self.order, self.updates, self.final = list[Contender](), 0, False
-        self._seconds = dict[Hashable, float]()
         self._compared = dict[tuple[Any, ...], list[Contender]]()
 
     def add(self, name: Hashable, way: Way) -> None:
@@ -156,7 +148,7 @@ class Race:
         for rate in self.rates:
             state = (*self.batch.start, way.first)
             trainings = [Training(state, {0: judged}) for judged in self.start]
-            self.contenders.append(Contender(name, way, rate, trainings, self._seconds))
+            self.contenders.append(Contender(name, way, rate, trainings))
 
     def run(self, end: float) -> bool:
         """Work until no piece fits; see `Race`. **Returns** whether one was left."""
@@ -189,17 +181,16 @@ class Race:
         """Train until so many updates, and judge there."""
         training = contender.trainings[seed]
         while len(training.losses) < updates and not training.diverged:
-            yield contender.ms / 1e3, lambda: self._update(contender, seed)
+            yield contender.way.shortest, lambda: self._update(contender, seed)
         if updates not in training.judged:
             yield self.judge.seconds, lambda: self._judge(training, seed, updates)
 
     def _update(self, contender: Contender, seed: int) -> None:
-        training, batch = contender.trainings[seed], self.batch
-        data = batch.padded(*self.data.training(seed, len(training.losses)))
+        training, way = contender.trainings[seed], contender.way
+        data = self.batch.padded(*self.data.training(seed, len(training.losses)))
         begun = monotonic()
-        state, loss = contender.way.train(training.state, data, contender.rate)
-        before = contender.seconds.get(contender.name, math.inf)
-        contender.seconds[contender.name] = min(before, monotonic() - begun)
+        state, loss = way.train(training.state, data, contender.rate)
+        way.shortest = min(way.shortest or math.inf, monotonic() - begun)
         training.state = state
         training.losses.append(loss)
 
@@ -214,8 +205,8 @@ class Race:
         comes so far. The best rate of each rule is before the other ones. It is done once: times get shorter."""
         if (updates, *playing) in self._compared:
             return self._compared[updates, *playing]
-        seconds = min(c.ms for c in playing) * updates
-        within = lambda c: min(updates, seconds / c.ms if c.ms else updates)
+        shortest = min(c.way.shortest for c in playing)
+        within = lambda c: updates * shortest / (c.way.shortest or 1)
         by_updates = sorted(playing, key=lambda c: c.trainings[0].at(updates), reverse=True)
         by_time = sorted(playing, key=lambda c: c.trainings[0].at(within(c)), reverse=True)
         if final:

@@ -131,9 +131,13 @@ class Suggestion:
 
         **Returns** the new suggestion, as if the first budget had been so much larger.
 
-        **Raises** `etpc.InputError` where the budget is not positive.
+        **Raises** `etpc.InputError` where the budget is not positive, or the suggestion is not one of `etpc.suggest`.
         """
         _check_limits(budget=budget)
+        if self.advice is None:
+            raise InputError(
+                "There is nothing to go on with: `etpc.suggest` made no such suggestion."
+            )
         return self.advice.go_on(budget, monotonic())
 
     def as_dict(self) -> dict[str, Any]:
@@ -346,12 +350,12 @@ class _Advice:
         self.compiling, self.interrupted, self.budget = 0.0, False, 0.0
         self.race: Race | None = None
         self.rows, self.ways = list[Candidate](), list[Way]()
-        self.compiled: dict[Algorithm, tuple[Online, int, float]] = {}
-        self.left_out, self.slow = list[str](), dict[Algorithm, float]()
+        self.left_out = list[str]()
         begun = monotonic()
         bptt = Reverse(batch)
         self.reference = Measurement(bptt)
-        self._add(bptt, None, None, True, monotonic() - begun)
+        seconds = monotonic() - begun
+        self._add(bptt, None, step_ms(bptt), None, 1.0, True, seconds)
         self.remarks = [
             f"{text[0].upper()}{text[1:]}. Scale its weights with `etpc.nn.init_from_data`."
             for text in batch.trial.silent()
@@ -384,62 +388,61 @@ class _Advice:
 
     def _measure(self, end: float) -> None:
         """Add the rules that are waiting, while there is time."""
-        count, late = len(self.waiting), list[Algorithm]()
-        while self.waiting:
-            if len(self.rows) > 1 and monotonic() + self.compiling > end:
-                break
+        count, measured = len(self.waiting), [row.rule for row in self.rows]
+        self.waiting = [rule for rule in self.waiting if rule not in measured]  # after Ctrl-C
+        while self.waiting and (len(self.rows) < 2 or monotonic() + self.compiling < end):
             rule = self.waiting[0]
             show(count - len(self.waiting), count, short_name(rule))
-            if not self._is_measured(rule):
-                late.append(rule)
+            self._add_rule(rule)
             del self.waiting[0]
-        self.waiting += late
 
-    def _is_measured(self, rule: Algorithm) -> bool:
-        """Add a rule, unless what it carries is too large. **Returns** whether this took not too long to try."""
-        name = short_name(rule)
-        if rule not in self.compiled:
-            begun = monotonic()
-            program = self.cut if rule == D_RTRL() else self.batch.trial.program(rule)
-            size = program.memory(self.batch.size).total
-            if size > (self.memory or DEFAULT_MEMORY):
-                self.left_out.append(f"{name}, which carries {size:,} bytes")
-                return True
-            way = Online(self.batch, program)
-            way.seconds(0)
-            self.compiled[rule] = way, size, monotonic() - begun
-            self.compiling = max(self.compiling, monotonic() - begun)
-        way, size, seconds = self.compiled[rule]
-        a_pass = way.seconds(1) * self.batch.count
-        passes = FIRST * len(self.rates) if self.trains else way.passes
-        if len(self.rows) > 1 and passes * a_pass > self.budget / 4:
-            self.slow[rule] = a_pass
-            return False
-        if self._add(way, rule, size, way.program.exact, seconds):
-            return True
-        self.left_out.append(f"{name}, whose gradient is NaN or infinite")
-        return True
-
-    def _add(self, way: Way, rule: Any, size: Any, exact: bool, seconds: float) -> bool:
-        """Whether its gradient is finite, or that of BPTT is not."""
-        found = Measurement(way, lags=False)
+    def _add_rule(self, rule: Algorithm) -> None:
+        """Add a rule, unless what it carries is too large."""
+        begun = monotonic()
+        program = self.cut if rule == D_RTRL() else self.batch.trial.program(rule)
+        size = program.memory(self.batch.size).total
+        if size > (self.memory or DEFAULT_MEMORY):
+            self.left_out.append(f"{short_name(rule)}, which carries {size:,} bytes")
+            return
+        way = Online(self.batch, program)
+        way.seconds(0)
+        seconds = monotonic() - begun
+        self.compiling = max(self.compiling, seconds)
+        ms = 1e3 * way.seconds(1) / self.batch.window
+        self._add(way, rule, ms, size, math.nan, program.exact, seconds)
+        if self._is_slow(len(self.rows) - 1):
+            return
+        found = Measurement(way)
         if self.reference.comparable and not found.finite:
-            return False
-        name, cosines = short_name(rule) if rule else "BPTT", found.cosines(self.reference)
-        row = Candidate(name, rule, step_ms(way), size, *cosines, exact, compile_s=seconds)
+            self.left_out.append(f"{self.rows.pop().name}, whose gradient is NaN or infinite")
+            self.ways.pop()
+        else:
+            measured: Any = dict(ms=step_ms(way), cosine=found.cosine(self.reference))
+            self.rows[-1] = dataclasses.replace(self.rows[-1], **measured)
+
+    def _add(self, way: Way, rule: Any, *measured: Any) -> None:
+        ms, size, cosine, exact, seconds = measured
+        name, by_lag = short_name(rule) if rule else "BPTT", (math.nan,) * len(self.lags)
+        row = Candidate(name, rule, ms, size, cosine, by_lag, exact, compile_s=seconds)
         self.rows.append(row)
         self.ways.append(way)
-        return True
+
+    def _is_slow(self, n: int) -> bool:
+        """Whether the first comparison of a rule that has not trained takes more than a quarter of the budget."""
+        if n < 2 or self.rows[n].losses:  # BPTT and the first rule always train
+            return False
+        return self._seconds(n, FIRST * len(self.rates)) > self.budget / 4
 
     def _train(self, end: float) -> None:
         if not self.reference.comparable or not any(map(self._fits, self.rows[1:])):
             return
         if self.race is None:
             self.race = Race(self.batch, self.data, self.score, self.rates)
-        for n in sorted(range(len(self.rows)), key=lambda n: self.rows[n].ms):
-            if self._fits(self.rows[n]) and (self.rows[n].rule or not self.batch.every):
+        fast = [n for n in range(len(self.rows)) if not self._is_slow(n)]
+        for n in sorted(fast, key=lambda n: self.rows[n].ms):
+            if self._fits(self.rows[n]) and (n or not self.batch.every):
                 self.race.add(self._name(n), self.ways[n])
-        lags = sum(self._seconds(n, way.passes) for n, way in enumerate(self.ways))
+        lags = sum(self._seconds(n, self.ways[n].passes) for n in fast)
         try:
             self.race.run(end - min(lags, self.budget / 4))
         finally:
@@ -452,7 +455,8 @@ class _Advice:
         training, size = contender.trainings[0], self.batch.size or 1
         last = max(training.judged)
         curve = [
-            (n * size, n * contender.ms / 1e3, training.at(n)[0]) for n in sorted(training.judged)
+            (n * size, n * contender.way.shortest, training.at(n)[0])
+            for n in sorted(training.judged)
         ]
         return dataclasses.replace(
             row,
@@ -477,18 +481,22 @@ class _Advice:
         """Cosines at the best weights, if there is time for all; or at the first ones, for as many as there is time."""
         best = self.race.order[0].trainings[0] if self.race and self.race.order else None
         at = best.state[:2] if best and not best.diverged else self.batch.start
-        found: list[Measurement] = []
+        found, reference = dict[int, tuple[float, tuple[float, ...]]](), self.reference
         for n, way in enumerate(self.ways):
+            if self._is_slow(n):
+                continue
             if n > 1 and monotonic() + self._seconds(n, way.passes) > end:
-                if at is self.batch.start:
-                    break
-                return
+                if at is not self.batch.start:
+                    return
+                break
             show(n, len(self.ways), "gradients by lag")
             way.move_to(at)
-            found.append(Measurement(way))
-        for n, measurement in enumerate(found):
-            cosine, by_lag = measurement.cosines(found[0])
-            self.rows[n] = dataclasses.replace(self.rows[n], cosine=cosine, by_lag=by_lag)
+            measured = Measurement(way)
+            reference = measured if n == 0 else reference
+            found[n] = measured.cosine(reference), measured.lags(reference)
+        if reference.comparable:
+            for n, (cosine, by_lag) in found.items():
+                self.rows[n] = dataclasses.replace(self.rows[n], cosine=cosine, by_lag=by_lag)
 
     # --- the answer ---
 
@@ -520,14 +528,7 @@ class _Advice:
 
     def _unmeasured(self) -> list[str]:
         """What was left out, and why."""
-        left = [*self.left_out]
-        slow = [rule for rule in self.waiting if rule in self.slow]
-        left += [
-            f"{short_name(rule)}, as the budget of {self.budget:g} s is too short for passes through the data of "
-            f"{self.slow[rule]:.3g} s each"
-            for rule in slow
-        ]
-        names = ", ".join(short_name(rule) for rule in self.waiting if rule not in slow)
+        left, names = [*self.left_out], ", ".join(map(short_name, self.waiting))
         if self.interrupted:
             left.append("what was left when it was interrupted")
         elif names:
@@ -560,8 +561,11 @@ class _Advice:
         best, decided, why = self._winner(fitting)
         if exact and not (best and decided):
             return exact, False, [UNLESS, *why]
+        slow = [row.name for n, row in enumerate(self.rows) if self._is_slow(n)]
+        if slow:
+            why.append(f"Too slow to train within this budget: {', '.join(slow)}.")
         if best is not None:
-            nearest = max(fitting, key=lambda row: row.mean_cosine)
+            nearest = max(fitting, key=lambda row: np.nan_to_num(row.mean_cosine))
             text = f"{best.name} has {best.nearness}"
             if nearest.mean_cosine > best.mean_cosine + NEAR:
                 other = f"{nearest.name} ({nearest.mean_cosine:.2f})"
