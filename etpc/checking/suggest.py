@@ -123,7 +123,10 @@ class Suggestion:
     left_out: tuple[str, ...]
     decided: bool = False
     advice: Any = dataclasses.field(default=None, repr=False)
-    """What `go_on` goes on with."""
+    """What `go_on` goes on with: compiled rules, and what they trained. It is not pickled."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"advice": None}
 
     def go_on(self, budget: float = 120.0) -> "Suggestion":
         """Measure for so many seconds more, from where it stopped: rules that were left out for want of time, and the
@@ -354,8 +357,8 @@ class _Advice:
         begun = monotonic()
         bptt = Reverse(batch)
         self.reference = Measurement(bptt)
-        seconds = monotonic() - begun
-        self._add(bptt, None, step_ms(bptt), None, 1.0, True, seconds)
+        self._add("BPTT", bptt, None, 0.0, None, True, monotonic() - begun)
+        self.rows[0] = dataclasses.replace(self.rows[0], ms=step_ms(bptt), cosine=1.0)
         self.remarks = [
             f"{text[0].upper()}{text[1:]}. Scale its weights with `etpc.nn.init_from_data`."
             for text in batch.trial.silent()
@@ -409,7 +412,7 @@ class _Advice:
         seconds = monotonic() - begun
         self.compiling = max(self.compiling, seconds)
         ms = 1e3 * way.seconds(1) / self.batch.window
-        self._add(way, rule, ms, size, math.nan, program.exact, seconds)
+        self._add(short_name(rule), way, rule, ms, size, program.exact, seconds)
         if self._is_slow(len(self.rows) - 1):
             return
         found = Measurement(way)
@@ -420,10 +423,11 @@ class _Advice:
             measured: Any = dict(ms=step_ms(way), cosine=found.cosine(self.reference))
             self.rows[-1] = dataclasses.replace(self.rows[-1], **measured)
 
-    def _add(self, way: Way, rule: Any, *measured: Any) -> None:
-        ms, size, cosine, exact, seconds = measured
-        name, by_lag = short_name(rule) if rule else "BPTT", (math.nan,) * len(self.lags)
-        row = Candidate(name, rule, ms, size, cosine, by_lag, exact, compile_s=seconds)
+    def _add(
+        self, name: str, way: Way, rule: Any, ms: float, size: Any, exact: bool, seconds: float
+    ) -> None:
+        by_lag = (math.nan,) * len(self.lags)
+        row = Candidate(name, rule, ms, size, math.nan, by_lag, exact, compile_s=seconds)
         self.rows.append(row)
         self.ways.append(way)
 
@@ -523,26 +527,22 @@ class _Advice:
                 f"A change of the network: {text}" for text in edits(self.cut.graph, escapes)
             ]
         rule = None if best is None else best.rule
-        rows, lags, left_out = tuple(self.rows), tuple(self.lags), tuple(self._unmeasured())
-        return Suggestion(rule, rows, lags, tuple(reasons), left_out, decided, self)
-
-    def _unmeasured(self) -> list[str]:
-        """What was left out, and why."""
         left, names = [*self.left_out], ", ".join(map(short_name, self.waiting))
         if self.interrupted:
             left.append("what was left when it was interrupted")
         elif names:
             left.append(f"{names}, as the budget of {self.budget:g} s was spent")
-        return left
+        rows, lags = tuple(self.rows), tuple(self.lags)
+        return Suggestion(rule, rows, lags, tuple(reasons), tuple(left), decided, self)
 
     def _divergence(self) -> list[str]:
         """Which rules diverged, and at what rates."""
-        found: dict[str, list[str]] = {}
-        for n, row in enumerate(self.rows):
-            for c in self.race.contenders if self.race else []:
-                if c.name == self._name(n) and c.diverged:
-                    found.setdefault(f"{c.rate:.2g} times the rate", []).append(row.name)
-        return [f"At {at} these diverge: {', '.join(names)}." for at, names in found.items()]
+        diverged = [c for c in self.race.contenders if c.diverged] if self.race else []
+        of = lambda rate: [r.name for c in diverged if c.rate == rate for r in self._rows_of(c)]
+        return [
+            f"At {rate:.2g} times the rate these diverge: {', '.join(of(rate))}."
+            for rate in dict.fromkeys(c.rate for c in diverged)
+        ]
 
     def _chosen(self, fitting: Sequence[Candidate]) -> tuple[Candidate | None, bool, list[str]]:
         """The rule to take of those that fit; whether this is decided; and why."""
@@ -580,7 +580,8 @@ class _Advice:
             return None, False, [f"The budget left no time to compare scores: {more}."]
         updates, start = race.updates, race.start[0][0].mean()
         shown = [
-            f"{c.score(updates):.3g} ± {c.spread(updates):.1g} by {self._named(c)}"
+            f"{c.score(updates):.3g} ± {c.spread(updates):.1g} by "
+            f"{' = '.join(row.name for row in self._rows_of(c))} at {c.rate:.2g} times the rate"
             for c in race.order[:2]
         ]
         text = (
@@ -601,7 +602,7 @@ class _Advice:
             why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
         other = next((c for c in others if c.name != first.name), None)
         decided = other is None or (race.final and race.ahead(first, other))
-        online = {c: [row for row in fitting if self._is_of(row, c)] for c in race.order}
+        online = {c: [row for row in self._rows_of(c) if row in fitting] for c in race.order}
         choice = [min(online[c], key=lambda row: row.ms) for c in (first, *others) if online[c]]
         if not decided:
             why.append(f"It is not decided within this budget which is better: {more}.")
@@ -618,12 +619,8 @@ class _Advice:
             )
         return best, decided and bool(online[first]), why
 
-    def _is_of(self, row: Candidate, contender: Contender) -> bool:
-        return self._name(self.rows.index(row)) == contender.name
-
-    def _named(self, contender: Contender) -> str:
-        names = [row.name for row in self.rows if self._is_of(row, contender)]
-        return f"{' = '.join(names)} at {contender.rate:.2g} times the rate"
+    def _rows_of(self, contender: Contender) -> list[Candidate]:
+        return [row for n, row in enumerate(self.rows) if self._name(n) == contender.name]
 
     def _escaping(self, rules: Sequence[Candidate]) -> list[str]:
         """What D-RTRL ignores, and whether it matters."""

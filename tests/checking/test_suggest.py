@@ -5,6 +5,8 @@ import io
 import itertools
 import json
 import math
+import pickle
+import re
 import sys
 import types
 
@@ -321,6 +323,7 @@ def test_as_text_and_as_json(measured):
     assert record["schema"] == "etpc-suggestion/1"
     assert record["rule"] == str(found.rule)
     assert record["decided"] == found.decided
+    assert str(pickle.loads(pickle.dumps(found))) == str(found)
     assert [row["name"] for row in record["rows"]] == [row.name for row in found.rows]
     assert record["rows"][1]["by_lag"] == [*found.rows[1].by_lag]
     assert record["rows"][1]["updates"] == found.rows[1].updates
@@ -450,7 +453,8 @@ def test_what_diverges_is_said_first(monkeypatch):
 
     called = dict(step=step, state=jnp.zeros(N))
     found = raced(10.0, optimiser=optax.sgd(1e-2), rates=(1.0, 1e300), **called)
-    assert found.reasons[0] == "At 1e+300 times the rate these diverge: BPTT, D_RTRL(), TBPTT(1)."
+    names = re.fullmatch(r"At 1e\+300 times the rate these diverge: (.*)\.", found.reasons[0])
+    assert {*names[1].split(", ")} == {"BPTT", "D_RTRL()", "TBPTT(1)"}
     assert found.rows[1].rate == 1
     found = raced(10.0, optimiser=optax.sgd(1e300), **called)
     assert found.rule is None
