@@ -611,6 +611,59 @@ def test_data_that_is_none(data, words):
         Data(data, 64)
 
 
+def drawn(number):
+    return follow(jax.random.key(number))
+
+
+def rotating(w, x, h):
+    h = w["turn"] * h + w["into"] @ x + 0.1 * jnp.sum(h)
+    return jnp.concatenate([h.real, h.imag]), h
+
+
+MASK = np.ones((T, B)) * np.array([1.0, 0.5, 2.0])
+MASK[20:, 1] = 0
+PADDED = drawn(0)[0].at[25, 1].set(jnp.nan), drawn(0)[1]
+COMPLEX = {"turn": jnp.asarray([0.5 + 0.4j, 0.7j]), "into": weights(2, I) * (1 + 1j)}
+FORMS = {
+    "one batch": (drawn(0), {}),
+    "with a mask": ((*PADDED, MASK), {}),
+    "as four arguments": (PADDED, dict(mask=MASK)),
+    "one sequence": (jax.tree.map(lambda a: a[:, 0], drawn(0)), dict(batch_size=None)),
+    "a list": ([drawn(n) for n in range(5)], {}),
+    "an endless iterator": (map(drawn, itertools.count()), {}),
+    "a list with masks": ([(*drawn(n), (1 + n) * MASK) for n in range(5)], {}),
+    "within sequences": (follow, dict(every=4)),
+    "directions": (follow, dict(rule=etpc.CreditRTRL(2, None, window=4))),
+    "directions within sequences": (follow, dict(every=4, rule=etpc.CreditRTRL(2, None, window=4))),
+    "a learned initial state": (follow, dict(model=LEARNED)),
+    "complex": (follow, dict(model=COMPLEX, state=jnp.zeros(2, complex), step=rotating)),
+    "another optimiser": (follow, dict(optimiser=optax.contrib.momo(), score=None)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMS)
+def test_each_form_of_data_and_model_trains(monkeypatch, name):
+    data, options = FORMS[name]
+    rule = options.get("rule", etpc.D_RTRL())
+    monkeypatch.setattr(_suggest, "_rules", lambda *_: [rule, etpc.TBPTT(1)])
+    ticking(monkeypatch)
+    options = {key: value for key, value in options.items() if key != "rule"}
+    if "mask" in options:
+        settings = dict(batch_size=B, optimiser=optax.adam(1e-2), budget=8.0)
+        found = etpc.suggest(MODEL, *data, loss, **settings, **options)
+    else:
+        found = raced(8.0, data, **options)
+    for row in found.rows[1:]:
+        assert row.updates >= 16
+        assert math.isfinite(row.score)
+        assert row.score > row.curve[0][2]
+        assert np.isfinite(row.by_lag[0])
+    alone, repeated = name == "one sequence", name in ("a list", "a list with masks")
+    assert any("nothing is held out" in text for text in found.reasons) == alone
+    assert any("The data was repeated after 4 batches." in t for t in found.reasons) == repeated
+
+
 # --- the race -------------------------------------------------------------------------------------
 
 
