@@ -1,6 +1,6 @@
 """Data that goes on: batches to train on, and batches that are held out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -40,25 +40,21 @@ class Data:
     def __init__(self, data: Any, batch_size: int | None):
         self._size = 1 if batch_size is None else checked_count("batch_size", batch_size)
         self._lead = 1 if batch_size is None else 2
-        self._kept, self._ended, self.repeats = list[Batch](), True, 0
         self._draw = data if callable(data) else None
-        self._more: Iterator[Any] = iter(())
-        if isinstance(data, tuple):
-            self._kept = [self._checked(data)]
-        elif self._draw is None:
-            if isinstance(data, str) or not isinstance(data, Iterable):
-                raise InputTypeError(
-                    f"data is a {type(data).__name__}. Pass a batch `(xs, targets)` or `(xs, targets, mask)`, an "
-                    "iterable of batches, or a function of a key that draws one."
-                )
-            self._more, self._ended = iter(data), False
+        batches = () if self._draw else [data] if isinstance(data, tuple) else data
+        if isinstance(batches, str) or not isinstance(batches, Iterable):
+            raise InputTypeError(
+                f"data is a {type(data).__name__}. Pass a batch `(xs, targets)` or `(xs, targets, mask)`, an "
+                "iterable of batches, or a function of a key that draws one."
+            )
+        self._more, self._ended = iter(batches), False
+        self._kept, self.repeats = list[Batch](), 0
         self.first = self._get(0)
-        wanted = min(-(-HELD[0] // self._size), HELD[1])
+        self.count = min(-(-HELD[0] // self._size), HELD[1])
         if self._draw is None:
-            self._fill(PART * wanted)
-            wanted = min(wanted, max(1, len(self._kept) // PART))
+            self._fill(PART * self.count)
+            self.count = min(self.count, max(1, len(self._kept) // PART))
         self.single = self._draw is None and len(self._kept) == 1
-        self.count = 1 if self.single else wanted
 
     @cached_property
     def parted(self) -> bool:

@@ -129,8 +129,8 @@ class Race:
 
     What is next follows from what has been reached, wherever the race stopped.
 
-    - `order`: of the last two that were left, or if none were yet, of the last comparison: the best first. It was made
-        after so many `updates`, and is `final` where two were left.
+    - `order`: of the two that were left after most `updates`, or if none were yet, of the last comparison: the best
+        first. It is `final` where two were left.
     """
 
     def __init__(self, batch: Batch, data: Data, score: Any, rates: Sequence[float]):
@@ -205,18 +205,18 @@ class Race:
         comes so far. The best rate of each rule is before the other ones. It is done once: times get shorter."""
         if (updates, *playing) in self._compared:
             return self._compared[updates, *playing]
-        shortest = min(c.way.shortest for c in playing)
-        within = lambda c: updates * shortest / (c.way.shortest or 1)
-        by_updates = sorted(playing, key=lambda c: c.trainings[0].at(updates), reverse=True)
-        by_time = sorted(playing, key=lambda c: c.trainings[0].at(within(c)), reverse=True)
         if final:
             order = sorted(playing, key=lambda c: c.score(updates), reverse=True)
         else:
+            shortest = min(c.way.shortest for c in playing)
+            within = lambda c: updates * shortest / (c.way.shortest or 1)
+            by_updates = sorted(playing, key=lambda c: c.trainings[0].at(updates), reverse=True)
+            by_time = sorted(playing, key=lambda c: c.trainings[0].at(within(c)), reverse=True)
             order = list(dict.fromkeys(itertools.chain(*zip(by_updates, by_time, strict=True))))
         names = [c.name for c in order]
         place = {c: names[:n].count(c.name) for n, c in enumerate(order)}
         order.sort(key=lambda c: place[c])
-        if final or not self.final:
+        if updates >= self.updates if final else not self.final:
             self.order, self.updates, self.final = order, updates, final
         self._compared[updates, *playing] = order
         return order
