@@ -164,8 +164,9 @@ class Suggestion:
                 found = [f"{row.rate:.2g}", score, str(row.updates)] if row.losses else ["-"] * 3
                 cells += found
             size = "all steps" if row.carry_bytes is None else f"{row.carry_bytes:,}"
-            cells += [f"{row.ms:.3f}", size, f"{row.compile_s:.1f}", f"{row.cosine:.3f}"]
-            rows.append(cells + ["-" if math.isnan(c) else f"{c:.2f}" for c in row.by_lag])
+            cells += [f"{row.ms:.3f}", size, f"{row.compile_s:.1f}"]
+            cosines = [f"{row.cosine:.3f}", *(f"{c:.2f}" for c in row.by_lag)]
+            rows.append(cells + ["-" if text == "nan" else text for text in cosines])
         head = f"suggested: {'no rule' if self.rule is None else short_name(self.rule)}"
         below = [*self.reasons, *(f"Not measured: {text}." for text in self.left_out)]
         return "\n".join([head, "", *table(columns, rows), "", *(f"- {text}" for text in below)])
