@@ -1,4 +1,4 @@
-"""Charts of a program: how good its gradients are, and its traces over time.
+"""Charts of a program: how good its gradients are, its traces over time, and what rules train.
 
 Needs the extra `plot` (Matplotlib). Each function draws into new axes or into those that it is given,
 and follows Matplotlib's style. The picture of a program's graph is in [`etpc.draw`][].
@@ -12,6 +12,7 @@ import numpy as np
 
 from ._jax import is_spike
 from .checking.compare import Report
+from .checking.suggest import Suggestion
 from .errors import InputError, InputTypeError, SelectionError, checked_count
 from .plan import OpPlan
 from .run import Carry, Program
@@ -170,6 +171,37 @@ def traces(
     return _figure(drawn[0])
 
 
+def suggestion(found: Suggestion, *, axes: Sequence[Axes] | np.ndarray | None = None) -> Figure:
+    """Scores of the rules while they train, over the examples and over the seconds that they took.
+
+    Each line is of the learning rate with which a rule went furthest; the suggested rule has the thick one.
+
+    **Arguments:**
+
+    - `found`: from [`etpc.suggest`][].
+    - `axes`: two axes.
+
+    **Returns** the figure.
+
+    **Raises** `etpc.InputError` where no rule has trained.
+    """
+    rows = [row for row in found.rows if row.curve]
+    if not rows:
+        raise InputError("No rule of the suggestion has trained. Give `etpc.suggest` more time.")
+    by_examples, by_seconds = _axes(axes, 1, 2, sharey=True, figsize=(9, 3.5))
+    for n, row in enumerate(rows):
+        examples, seconds, scores = np.transpose(row.curve)
+        style: dict[str, Any] = dict(color=f"C{n}", linewidth=3 if row.rule == found.rule else 1)
+        by_examples.plot(examples, scores, "-o", markersize=3, label=_plain(row.name), **style)
+        by_seconds.plot(seconds, scores, "-o", markersize=3, **style)
+    by_examples.set(xlabel="examples", ylabel="held-out score", xscale="symlog")
+    by_seconds.set(xlabel="seconds", xscale="symlog")
+    figure = _figure(by_examples)
+    handles = by_examples.get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize="small")
+    return figure
+
+
 def _axes(axes: Any, rows: int, columns: int, **settings: Any) -> list[Axes]:
     """The axes to draw into, in one list: those that are given, or new ones."""
     if axes is None:
@@ -244,4 +276,4 @@ def _raster(ax: Axes, values: np.ndarray, name: str) -> None:
     ax.set(ylabel=_plain(name), ylim=(-0.5, values.shape[1] - 0.5))
 
 
-__all__ = ["gradient_agreement", "traces"]
+__all__ = ["gradient_agreement", "suggestion", "traces"]

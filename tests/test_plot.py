@@ -211,3 +211,24 @@ def test_traces_that_are_not_there():
         plot.traces(program, MODEL, XS[:, 0, 0])
     with pytest.raises(etpc.InputError, match="units must be an int >= 1"):
         plot.traces(program, MODEL, XS[:, 0], units=0)
+
+
+def test_a_suggestion():
+    """The scores of each rule that trained, over examples and seconds."""
+    curves = [((0, 0.0, -2.0), (128, 0.5, -1.0)), ((0, 0.0, -2.0), (128, 2.0, -0.5)), ()]
+    rules = [None, etpc.D_RTRL(), etpc.TBPTT(1)]
+    rows = tuple(
+        etpc.Candidate(f"rule {n}", rule, 1.0, 1, 1.0, (), False, curve=curve)
+        for n, (rule, curve) in enumerate(zip(rules, curves, strict=True))
+    )
+    found = etpc.Suggestion(etpc.D_RTRL(), rows, (), (), ())
+    figure = plot.suggestion(found)
+    by_examples, by_seconds = figure.axes
+    for n, curve in enumerate(curves[:2]):
+        examples, seconds, scores = np.transpose(curve)
+        np.testing.assert_array_equal(by_examples.lines[n].get_xydata().T, [examples, scores])
+        np.testing.assert_array_equal(by_seconds.lines[n].get_xydata().T, [seconds, scores])
+    assert [line.get_linewidth() for line in by_seconds.lines] == [1, 3]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["rule 0", "rule 1"]
+    with pytest.raises(ValueError, match="No rule of the suggestion has trained"):
+        plot.suggestion(etpc.Suggestion(None, rows[2:], (), (), ()))

@@ -19,14 +19,19 @@ import etpc
 from benchmarks import pages
 from etpc import nn
 from examples.tasks import (
+    adding,
     arms,
     conductance,
     copying,
+    cue_alif,
+    delayed_xor,
     dms,
     encoder,
     evidence,
     memory_chain,
+    recall,
     suggested,
+    tmaze_encoder,
 )
 from tests.marks import few
 
@@ -346,6 +351,34 @@ def test_the_table_of_scores_is_that_of_the_results() -> None:
     ]
 
 
+def test_the_answers_of_new_tasks() -> None:
+    """Each follows from what was shown, and is asked last."""
+    drawn = {}
+    for task in (recall, delayed_xor, adding, tmaze_encoder, cue_alif):
+        xs, targets, mask = map(np.asarray, jax.jit(task.TASK.batch)(jax.random.key(0)))
+        assert xs.shape[:2] == targets.shape == mask.shape == (task.STEPS, task.BATCH)
+        assert mask[-1].all()
+        assert not mask[: task.STEPS // 2].any()
+        assert (targets == targets[-1:]).all()
+        assert len(set(targets[-1].tolist())) > 1
+        drawn[task] = xs, targets[-1]
+    xs, symbols = drawn[recall]
+    assert (xs[0].argmax(1) == symbols).all()
+    xs, differ = drawn[delayed_xor]
+    bits = xs[[delayed_xor.FIRST, delayed_xor.SECOND], :, 0] > 0
+    assert ((bits[0] != bits[1]) == differ).all()
+    xs, totals = drawn[adding]
+    assert (xs[..., 1].sum(0) == 2).all()
+    np.testing.assert_allclose((xs[..., 0] * xs[..., 1]).sum(0), totals, rtol=1e-5)
+    xs, sides = drawn[tmaze_encoder]
+    signs = np.asarray(tmaze_encoder.SEEN)[:2]
+    assert ((np.linalg.norm(xs[0, :, None] - signs[None], axis=2)).argmin(1) == sides).all()
+    xs, sides = drawn[cue_alif]
+    shown = xs[: cue_alif.STEPS // 2].sum(0)
+    group = evidence.GROUP
+    assert ((shown[:, group : 2 * group].sum(1) > shown[:, :group].sum(1)) == sides).all()
+
+
 # --- suggestions ----------------------------------------------------------------------------------
 
 
@@ -366,7 +399,9 @@ def test_the_arm_of_a_suggestion() -> None:
     }
     for rule, name in arms_of.items():
         assert suggested.arm_of(task, rule) == name
-    columns = suggested.compared(task, "memory_chain", etpc.D_RTRL())
+    columns = suggested.compared(task, suggested.scores_of(task, "memory_chain", 1), etpc.D_RTRL())
+    assert suggested.is_within(columns, False)
+    assert not suggested.is_within(columns | {"best": ["better", [2.0, 2.01]]}, False)
     assert columns["suggested"][0] == "D-RTRL"
     assert len(columns["BPTT"][1]) == 10
     assert min(columns["best"][1]) > 0.99
@@ -374,8 +409,24 @@ def test_the_arm_of_a_suggestion() -> None:
 
 def test_the_tasks_that_are_asked_about() -> None:
     folder = Path(suggested.__file__).parent
-    assert all((folder / f"{name}.py").exists() for name in suggested.TASKS)
+    names = (*suggested.TASKS, *suggested.NEW)
+    assert all((folder / f"{name}.py").exists() for name in names)
     assert {path.stem for path in suggested.SCORES.glob("*.json")} == set(suggested.TASKS)
+
+
+def test_the_page_of_suggestions() -> None:
+    columns = {
+        "suggested": ["D-RTRL", [0.9, 0.8]],
+        "best": ["full", [0.95, 0.9]],
+        "BPTT": ["BPTT", [1]],
+    }
+    one = dict(task="a", unit="accuracy", decided=False, within=True, text="said", scores=columns)
+    page = suggested.page({"a": one | {"all": dict(columns.values())}})
+    row = (
+        "| a | D-RTRL (not decided) | 0.850 ± 0.071 | full | 0.925 ± 0.035 | 1.000 ± 0.000 | yes |"
+    )
+    assert row in page.splitlines()
+    assert "On 1 of 1 tasks" in page
 
 
 def test_the_page_has_the_suggestions_of_the_record() -> None:

@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ from jax import Array
 
 from ..algorithms import Algorithm
 from ..gradient.agreement import cosine, flat_gradients, whole
-from ..gradient.bptt import gradient_of
+from ..gradient.bptt import Objective, gradient_of
 from ..run import Program, moved, strong, without_past
 from ._trial import Trial
 
@@ -38,8 +38,8 @@ class Batch:
 
     - `every`, `optimiser`: of updates, where the rules train.
     - `reaches`: over how many windows gradients reach back, their own among them: 1, 2, 4, ... N.
-    - `mask`, `late`, `mean`: weights of losses [N W, B]: as given; in the last window alone; and those of which a sum
-        over time is the mean over the steps that one update sees.
+    - `mask`, `late`: weights of losses [N W, B]: as given; and in the last window alone.
+    - `padded`: a sequence and its mask, of the trial's shape, in whole windows.
     """
 
     def __init__(
@@ -54,26 +54,39 @@ class Batch:
         self.every, self.optimiser = every, optimiser
         self.count = -(-steps // window)
         self.reaches = sorted({self.count, *(2**n for n in range(self.count.bit_length()))})
-        taken = np.minimum(np.arange(self.count * window), steps - 1)
-        padded = lambda a: jnp.asarray(a if hasattr(a, "dtype") else np.asarray(a))[taken]
-        self.xs, self.targets = jax.tree.map(padded, (trial.xs, trial.targets))
-        weights = np.asarray(np.ones(trial.lead) if trial.mask is None else trial.mask, float)
-        column = np.arange(len(taken)).reshape(-1, *[1] * (len(trial.lead) - 1))
-        self.mask = jnp.asarray(weights[taken] * (column < steps))
+        self.padded, self.mean = jax.jit(self._padded), jax.jit(self._mean)
+        mask = jnp.ones(trial.lead) if trial.mask is None else trial.mask
+        self.xs, self.targets, self.mask = self.padded(trial.xs, trial.targets, mask)
         self.late = self.counted(self.count - 1)
-        by_update = self.mask.reshape(self.count if every else 1, -1)
-        totals = by_update.sum(1, keepdims=True)
-        self.updates = int((totals != 0).sum())
-        scaled = by_update * ((self.size or 1) / jnp.where(totals == 0, 1, totals))
-        self.mean = scaled.reshape(self.mask.shape)
 
         arrays, self.static = eqx.partition(trial.model, eqx.is_inexact_array)
         self.arrays = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), arrays)
         opt_state = None if optimiser is None else optimiser.init(self.arrays)
         self.start = self.arrays, strong(jax.tree.map(jnp.asarray, opt_state))
-        self.moved = jax.jit(partial(moved, optimiser))
+        self.moved = jax.jit(self._moved)
         if optimiser is not None:  # what it asks for is known before anything is measured
-            jax.eval_shape(self.moved, jnp.zeros(()), self.arrays, *self.start)
+            jax.eval_shape(self.moved, jnp.zeros(()), self.arrays, *self.start, 1.0)
+
+    def _padded(self, xs: Any, targets: Any, mask: Any) -> tuple[Any, Any, Array]:
+        steps = np.arange(self.count * self.window)
+        taken = np.minimum(steps, self.steps - 1)
+        xs, targets, mask = jax.tree.map(lambda a: jnp.asarray(a)[taken], (xs, targets, mask))
+        ends = (steps < self.steps).reshape(-1, *[1] * (mask.ndim - 1))
+        return xs, targets, mask.astype(float) * ends
+
+    def _mean(self, mask: Array) -> tuple[Array, Array]:
+        """Weights of which a sum over time is the mean over the steps that one update sees; and how many updates
+        there are."""
+        by_update = mask.reshape(self.count if self.every else 1, -1)
+        totals = by_update.sum(1, keepdims=True)
+        scaled = by_update * ((self.size or 1) / jnp.where(totals == 0, 1, totals))
+        return scaled.reshape(mask.shape), (totals != 0).sum()
+
+    def _moved(self, loss: Any, grads: Any, arrays: Any, opt_state: Any, rate: Any) -> Any:
+        """Parameters and state of the optimiser after an update, whose learning rate is multiplied by `rate`."""
+        new, opt_state = moved(self.optimiser, loss, grads, arrays, opt_state)
+        move = lambda old, new: (old + rate * (new - old)).astype(old.dtype)
+        return jax.tree.map(move, arrays, new), opt_state
 
     def model(self, arrays: Any) -> Any:
         return eqx.combine(arrays, self.static)
@@ -88,15 +101,18 @@ class Batch:
 class Online:
     """A rule. Each pass through the data is one compiled function, of its first window and the one after its last.
 
-    Gradients are those `at` some weights, first those of the model; `trained` are its own.
+    Gradients are those `at` some weights, first those of the model.
 
+    - `first`: the carry with which a training begins.
     - `passes`: how many a measurement at other weights takes, at most.
+    - `shortest`: the seconds of an update.
     """
 
+    shortest = 0.0
+
     def __init__(self, batch: Batch, program: Program):
-        self.batch, self.program, self.at, self.trained = batch, program, batch.start, batch.start
-        self.carry = program.init(batch.size)
-        self._state = self.carry.state
+        self.batch, self.program, self.at = batch, program, batch.start
+        self.carry = self.first = program.init(batch.size)
         self._settling = SETTLING if program.ir.extends is not None else 0
         self.passes = self._settling + 2 + len(batch.reaches)
         self._jit_pass = jax.jit(self._pass)
@@ -129,30 +145,41 @@ class Online:
                 now = last + 1
                 yield grads
 
-    def update(self) -> float:
-        """The loss of a pass through the data, in or after which the weights have moved."""
-        batch = self.batch
-        data = batch.xs, batch.targets, batch.mean
+    def train(self, training: Any, data: Any, rate: float) -> tuple[Any, float]:
+        """Parameters, state of the optimiser and carry after a pass through `padded` data, in or after which the
+        weights move; and the loss before."""
+        batch, (*weights, carry), (xs, targets, mask) = self.batch, training, data
+        mean, updates = batch.mean(mask)
         *moved, carry, loss, grads = self._jit_pass(
-            *self.trained, self.carry, data, 0, batch.count, True
+            *weights, carry, (xs, targets, mean), 0, batch.count, True, rate
         )
-        self.carry = self._restarted(carry)
-        self.trained = tuple(moved) if batch.every else batch.moved(loss, grads, *self.trained)
-        return float(loss) / batch.updates
+        if not batch.every:
+            moved = batch.moved(loss, grads, *weights, rate)
+        return (*moved, self._restarted(carry)), float(loss) / max(1, int(updates))
 
     def _restarted(self, carry: Any) -> Any:
         """A carry with which the sequence begins anew, with the same noise, and the directions of credit."""
+        if self.program.ir.extends is None:
+            return self.first
         fresh = self.program.reset(carry, jnp.ones(jnp.shape(carry.fresh), bool))
-        return dataclasses.replace(fresh, state=self._state)
+        return dataclasses.replace(fresh, state=self.first.state)
 
     def _run(self, mask: Array, carry: Any, start: int = 0, stop: int | None = None) -> Any:
         batch = self.batch
         stop = batch.count if stop is None else stop
         data = batch.xs, batch.targets, mask
-        return self._jit_pass(*self.at, carry, data, start, stop, False)
+        return self._jit_pass(*self.at, carry, data, start, stop, False, 1.0)
 
     def _pass(
-        self, arrays: Any, opt_state: Any, carry: Any, data: Any, start: Any, stop: Any, train: Any
+        self,
+        arrays: Any,
+        opt_state: Any,
+        carry: Any,
+        data: Any,
+        start: Any,
+        stop: Any,
+        train: Any,
+        rate: Any,
     ) -> Any:
         """Parameters, state of the optimiser, carry, and the sums of loss and gradient over windows."""
         batch, trial = self.batch, self.batch.trial
@@ -170,9 +197,9 @@ class Online:
             piece = jax.tree.map(lambda a: a[n], data)
             (value, carry), grads = learn(arrays, carry, piece)
             if batch.every and batch.optimiser is not None:
-                stay = lambda loss, grads, *weights: weights
+                stay = lambda loss, grads, *weights: weights[:2]
                 moves = train & (piece[2] != 0).any()
-                arguments = value, grads, arrays, opt_state
+                arguments = value, grads, arrays, opt_state, rate
                 arrays, opt_state = jax.lax.cond(moves, batch.moved, stay, *arguments)
             return arrays, opt_state, carry, total + value, jax.tree.map(jnp.add, sums, grads)
 
@@ -186,8 +213,10 @@ class Reverse:
     """BPTT, of blocks of so many steps if a number is given. At which step the state is passed on without its
     derivative is data, so that it is compiled once."""
 
+    shortest = 0.0
+
     def __init__(self, batch: Batch, block: int | None = None):
-        self.batch, self.at, self.trained = batch, batch.start, batch.start
+        self.batch, self.at, self.first = batch, batch.start, None
         self.passes = 1 + len(batch.reaches)
         whole = batch.trial.objective
         self._objective = dataclasses.replace(whole, xs=batch.xs, targets=batch.targets)
@@ -204,14 +233,20 @@ class Reverse:
         for first, last in reaches:
             yield self._run(self.at[0], self.batch.counted(last), first * self.batch.window)[1]
 
-    def update(self) -> float:
-        loss, grads = self._run(self.trained[0], self.batch.mean)
-        self.trained = self.batch.moved(loss, grads, *self.trained)
-        return float(loss)
+    def train(self, training: Any, data: Any, rate: float) -> tuple[Any, float]:
+        """As of a rule; there is no carry."""
+        arrays, opt_state, _ = training
+        xs, targets, mask = data
+        objective = dataclasses.replace(self._objective, xs=xs, targets=targets)
+        loss, grads = self._run(arrays, self.batch.mean(mask)[0], objective=objective)
+        return (*self.batch.moved(loss, grads, arrays, opt_state, rate), None), float(loss)
 
-    def _run(self, arrays: Any, mask: Array, first: int = 0) -> tuple[Array, Any]:
+    def _run(
+        self, arrays: Any, mask: Array, first: int = 0, objective: Objective | None = None
+    ) -> tuple[Array, Any]:
         cuts = (self._cuts | (self._steps == first)) & (self._steps > 0)  # the start may be learned
-        objective = dataclasses.replace(self._objective, mask=mask, cuts=jnp.asarray(cuts))
+        changed: Any = dict(mask=mask, cuts=jnp.asarray(cuts))
+        objective = dataclasses.replace(objective or self._objective, **changed)
         return gradient_of(self.batch.model(arrays), objective, "sum")[:2]
 
 
@@ -235,26 +270,31 @@ def parts_of(way: Way, mask: Array, lasts: Sequence[int]) -> list[np.ndarray]:
 
 
 class Measurement:
-    """The gradient of one way as vectors; another can be compared with it where it is `finite` and not zero.
-
-    `by_lag` are the parts of the gradient of the last window that reach back beyond it.
-    """
+    """The gradient of one way as a vector; another can be compared with it where it is `finite` and not zero."""
 
     @np.errstate(all="ignore")
     def __init__(self, way: Way):
-        batch = way.batch
-        self.whole = whole(flat_gradients(batch.trial.leaves, way.gradient()))
+        self.way, self.whole = way, whole(flat_gradients(way.batch.trial.leaves, way.gradient()))
         self.finite = bool(np.isfinite(self.whole).all())
         self.comparable = self.finite and bool(self.whole.any())
-        self.by_lag = parts_of(way, batch.late, [batch.count - 1])[1:]
+
+    @cached_property
+    def by_lag(self) -> list[np.ndarray]:
+        """The parts of the gradient of the last window that reach back beyond it, where the way is now."""
+        return parts_of(self.way, self.way.batch.late, [self.way.batch.count - 1])[1:]
 
     @np.errstate(all="ignore")
-    def cosines(self, reference: "Measurement") -> tuple[float, tuple[float, ...]]:
-        """Those with another gradient: of the whole, and by lag; `nan` where the other has hardly any such part."""
+    def cosine(self, reference: "Measurement") -> float:
+        """That with another gradient."""
+        return cosine(self.whole, reference.whole) if self.whole.any() else 0.0
+
+    @np.errstate(all="ignore")
+    def lags(self, reference: "Measurement") -> tuple[float, ...]:
+        """The cosines with another gradient by lag; `nan` where the other has hardly any such part."""
         tiny = 1e-5 * float(np.linalg.norm(reference.whole))
-        near = lambda a, b: cosine(a, b) if a.any() else 0.0
-        return near(self.whole, reference.whole), tuple(
-            math.nan if np.linalg.norm(b) <= tiny else float(np.nan_to_num(near(a, b)))
+        near = lambda a, b: float(np.nan_to_num(cosine(a, b))) if a.any() else 0.0
+        return tuple(
+            near(a, b) if np.linalg.norm(b) > tiny else math.nan
             for a, b in zip(self.by_lag, reference.by_lag, strict=True)
         )
 

@@ -1,8 +1,8 @@
-"""`etpc.suggest`: which learning rule to take, measured on the user's own model and data."""
+"""`etpc.suggest`: which learning rule to take, by what trains on the user's own model and data."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from time import monotonic
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
 from ..analyse import trace_dtype, uncut_block
-from ..errors import InputError, checked_count
+from ..errors import InputError, InputTypeError, checked_count
 from ..files.record import record
 from ..forms import Full, Site, size_of
 from ..gradient.agreement import not_finite
@@ -20,22 +20,27 @@ from ..plan import DEFAULT_MEMORY
 from ..run import Program, check_optimizer
 from ..show import edits, table
 from ..trace import StepFunction
+from ._data import Data
 from ._lags import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
+from ._race import FIRST, Contender, Race
 from ._trial import Trial
 from .compare import short_name
 
 NEAR = 0.1
-"""Rules whose mean cosines by lag differ by no more than this are taken as equally near to BPTT."""
-
-PROGRESS = 0.95
-"""A rule trains about as well as the best one if it lowers the loss by this part of what that one does."""
+"""Mean cosines by lag that differ by no more than this are called equally near to BPTT."""
 
 RTRL_WORK = 10**8
 """RTRL is measured where its traces take at most so many multiplications to move: beyond, a sequence takes minutes."""
 
-UPDATES = 10, 200
-"""The training ends after so many passes through the data at most; fewer than the first say nothing."""
+EXACT = "Every gradient of D_RTRL() equals that of BPTT: no influence escapes, and there is nothing to choose."
+UNLESS = "Every gradient of D_RTRL() equals that of BPTT: it is taken unless another rule is ahead."
+
+RATE = 3e-3
+"""The learning rate of Adam where no optimiser is given."""
+
+Limits = tuple[int | None, float | None]
+"""Of bytes and of milliseconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +52,15 @@ class Candidate:
     - `carry_bytes`: what is passed on from step to step, for the batch; `None` for BPTT, which keeps all steps.
     - `cosine`: between its gradient of the sequence and that of BPTT, over all parameters.
     - `by_lag`: the same of the parts of the gradient of the last losses that reach back over each of
-        `Suggestion.lags`, after a training at the weights with the lowest loss; `nan` where BPTT has no such part.
-    - `losses`: before each update of the short training.
-    - `exact`: whether every gradient is claimed to be exact.
+        `Suggestion.lags`; both after a training at the weights that are best. `nan` where BPTT has no such part, or
+        where it was not measured.
+    - `exact`: whether every gradient is claimed to be exact. Such rules train as one.
+    - `losses`: before each update of its longest training.
+    - `rate`: of this training, relative to that of the optimiser; `None` where it did not train.
+    - `score`, `spread`: the mean over what is held out, and its standard error, or half the difference of two seeds
+        where that is more; `nan` without a training.
+    - `compile_s`: how long it took to compile.
+    - `curve`: the number of examples, the seconds of training and the score, at each comparison.
     """
 
     name: str
@@ -60,6 +71,16 @@ class Candidate:
     by_lag: tuple[float, ...]
     exact: bool
     losses: tuple[float, ...] = ()
+    rate: float | None = None
+    score: float = math.nan
+    spread: float = math.nan
+    compile_s: float = 0.0
+    curve: tuple[tuple[int, float, float], ...] = ()
+
+    @property
+    def updates(self) -> int:
+        """Of its longest training."""
+        return len(self.losses)
 
     @property
     def mean_cosine(self) -> float:
@@ -85,12 +106,14 @@ class Candidate:
 class Suggestion:
     """The result of [`etpc.suggest`][]. `print` it for a table with reasons.
 
-    - `rule`: the algorithm to compile with; `None` where none fits `memory` and `time`, and where nothing could be
-        compared.
+    - `rule`: the algorithm to compile with; `None` where none fits `memory` and `time`, where nothing could be
+        compared, and where nothing was learned.
     - `rows`: a [`Candidate`][etpc.Candidate] for BPTT, and for each rule that was measured.
     - `lags`: the ranges of steps before the last window that `by_lag` of the rows is about.
-    - `reasons`: why this rule, and what to change in the network where none is near BPTT or none fits.
+    - `reasons`: what is wrong, if anything is; why this rule, and how sure that is; and what to change in the network
+        where none is near BPTT or none fits.
     - `left_out`: which rules were not measured, and why.
+    - `decided`: whether the rule scores higher than the next one beyond the spread, or is exact with nothing to choose.
     """
 
     rule: Algorithm | None
@@ -98,28 +121,52 @@ class Suggestion:
     lags: tuple[tuple[int, int], ...]
     reasons: tuple[str, ...]
     left_out: tuple[str, ...]
+    decided: bool = False
+    advice: Any = dataclasses.field(default=None, repr=False)
+    """What `go_on` goes on with: compiled rules, and what they trained. It is not pickled."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"advice": None}
+
+    def go_on(self, budget: float = 120.0) -> "Suggestion":
+        """Measure for so many seconds more, from where it stopped: rules that were left out for want of time, and the
+        trainings.
+
+        **Returns** the new suggestion, as if the first budget had been so much larger.
+
+        **Raises** `etpc.InputError` where the budget is not positive, or the suggestion is not one of `etpc.suggest`.
+        """
+        _check_limits(budget=budget)
+        if self.advice is None:
+            raise InputError(
+                "There is nothing to go on with: `etpc.suggest` made no such suggestion."
+            )
+        return self.advice.go_on(budget, monotonic())
 
     def as_dict(self) -> dict[str, Any]:
         """Numbers, texts, lists and dictionaries of them, as `etpc suggest --json` prints them; `None` for a number
         that is not finite."""
         text = lambda rule: None if rule is None else str(rule)
-        rows = [
-            {**dataclasses.asdict(row), "rule": text(row.rule), "loss": row.loss}
-            for row in self.rows
-        ]
+        own = lambda row: {"rule": text(row.rule), "loss": row.loss, "updates": row.updates}
+        rows = [dataclasses.asdict(row) | own(row) for row in self.rows]
         fields = dict(lags=self.lags, rows=rows, reasons=self.reasons, left_out=self.left_out)
-        return record("etpc-suggestion/1", rule=text(self.rule), **fields)
+        return record("etpc-suggestion/1", rule=text(self.rule), decided=self.decided, **fields)
 
     def __str__(self) -> str:
         trained = any(row.losses for row in self.rows)
-        columns = ["rule", "ms/step", "carry bytes", "cosine"]
-        columns += [f"{a}-{b} back" for a, b in self.lags] + ["loss"] * trained
+        columns = ["rule", *["rate", "score", "updates"] * trained, "ms/step", "carry bytes"]
+        columns += ["compile s", "cosine", *(f"{a}-{b} back" for a, b in self.lags)]
         rows = []
         for row in self.rows:
+            cells = [row.name]
+            if trained:
+                score = f"{row.score:.3g} ± {row.spread:.1g}"
+                found = [f"{row.rate:.2g}", score, str(row.updates)] if row.losses else ["-"] * 3
+                cells += found
             size = "all steps" if row.carry_bytes is None else f"{row.carry_bytes:,}"
-            cells = [row.name, f"{row.ms:.3f}", size, f"{row.cosine:.3f}"]
-            cells += ["-" if math.isnan(c) else f"{c:.2f}" for c in row.by_lag]
-            rows.append(cells + ["-" if row.loss is None else f"{row.loss:.4g}"] * trained)
+            cells += [f"{row.ms:.3f}", size, f"{row.compile_s:.1f}"]
+            cosines = [f"{row.cosine:.3f}", *(f"{c:.2f}" for c in row.by_lag)]
+            rows.append(cells + ["-" if text == "nan" else text for text in cosines])
         head = f"suggested: {'no rule' if self.rule is None else short_name(self.rule)}"
         below = [*self.reasons, *(f"Not measured: {text}." for text in self.left_out)]
         return "\n".join([head, "", *table(columns, rows), "", *(f"- {text}" for text in below)])
@@ -129,48 +176,60 @@ class Suggestion:
 
 def suggest(
     model: Any,
-    xs: Any,
-    targets: Any,
-    loss_fn: Callable[[Any, Any], Any],
-    *,
+    data: Any,
+    *loss_fn: Any,
+    score: Callable[[Any, Any], Any] | None = None,
+    optimiser: Any = None,
+    rates: Sequence[float] = (1.0, 1 / 3, 3.0),
+    budget: float = 120.0,
     memory: int | None = None,
     time: float | None = None,
-    optimiser: Any = None,
     every: int | None = None,
     state: Any = None,
     step: StepFunction | None = None,
     weights: Any = None,
     batch_size: int | None = None,
     mask: Any = None,
-    budget: float = 60.0,
 ) -> Suggestion:
-    """Measure which learning rule suits a model, on its own data.
+    """Find which learning rule trains a model best, on its own data.
 
-    Where every gradient of D-RTRL is exact, that is the rule. Otherwise the rules that are left are compiled and
-    measured: time and bytes of a step, and how near the gradient is to that of BPTT, by how far it reaches back. The
-    suggestion is the fastest of the rules that are about as near as the nearest one; with `optimiser`, of those that
-    also train about as well as the best. What is measured holds at the weights of the model, and by lag at those after
-    the short training: ask again later in a long one.
+    Where every gradient of D-RTRL is exact and no optimiser is given, that is the rule. Otherwise the rules train side
+    by side, each at several learning rates, from the same weights on the same data, and are compared by how they score
+    on what is held out, after equal numbers of examples and in equal time: in rounds, the better half going on with
+    twice the updates, and the last two with two seeds (successive halving). Then all go on again, until the budget is
+    spent. Suggested is the rule that scores highest; where the last two do not differ beyond their spread, the faster
+    one. How near gradients are to those of BPTT, by how far they reach back, is measured at the weights that are best
+    by then, and explains the scores.
 
     **Arguments:**
 
     - `model`, `state`, `step`, `weights`: as in [`etpc.compile`][].
-    - `xs`, `targets`, `loss_fn`, `batch_size`, `mask`: as in [`etpc.verify`][]: one batch of sequences that are at
-        least as long as what has to be remembered.
+    - `data`: a function that draws a batch from a PRNG key (under `jax.jit`, if it can be); an iterable of batches; or
+        one batch, of which one example of four is held out. A batch is `(xs, targets)` or `(xs, targets, mask)`, as in
+        [`etpc.verify`][], all of one shape, of sequences that are at least as long as what has to be remembered. Each
+        sequence begins in the initial state. An iterable is remembered, up to 1 GiB, and gone through again if it is
+        too short.
+    - `loss_fn`: `loss_fn(y, target) -> scalar`, for one example at one step. One batch may also be passed as
+        `suggest(model, xs, targets, loss_fn)`, with `mask=`.
+    - `batch_size`: B where the data has a batch axis, `None` where it has none.
+    - `score`: `score(y, target) -> scalar`, for one example at one step as the loss is, such as whether the answer is
+        right; higher is better. It is averaged where the mask is not zero. By default it is minus the loss.
+    - `optimiser`: one of Optax; by default Adam at 3e-3, and clipped gradients.
+    - `rates`: multiples of its learning rate: what each update changes is multiplied by them.
+    - `budget`: so many seconds are taken, or up to a tenth more. Each piece of work begins only if it fits, by the time
+        that those before it took. More is taken where BPTT and the first rule need more, which are always measured, and
+        where a rule takes longer to compile than all before it.
     - `memory`: at most so many bytes are passed on from step to step, for the batch.
     - `time`: at most so many milliseconds are taken by one step of the batch.
-    - `optimiser`: one of Optax. With it the rules train too, from the same weights, on this batch alone.
     - `every`: the number of steps between updates, where they come within a sequence as in [`etpc.online`][];
         windows are as long. By default the weights move once for each sequence.
-    - `budget`: so many seconds are taken, or up to a tenth more; up to a third of them is for training. Each piece
-        of work begins only if it fits, by the time that those before it took. More is taken where BPTT and the first
-        rule need more, which are always measured, and where a rule takes longer to compile than all before it.
 
     Ctrl-C stops earlier, with what has been measured by then.
 
-    **Returns** a [`Suggestion`][etpc.Suggestion]: `print` it, and compile with its `.rule`.
+    **Returns** a [`Suggestion`][etpc.Suggestion]: `print` it, compile with its `.rule`, and let it `.go_on()`.
 
-    **Raises** what `etpc.compile` and `value_and_grad` raise; `etpc.InputError` where a limit is not positive.
+    **Raises** what `etpc.compile` and `value_and_grad` raise; `etpc.InputError` where a limit is not positive, or
+    batches differ in shape; `etpc.InputTypeError` where data is none of these.
 
     ```pycon
     >>> import jax, jax.numpy as jnp, etpc
@@ -180,7 +239,7 @@ def suggest(
     >>> xs = jax.random.normal(jax.random.key(0), (40, 3))
     >>> def loss(y, target):
     ...     return jnp.sum((y - target) ** 2)
-    >>> suggestion = etpc.suggest(jnp.full(3, 0.9), xs, 0 * xs, loss, state=jnp.zeros(3), step=step)
+    >>> suggestion = etpc.suggest(jnp.full(3, 0.9), (xs, 0 * xs), loss, state=jnp.zeros(3), step=step)
     >>> suggestion.rule
     D_RTRL(window='auto', backprop='cut')
     >>> print(*suggestion.reasons)
@@ -188,39 +247,51 @@ def suggest(
 
     ```
     """
-    for name, limit in (("memory", memory), ("time", time), ("budget", budget)):
+    begun = monotonic()
+    _check_limits(memory=memory, time=time, budget=budget)
+    if len(loss_fn) not in (1, 2):
+        raise InputTypeError(
+            "suggest takes `(model, data, loss_fn)`, or `(model, xs, targets, loss_fn)` for one batch."
+        )
+    if len(loss_fn) == 2:
+        data = data, loss_fn[0], mask
+    elif mask is not None:
+        raise InputError("mask= is for xs and targets. Pass data=(xs, targets, mask).")
+    found = Data(data, batch_size)
+    xs, targets, mask = found.first
+    called = dict(state=state, step=step, weights=weights, memory=1 << 62)
+    trial = Trial(*(model, xs, targets, loss_fn[-1]), **called, batch_size=batch_size, mask=mask)
+    cut = trial.program(D_RTRL())  # which checks the data
+    for rate in rates:
+        _check_limits(rates=rate)
+    limits = memory, time
+    if optimiser is None and not (cut.exact and limits == (None, None)):
+        optimiser = _adam()
+    batch = _batch(trial, every, optimiser, found.single)
+    advice = _Advice(cut, batch, limits, found, score, [float(rate) for rate in rates])
+    return advice.go_on(budget, begun)
+
+
+def _check_limits(**limits: Any) -> None:
+    for name, limit in limits.items():
         if limit is not None and not (is_real(limit) and limit > 0):
             raise InputError(f"{name} must be a number above zero, not {limit!r}.")
-    end = monotonic() + budget
-    called = dict(state=state, step=step, weights=weights, memory=1 << 62)
-    trial = Trial(*(model, xs, targets, loss_fn), **called, batch_size=batch_size, mask=mask)
-    cut = trial.program(D_RTRL())  # which checks the data
-    batch = _batch(trial, every, optimiser)
-    report = _Report(cut, batch, memory, time, budget, end)
-    rules = [D_RTRL()] if cut.exact and memory is time is None else _rules(batch, cut)
-    if not report.reference.comparable:
-        rules = rules[:1] if cut.exact else []
+
+
+def _adam() -> Any:
+    """**Raises** `InputError` without Optax."""
     try:
-        for n, rule in enumerate(rules):
-            if len(report.rows) > 1 and monotonic() + report.compiling + report.training() > end:
-                names = ", ".join(map(short_name, rules[n:]))
-                report.unmeasured(f"{names}, as the budget of {budget:g} s was spent")
-                break
-            show(n, len(rules), short_name(rule))
-            report.measure(rule)
-        if optimiser is not None and len(report.rows) > 2:
-            report.train()
-    except KeyboardInterrupt:
-        if len(report.rows) < 2:
-            raise
-        report.unmeasured("what was left when it was interrupted")
-    finally:
-        show(0, 0, "")
-    return report.suggestion()
+        import optax
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "Rules are compared by training. Pass `optimiser=`, or install Optax."
+        ) from error
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(RATE))
 
 
-def _batch(trial: Trial, every: Any, optimiser: Any) -> Batch:
-    """The steps of a trial until the last loss that counts, in windows that suit them, or of `every` steps."""
+def _batch(trial: Trial, every: Any, optimiser: Any, single: bool = True) -> Batch:
+    """The steps of a trial, in windows that suit them, or of `every` steps; of a `single` batch those until the last
+    loss that counts."""
     every = None if every is None else checked_count("every", every)
     if optimiser is not None:
         check_optimizer("optimiser", optimiser)
@@ -229,7 +300,7 @@ def _batch(trial: Trial, every: Any, optimiser: Any) -> Batch:
         counting = np.flatnonzero(np.asarray(trial.mask).reshape(steps, -1).any(1))
         if not counting.size:
             raise InputError("mask is zero everywhere, so there is no loss to take a gradient of.")
-        steps = int(counting[-1]) + 1
+        steps = int(counting[-1]) + 1 if single else steps
     return Batch(trial, every or _window(steps), steps, every, optimiser)
 
 
@@ -244,7 +315,7 @@ def _rules(batch: Batch, cut: Program) -> list[Algorithm]:
     """The rules that the claims leave open: D-RTRL first, then those that are suggested most often."""
     w, steps = batch.window, batch.steps
     low_rank, decay = ES_D_RTRL(rank=4, window=w), ES_D_RTRL(decay=0.99)
-    if cut.exact:  # and a limit is given
+    if cut.exact:
         return [D_RTRL(), low_rank, decay, TBPTT(1)]
     behind = max(2 * w, 8)
     truncated = TBPTT(2 * behind if 4 * behind <= steps else behind, every=w)
@@ -264,29 +335,31 @@ def _rtrl_work(batch: Batch, cut: Program) -> int:
     return work * (batch.size or 1)
 
 
-class _Report:
+class _Advice:
     """What has been measured, BPTT first, and the suggestion that follows from it.
 
-    - `end`, `latest`: when the budget is spent, and when it is by a tenth more.
+    - `waiting`: the rules that have not been measured yet.
     - `compiling`: the seconds in which a rule was compiled, at most.
-    - `missing`: whether rules were not measured that may fit the limits.
     """
 
     def __init__(
-        self, cut: Program, batch: Batch, memory: Any, time: Any, budget: float, end: float
+        self, cut: Program, batch: Batch, limits: Limits, data: Data, score: Any, rates: Any
     ):
-        self.cut, self.batch, self.memory, self.time = cut, batch, memory, time
+        self.cut, self.batch, self.data, self.score, self.rates = cut, batch, data, score, rates
+        self.memory, self.time = limits
         bounds = [(reach - 1) * batch.window for reach in batch.reaches]
         self.lags = [*pairwise(bounds)]
         """The ranges of steps before the last window."""
-        self.budget, self.end, self.latest = budget, end, end + budget / 10
-        self.compiling, self.missing = 0.0, False
-        self.rows: list[Candidate] = []
-        self.ways: list[Way] = []
-        self.left_out: list[str] = []
+        self.trains = batch.optimiser is not None
+        self.compiling, self.interrupted, self.budget = 0.0, False, 0.0
+        self.race: Race | None = None
+        self.rows, self.ways = list[Candidate](), list[Way]()
+        self.left_out = list[str]()
+        begun = monotonic()
         bptt = Reverse(batch)
         self.reference = Measurement(bptt)
-        self.add(bptt, self.reference, None, None, True)
+        self._add("BPTT", bptt, None, 0.0, None, True, monotonic() - begun)
+        self.rows[0] = dataclasses.replace(self.rows[0], ms=step_ms(bptt), cosine=1.0)
         self.remarks = [
             f"{text[0].upper()}{text[1:]}. Scale its weights with `etpc.nn.init_from_data`."
             for text in batch.trial.silent()
@@ -295,108 +368,151 @@ class _Report:
             where = [f", as {place} is" for place in not_finite(*batch.trial.data)[:1]]
             why = "".join(["NaN or infinite", *where] if not self.reference.finite else ["zero"])
             self.remarks.append(f"No rule can be compared: the gradient of BPTT is {why}.")
+        self.waiting = [*_rules(batch, cut)] if self.trains else [D_RTRL()]
+        if not self.reference.comparable:
+            self.waiting = self.waiting[:1] if cut.exact else []
 
-    def unmeasured(self, text: str) -> None:
-        self.left_out.append(text)
-        self.missing = True
+    # --- measurements ---
 
-    def training(self, more: float = 0.0) -> float:
-        """How many seconds the training takes, and the measurement after it; a third of the budget at most."""
-        each = (self._seconds(n, UPDATES[1] + way.passes) for n, way in enumerate(self.ways))
-        return 0.0 if self.batch.optimiser is None else min(self.budget / 3, sum(each) + more)
+    def go_on(self, budget: float, begun: float) -> Suggestion:
+        """The suggestion after so many seconds more."""
+        self.budget, self.interrupted, end = budget, False, begun + budget
+        try:
+            self._measure(begun + budget / 2 if self.trains else end)
+            if self.trains and monotonic() < end:
+                self._train(end)
+            self._explain(end + budget / 10)
+        except KeyboardInterrupt:
+            if len(self.rows) < 2:
+                raise
+            self.interrupted = True
+        finally:
+            show(0, 0, "")
+        return self._suggestion()
 
-    def _seconds(self, n: int, passes: int = 1) -> float:
-        return passes * self.rows[n].ms * self.batch.steps / 1e3
+    def _measure(self, end: float) -> None:
+        """Add the rules that are waiting, while there is time."""
+        count, measured = len(self.waiting), [row.rule for row in self.rows]
+        self.waiting = [rule for rule in self.waiting if rule not in measured]  # after Ctrl-C
+        while self.waiting and (len(self.rows) < 2 or monotonic() + self.compiling < end):
+            rule = self.waiting[0]
+            show(count - len(self.waiting), count, short_name(rule))
+            self._add_rule(rule)
+            del self.waiting[0]
 
-    def measure(self, rule: Algorithm) -> None:
-        """Add a rule, unless what it carries is too large or it would take too long."""
-        begun, name = monotonic(), short_name(rule)
+    def _add_rule(self, rule: Algorithm) -> None:
+        """Add a rule, unless what it carries is too large."""
+        begun = monotonic()
         program = self.cut if rule == D_RTRL() else self.batch.trial.program(rule)
         size = program.memory(self.batch.size).total
         if size > (self.memory or DEFAULT_MEMORY):
-            self.left_out.append(f"{name}, which carries {size:,} bytes")
+            self.left_out.append(f"{short_name(rule)}, which carries {size:,} bytes")
             return
         way = Online(self.batch, program)
         way.seconds(0)
-        self.compiling = max(self.compiling, monotonic() - begun)
-        a_pass = way.seconds(1) * self.batch.count
-        if monotonic() + a_pass < self.latest:
-            a_pass = way.seconds(self.batch.count)
-        needed = a_pass * way.passes + self.training(a_pass * (UPDATES[1] + way.passes))
-        if len(self.rows) > 1 and monotonic() + needed > self.latest:
-            passes = f"{way.passes} passes through the data of {a_pass:.3g} s each"
-            self.unmeasured(f"{name}, as the budget of {self.budget:g} s is too short for {passes}")
+        seconds = monotonic() - begun
+        self.compiling = max(self.compiling, seconds)
+        ms = 1e3 * way.seconds(1) / self.batch.window
+        self._add(short_name(rule), way, rule, ms, size, program.exact, seconds)
+        if self._is_slow(len(self.rows) - 1):
             return
-        way.move_to(self.batch.start)
         found = Measurement(way)
         if self.reference.comparable and not found.finite:
-            self.left_out.append(f"{name}, whose gradient is NaN or infinite")
+            self.left_out.append(f"{self.rows.pop().name}, whose gradient is NaN or infinite")
+            self.ways.pop()
         else:
-            self.add(way, found, rule, size, program.exact)
+            measured: Any = dict(ms=step_ms(way), cosine=found.cosine(self.reference))
+            self.rows[-1] = dataclasses.replace(self.rows[-1], **measured)
 
-    def add(self, way: Way, found: Measurement, rule: Any, size: Any, exact: bool) -> None:
-        name, cosines = short_name(rule) if rule else "BPTT", found.cosines(self.reference)
-        self.rows.append(Candidate(name, rule, step_ms(way), size, *cosines, exact))
+    def _add(
+        self, name: str, way: Way, rule: Any, ms: float, size: Any, exact: bool, seconds: float
+    ) -> None:
+        by_lag = (math.nan,) * len(self.lags)
+        row = Candidate(name, rule, ms, size, math.nan, by_lag, exact, compile_s=seconds)
+        self.rows.append(row)
         self.ways.append(way)
 
-    def train(self) -> None:
-        """Train all in turns until the budget is spent, so that each has as many updates."""
-        training = [n for n, row in enumerate(self.rows) if row.rule or not self.batch.every]
-        end = min(max(self.end, monotonic() + self.budget / 10), self.latest)
-        seconds = sum(self._seconds(n) for n in training)
-        again = sum(self._seconds(n, way.passes) for n, way in enumerate(self.ways))
-        for done in range(UPDATES[1]):
-            begun = monotonic()
-            if begun + seconds + again > end:
-                break
-            show(20 * done // UPDATES[1], 20, "training")
-            losses = {n: self.ways[n].update() for n in training}
-            for n, loss in losses.items():
-                row = self.rows[n]
-                self.rows[n] = dataclasses.replace(row, losses=(*row.losses, loss))
-            seconds = monotonic() - begun
-        lowest = min(training, key=lambda n: _loss_of(self.rows[n]))
-        count, at = len(self.rows[-1].losses), "first weights"
-        if count < UPDATES[0]:
-            text = f"The budget left time for {count} updates of each, too few to compare losses."
-            self.remarks.append(text)
-        elif _trains(self.rows[lowest]) and self._measured_again(lowest):
-            at = f"weights that {self.rows[lowest].name} has trained"
-        self.remarks.append(f"The cosines by lag are those at the {at}.")
+    def _is_slow(self, n: int) -> bool:
+        """Whether the first comparison of a rule that has not trained takes more than a quarter of the budget."""
+        if n < 2 or self.rows[n].losses:  # BPTT and the first rule always train
+            return False
+        return self._seconds(n, FIRST * len(self.rates)) > self.budget / 4
 
-    def _measured_again(self, lowest: int) -> bool:
-        """Whether there are cosines by lag at the weights that one of the rows has trained: those at the first ones
-        say little of a later training."""
-        at = self.ways[lowest].trained
-        found: list[Measurement] = []
+    def _train(self, end: float) -> None:
+        if not self.reference.comparable or not any(map(self._fits, self.rows[1:])):
+            return
+        if self.race is None:
+            self.race = Race(self.batch, self.data, self.score, self.rates)
+        fast = [n for n in range(len(self.rows)) if not self._is_slow(n)]
+        for n in sorted(fast, key=lambda n: self.rows[n].ms):
+            if self._fits(self.rows[n]) and (n or not self.batch.every):
+                self.race.add(self._name(n), self.ways[n])
+        lags = sum(self._seconds(n, self.ways[n].passes) for n in fast)
+        try:
+            self.race.run(end - min(lags, self.budget / 4))
+        finally:
+            for n, row in enumerate(self.rows):
+                if self._name(n) in {c.name for c in self.race.contenders if c.trainings[0].losses}:
+                    self.rows[n] = self._trained(row, self.race.best(self._name(n)))
+
+    def _trained(self, row: Candidate, contender: Contender) -> Candidate:
+        """A row with what was found of it in the race."""
+        training, size = contender.trainings[0], self.batch.size or 1
+        last = max(training.judged)
+        curve = [
+            (n * size, n * contender.way.shortest, training.at(n)[0])
+            for n in sorted(training.judged)
+        ]
+        return dataclasses.replace(
+            row,
+            losses=tuple(training.losses),
+            rate=contender.rate,
+            score=contender.score(last),
+            spread=contender.spread(last),
+            curve=tuple(curve),
+        )
+
+    def _name(self, n: int) -> Hashable:
+        """Under which a row trains: rules that are exact are one."""
+        return "exact" if self.rows[n].exact else self.rows[n].name
+
+    def _fits(self, row: Candidate) -> bool:
+        return self.time is None or row.ms <= self.time
+
+    def _seconds(self, n: int, passes: int) -> float:
+        return passes * self.rows[n].ms * self.batch.steps / 1e3
+
+    def _explain(self, end: float) -> None:
+        """Cosines at the best weights, if there is time for all; or at the first ones, for as many as there is time."""
+        best = self.race.order[0].trainings[0] if self.race and self.race.order else None
+        at = best.state[:2] if best and not best.diverged else self.batch.start
+        found, reference = dict[int, tuple[float, tuple[float, ...]]](), self.reference
         for n, way in enumerate(self.ways):
-            if monotonic() + self._seconds(n, way.passes) > self.latest:
-                return False
+            if self._is_slow(n):
+                continue
+            if n > 1 and monotonic() + self._seconds(n, way.passes) > end:
+                if at is not self.batch.start:
+                    return
+                break
+            show(n, len(self.ways), "gradients by lag")
             way.move_to(at)
-            found.append(Measurement(way))
-            if not found[0].comparable:
-                return False
-        for n, measurement in enumerate(found):
-            _, by_lag = measurement.cosines(found[0])
-            self.rows[n] = dataclasses.replace(self.rows[n], by_lag=by_lag)
-        return True
+            measured = Measurement(way)
+            reference = measured if n == 0 else reference
+            found[n] = measured.cosine(reference), measured.lags(reference)
+        if reference.comparable:
+            for n, (cosine, by_lag) in found.items():
+                self.rows[n] = dataclasses.replace(self.rows[n], cosine=cosine, by_lag=by_lag)
 
-    def suggestion(self) -> Suggestion:
+    # --- the answer ---
+
+    def _suggestion(self) -> Suggestion:
         bptt, *rules = self.rows
-        fitting = [row for row in rules if self.time is None or row.ms <= self.time]
-        reasons = [*self.remarks, *([] if self.cut.exact else self._escaping(rules))]
-        best = None
-        if self.cut.exact and fitting and fitting[0].rule == D_RTRL():
-            best = fitting[0]
-            reasons.append(EXACT)
-        elif self.reference.comparable and not fitting:
-            reasons.append(self._misfit(rules))
-        elif self.reference.comparable and self.missing and len(rules) == 1:
-            text = f"{rules[0].name} is the only rule that was measured, with {rules[0].nearness}"
-            reasons.append(f"{text}. Take a larger budget= to compare it with others.")
-        elif self.reference.comparable:
-            best, why = _best(fitting, self.lags)
-            reasons += why
+        fitting = [row for row in rules if self._fits(row)]
+        reasons = [*self.remarks, *self._divergence()]
+        if not self.cut.exact:
+            reasons += self._escaping(rules)
+        best, decided, why = self._chosen(fitting)
+        reasons += why
         if best is not None and not best.exact and not self.batch.every:
             reasons.append(
                 f"BPTT takes {bptt.ms:.3g} ms a step and {best.name} {best.ms:.3g}. BPTT is exact: take it if "
@@ -412,9 +528,100 @@ class _Report:
                 f"A change of the network: {text}" for text in edits(self.cut.graph, escapes)
             ]
         rule = None if best is None else best.rule
-        return Suggestion(
-            *(rule, tuple(self.rows), tuple(self.lags)), tuple(reasons), tuple(self.left_out)
+        left, names = [*self.left_out], ", ".join(map(short_name, self.waiting))
+        if self.interrupted:
+            left.append("what was left when it was interrupted")
+        elif names:
+            left.append(f"{names}, as the budget of {self.budget:g} s was spent")
+        rows, lags = tuple(self.rows), tuple(self.lags)
+        return Suggestion(rule, rows, lags, tuple(reasons), tuple(left), decided, self)
+
+    def _divergence(self) -> list[str]:
+        """Which rules diverged, and at what rates."""
+        diverged = [c for c in self.race.contenders if c.diverged] if self.race else []
+        of = lambda rate: [r.name for c in diverged if c.rate == rate for r in self._rows_of(c)]
+        return [
+            f"At {rate:.2g} times the rate these diverge: {', '.join(of(rate))}."
+            for rate in dict.fromkeys(c.rate for c in diverged)
+        ]
+
+    def _chosen(self, fitting: Sequence[Candidate]) -> tuple[Candidate | None, bool, list[str]]:
+        """The rule to take of those that fit; whether this is decided; and why."""
+        exact = next((row for row in fitting if row.rule == D_RTRL() and row.exact), None)
+        if not self.reference.comparable:
+            return exact, bool(exact), [EXACT] if exact else []
+        if not fitting:
+            return None, False, [self._misfit(self.rows[1:])]
+        if exact and not self.trains:
+            return exact, True, [EXACT]
+        if len(fitting) == 1 and (self.waiting or self.interrupted) and not exact:
+            text = (
+                f"{fitting[0].name} is the only rule that was measured, with {fitting[0].nearness}"
+            )
+            return None, False, [f"{text}. Take a larger budget= to compare it with others."]
+        best, decided, why = self._winner(fitting)
+        if exact and not (best and decided):
+            return exact, False, [UNLESS, *why]
+        slow = [row.name for n, row in enumerate(self.rows) if self._is_slow(n)]
+        if slow:
+            why.append(f"Too slow to train within this budget: {', '.join(slow)}.")
+        if best is not None:
+            nearest = max(fitting, key=lambda row: np.nan_to_num(row.mean_cosine))
+            text = f"{best.name} has {best.nearness}"
+            if nearest.mean_cosine > best.mean_cosine + NEAR:
+                other = f"{nearest.name} ({nearest.mean_cosine:.2f})"
+                text += f"; a nearer gradient, that of {other}, does not score higher"
+            why.append(f"{text}.")
+        return best, decided, why
+
+    def _winner(self, fitting: Sequence[Candidate]) -> tuple[Candidate | None, bool, list[str]]:
+        """The rule that scores highest, or is faster where that is not decided; and why."""
+        race, more = self.race, f"go on with `suggestion.go_on(budget={5 * self.budget:g})`"
+        if race is None or not race.order:
+            return None, False, [f"The budget left no time to compare scores: {more}."]
+        updates, start = race.updates, race.start[0][0].mean()
+        shown = [
+            f"{c.score(updates):.3g} ± {c.spread(updates):.1g} by "
+            f"{' = '.join(row.name for row in self._rows_of(c))} at {c.rate:.2g} times the rate"
+            for c in race.order[:2]
+        ]
+        text = (
+            f"After {updates} updates the best scores on what is held out are {' and '.join(shown)}"
         )
+        why = [f"{text}; that of the first weights is {start:.3g}."]
+        why += [] if self.score else ["Scores are minus the loss."]
+        if not self.data.parted:
+            why.append("There is one example, which is what scores are of: nothing is held out.")
+        if self.data.repeats:
+            why.append(f"The data was repeated after {self.data.repeats} batches.")
+        first, *others = race.order
+        if not race.ahead(first, None):
+            text = "longer, at other rates, or not at all: no rule may learn this task"
+            return None, False, [*why, f"Nothing was learned: try {text}. To train longer, {more}."]
+        edges = {min(self.rates): "lowest", max(self.rates): "highest"}
+        if first.rate in edges and len(edges) > 1:
+            why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
+        other = next((c for c in others if c.name != first.name), None)
+        decided = other is None or (race.final and race.ahead(first, other))
+        online = {c: [row for row in self._rows_of(c) if row in fitting] for c in race.order}
+        choice = [min(online[c], key=lambda row: row.ms) for c in (first, *others) if online[c]]
+        if not decided:
+            why.append(f"It is not decided within this budget which is better: {more}.")
+            if race.final:
+                choice.sort(key=lambda row: row.ms)
+        if not online[first]:
+            why.append(
+                "BPTT scores as high or higher, and no rule that was measured has its gradient."
+            )
+        best = choice[0] if choice else None
+        if any(row.rule == TBPTT(1) for c in race.order[:2] for row in online[c]):
+            why.append(
+                "The immediate gradient, TBPTT(1), is among these: so far no memory is needed."
+            )
+        return best, decided and bool(online[first]), why
+
+    def _rows_of(self, contender: Contender) -> list[Candidate]:
+        return [row for n, row in enumerate(self.rows) if self._name(n) == contender.name]
 
     def _escaping(self, rules: Sequence[Candidate]) -> list[str]:
         """What D-RTRL ignores, and whether it matters."""
@@ -453,55 +660,3 @@ class _Report:
             f"No rule {fits}.{nearest} Take a smaller batch, fewer units, or fewer weights with "
             "a trace (`weights=`)."
         )
-
-
-EXACT = "Every gradient of D_RTRL() equals that of BPTT: no influence escapes, and there is nothing to choose."
-
-
-def _best(
-    rules: Sequence[Candidate], lags: Sequence[tuple[int, int]]
-) -> tuple[Candidate, list[str]]:
-    """The rule to take of those that fit, and why."""
-    good, why = list(rules), []
-    count = len(rules[0].losses)
-    if count >= UPDATES[0]:
-        start, lowest = rules[0].losses[0], min(map(_loss_of, rules))
-        if any(map(_trains, rules)):
-            enough = start - PROGRESS * (start - lowest)
-            good = [row for row in rules if _loss_of(row) <= enough]
-            text = f"In {count} updates on this batch the loss goes from {start:.4g} to {lowest:.4g}, or nearly, under"
-            why = [f"{text} {', '.join(row.name for row in good)}."]
-            if any(row.rule == TBPTT(1) for row in good):
-                why.append(
-                    "The immediate gradient, TBPTT(1), trains as well: so far no memory is needed."
-                )
-        else:
-            text = f"In {count} updates on this batch no rule lowers the loss, which is {start:.4g} at first"
-            diverges = "The optimiser diverges: take a lower rate."
-            why = [f"{text} and {lowest:.4g} at best. {diverges if lowest > start else ''}".strip()]
-    for n, (start, end) in enumerate(lags):
-        follows = max(good, key=lambda row: row.by_lag[n])
-        blind = [row for row in good if row.by_lag[n] == 0]
-        if blind and follows.by_lag[n] > NEAR:
-            names, where = ", ".join(row.name for row in blind), f"{start} to {end} steps back"
-            text = f"From {where} {follows.name} has a cosine of {follows.by_lag[n]:.2f} with BPTT"
-            why.append(f"{text}, and {names} gives nothing.")
-            good = [row for row in good if row not in blind]
-    nearest = max(good, key=lambda row: row.mean_cosine)
-    near = [row for row in good if row.mean_cosine >= nearest.mean_cosine - NEAR]
-    best = min(near, key=lambda row: row.ms)
-    text = f"{best.name} has {best.nearness}"
-    if best is nearest:
-        of = "the highest of these" if len(rules) > 1 else "and no other that was measured fits"
-        return best, [*why, f"{text}, {of}."]
-    other = f"{nearest.name} ({nearest.mean_cosine:.2f})"
-    return best, [*why, f"{text}, near the highest, that of {other}, and is faster."]
-
-
-def _trains(row: Candidate) -> bool:
-    """Whether its training lowers the loss by more than rounding may."""
-    return bool(row.losses) and row.losses[0] - _loss_of(row) > 1e-5 * abs(row.losses[0])
-
-
-def _loss_of(row: Candidate) -> float:
-    return math.inf if row.loss is None else row.loss

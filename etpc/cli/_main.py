@@ -237,6 +237,7 @@ def _suggest(arguments: argparse.Namespace) -> Answer:
         memory=arguments.memory,
         time=arguments.time,
         optimiser=arguments.optimiser and parse_optimiser(arguments.optimiser),
+        score=task.score,
         every=arguments.every,
         budget=arguments.budget,
     )
@@ -402,9 +403,9 @@ COMMANDS = {
     ),
     "suggest": Command(
         _suggest,
-        "measure which learning rule suits a model, on its data",
+        "find which learning rule trains a model best, on its data",
         "models.py:make_task --optimiser adam:1e-3",
-        "compiling and measuring",
+        "compiling and training",
     ),
     "export": Command(
         _export,
@@ -477,11 +478,11 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     if name == "suggest":
         time = "at most so many ms for a step of the batch"
         add("--time", type=_positive, metavar="MS", help=time)
-        add("--optimiser", metavar="NAME:RATE", help=f"train with each rule too, by {OPTIMISER}")
+        add("--optimiser", metavar="NAME:RATE", help=f"{OPTIMISER} (adam:3e-3)")
         every = "steps between updates, where they come within a sequence"
         add("--every", type=_count, metavar="W", help=every)
-        budget = "how long to measure, in s (60)"
-        add("--budget", type=_positive, default=60.0, metavar="S", help=budget)
+        budget = "how long to train and measure, in s (120)"
+        add("--budget", type=_positive, default=120.0, metavar="S", help=budget)
     if name == "bench":
         add("--repeats", type=_count, default=10, metavar="N", help="of each timing (10)")
     inputs = "what the model reads in one step, such as 20, 3,4 or 'int32[3,4]'"

@@ -31,6 +31,7 @@ class Task:
     - `model`, `inputs`, `state`, `step`, `weights`: as in [`etpc.compile`][].
     - `xs`, `targets`, `loss_fn`: as in [`etpc.verify`][], with leading axes T and B, or T alone where
         `inputs` has so many axes. `targets` and `loss_fn` go together.
+    - `score`: as in [`etpc.suggest`][].
 
     Without `xs` the data is random, and without `loss_fn` the loss is a mean square.
     """
@@ -43,6 +44,7 @@ class Task:
     state: Any = None
     step: Callable[..., Any] | None = None
     weights: Any = None
+    score: Callable[[Any, Any], Any] | None = None
 
     @property
     def called(self) -> dict[str, Any]:

@@ -63,22 +63,28 @@ class Network(eqx.Module):
         return y, State(lif, alif, r)
 
 
-def batch(key: PRNGKeyArray) -> Batch:
+def cues(key: PRNGKeyArray, count: int, delay: int, size: int) -> Batch:
     """Spikes of the groups left, right, ask, noise [T, B, 4 x 10]; the side with more cues; and 1 in
     the steps where it is asked."""
     cue_key, spike_key = jax.random.split(key)
-    right = jax.random.bernoulli(cue_key, 0.5, (CUES, BATCH))
-    t = jnp.arange(STEPS)
-    cue = jnp.minimum(t // (CUE + GAP), CUES - 1)
-    shown = (t < CUES * (CUE + GAP)) & (t % (CUE + GAP) < CUE)
-    asked = t >= STEPS - ASK
+    right = jax.random.bernoulli(cue_key, 0.5, (count, size))
+    steps = count * (CUE + GAP) + delay + ASK
+    t = jnp.arange(steps)
+    cue = jnp.minimum(t // (CUE + GAP), count - 1)
+    shown = (t < count * (CUE + GAP)) & (t % (CUE + GAP) < CUE)
+    asked = t >= steps - ASK
     side = right[cue]  # [T, B]
     active = [shown[:, None] & ~side, shown[:, None] & side, asked[:, None] | (side & False)]
     rates = jnp.stack([ACTIVE * a for a in active] + [jnp.full(side.shape, NOISE)], 2)
     spikes = jax.random.bernoulli(spike_key, jnp.repeat(rates, GROUP, 2))
-    label = (2 * right.sum(0) > CUES).astype(jnp.int32)
+    label = (2 * right.sum(0) > count).astype(jnp.int32)
     mask = jnp.broadcast_to(asked[:, None], side.shape).astype(jnp.float32)
     return spikes.astype(jnp.float32), jnp.broadcast_to(label, side.shape), mask
+
+
+def batch(key: PRNGKeyArray) -> Batch:
+    """Seven cues and the delay of the task."""
+    return cues(key, CUES, DELAY, BATCH)
 
 
 def accuracy(ys: Array, targets: Array, mask: Array) -> Array:

@@ -1,16 +1,19 @@
 """What `etpc.suggest` says on each task, beside the scores of all rules there.
 
-    python -m examples.tasks.suggested                  # a table; a minute or more for each task
-    python -m examples.tasks.suggested --budget 120 --json docs/suggested.json    # the record of docs/choose.md
+    python -m examples.tasks.suggested                  # a table; two minutes and more for each task
+    python -m examples.tasks.suggested --json docs/suggested.json --page docs/tasks/suggested.md
 
-Each task gives one batch, the initial weights of seed 0 and Adam at the task's rate. The scores are those in
-`docs/tasks/`, of full trainings with a rate for each rule and windows of the task's own length.
+Each task gives batches, the initial weights of seed 0 and Adam at the task's rate. The scores are those in
+`docs/tasks/`, of full trainings with a rate for each rule and windows of the task's own length; of a task that has none
+there, the rules that may be suggested are trained here in the same way. Tasks that the file of `--json` has are not
+run again.
 """
 
 import argparse
 import importlib
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +23,29 @@ import optax
 
 import etpc
 
-from .arms import FAST, Task, default_arms, load
+from .arms import FAST, Task, default_arms, fast, load, run
 
 TASKS = (
     *("copying", "dms", "memory_chain", "evidence", "conductance", "sequential_digits"),
     *("sequential_digits_lru", "event_camera", "japanese_vowels", "characters"),
 )
+NEW = ("recall", "delayed_xor", "adding", "cue_alif", "tmaze_encoder")
+"""Tasks on which no part of the ranking was tried before it was measured."""
+
 LEVEL = 8
 """Of the curriculum of copying: strings of up to so many bits."""
 
+BLOCKS = 1000
+"""Of a stream, a batch is drawn from so many at the start."""
+
 SCORES = Path(__file__).parents[2] / "docs" / "tasks"
+
+RULES = (
+    *(etpc.D_RTRL(), etpc.D_RTRL(window=8, backprop="full"), etpc.D_RTRL(window=8, lookback=16)),
+    *(etpc.CreditRTRL(window=8), etpc.ES_D_RTRL(rank=4, window=8), etpc.ES_D_RTRL(decay=0.99)),
+    *(etpc.TBPTT(16, every=8), etpc.TBPTT(32, every=8), etpc.TBPTT(1)),
+)
+"""What `etpc.suggest` measures, but for the lengths of windows."""
 
 
 def task_of(name: str) -> Task | None:
@@ -40,19 +56,28 @@ def task_of(name: str) -> Task | None:
     return module.TASK if hasattr(module, "TASK") else module.make_task()
 
 
+def right(y: Any, target: Any) -> Any:
+    """Whether the answer of a step is right: of an output for each class, or of one for yes or no."""
+    return (y.argmax() == target) if y.ndim else ((y > 0) == (target > 0.5))
+
+
 def suggestion(task: Task, budget: float) -> etpc.Suggestion:
-    """The suggestion for a batch of a task."""
-    model_key, data_key = jax.random.split(jax.random.key(0))
-    model = task.make_model(model_key)
-    level = [jnp.asarray(LEVEL if task.curriculum else 0)]
-    more = level if task.curriculum or task.stream else []
-    xs, targets, mask = jax.jit(task.batch)(data_key, *more)
+    """The suggestion for a task, on batches that go on."""
+    model_key, _ = jax.random.split(jax.random.key(0))
+
+    @jax.jit
+    def draw(key: Any) -> Any:
+        block = jax.random.randint(jax.random.fold_in(key, 1), (), 0, BLOCKS)
+        level = jnp.asarray(LEVEL) if task.curriculum else block
+        return task.batch(key, *([level] if task.curriculum or task.stream else []))
+
+    answers = task.unit == "accuracy" or task.curriculum is not None
     return etpc.suggest(
-        *(model, xs, targets, task.loss_fn),
+        *(task.make_model(model_key), draw, task.loss_fn),
+        score=right if answers else None,
         optimiser=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(task.rate)),
         every=task.every,
-        batch_size=jax.tree.leaves(xs)[0].shape[1],
-        mask=mask,
+        batch_size=task.batch_size,
         budget=budget,
     )
 
@@ -78,11 +103,22 @@ def arm_of(task: Task, rule: Any) -> str:
     return next(a.name for a in default_arms(task) if a.rule and kind(a.rule) == kind(rule))
 
 
-def compared(task: Task, name: str, rule: Any) -> dict[str, Any]:
-    """The scores of the rule, of BPTT, and of the best rule that was run on the task."""
-    scores: dict[str, list[float]] = {}
-    for row in load(SCORES / f"{name}.json"):
+def scores_of(task: Task, name: str, seeds: int) -> dict[str, list[float]]:
+    """The scores of full trainings by arm: those of the documentation, or measured here."""
+    path, scores = SCORES / f"{name}.json", dict[str, list[float]]()
+    if path.exists():
+        rows = load(path)
+    else:
+        names = {"BPTT", *(arm_of(task, rule) for rule in RULES)}
+        arms = [arm for arm in default_arms(task) if arm.name in names]
+        rows = run(task, arms[:2] if FAST else arms, range(seeds), tune=not FAST)
+    for row in rows:
         scores.setdefault(row.arm, []).append(row.score)
+    return scores
+
+
+def compared(task: Task, scores: Mapping[str, list[float]], rule: Any) -> dict[str, Any]:
+    """The scores of the rule, of BPTT, and of the best rule that was run on the task."""
     sign = -1 if "bits" in task.unit else 1
     rules = [arm for arm in scores if arm not in ("BPTT", "exact gradient")]
     best = max(rules, key=lambda arm: sign * statistics.fmean(scores[arm]))
@@ -93,27 +129,117 @@ def compared(task: Task, name: str, rule: Any) -> dict[str, Any]:
     }
 
 
+def spread(scores: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    mean = statistics.fmean(scores) if scores else float("nan")
+    return mean, statistics.stdev(scores) if len(scores) > 1 else 0.0
+
+
+def shown(scores: list[float]) -> str:
+    return " ± ".join(f"{value:.3f}" for value in spread(scores))
+
+
+def is_within(columns: Mapping[str, Any], less_is_better: bool) -> bool:
+    """Whether the suggested rule scores within the seeds of the best: by no more than both standard deviations less."""
+    if "suggested" not in columns or not columns["suggested"][1]:
+        return False
+    (mean, off), (best, best_off) = (spread(columns[name][1]) for name in ("suggested", "best"))
+    return (mean - best if less_is_better else best - mean) <= off + best_off
+
+
+def asked(name: str, budget: float, seeds: int) -> dict[str, Any] | None:
+    """What is found on a task, as it is written to the file; `None` where its data is not installed."""
+    if (task := task_of(name)) is None:
+        return None
+    task = fast(task) if FAST else task
+    advice = suggestion(task, budget)
+    print(f"\n## {task.name}\n\n{advice}\n", flush=True)
+    scores = scores_of(task, name, seeds)
+    columns = compared(task, scores, advice.rule)
+    return {
+        "task": task.name,
+        "unit": task.unit,
+        "rule": str(advice.rule),
+        "decided": advice.decided,
+        "budget": budget,
+        "within": is_within(columns, "bits" in task.unit),
+        "reasons": advice.reasons,
+        "text": str(advice),
+        "scores": columns,
+        "all": scores,
+    }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """A Markdown table with a line for each task."""
+    lines = [
+        "| task | suggested | its score | best rule of all that ran | its score | BPTT | within the seeds |",
+        "|---|---|---:|---|---:|---:|---|",
+    ]
+    for one in found.values():
+        columns = {"suggested": ["no rule", []], **one["scores"]}
+        own, best, bptt = (columns[name] for name in ("suggested", "best", "BPTT"))
+        decided = "" if one["decided"] else " (not decided)"
+        cells = [
+            one["task"],
+            own[0] + decided,
+            shown(own[1]),
+            best[0],
+            shown(best[1]),
+            shown(bptt[1]),
+        ]
+        lines.append(f"| {' | '.join(cells)} | {'yes' if one['within'] else '**no**'} |")
+    return "\n".join(lines)
+
+
+ABOUT = """\
+# What `etpc.suggest` suggests on tasks
+
+This page is generated by `python -m examples.tasks.suggested`; how to read it is on
+[Which rule, which window, which rank?](../choose.md). Scores are of full trainings: mean and standard deviation over
+seeds. A suggestion is within the seeds if it is behind the best rule by no more than both deviations."""
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The page of the documentation: the table, and for each task all scores and what was printed."""
+    count = sum(one["within"] for one in found.values())
+    parts = [
+        ABOUT,
+        f"On {count} of {len(found)} tasks what is suggested is within the seeds.",
+        table(found),
+    ]
+    for one in found.values():
+        rows = [
+            f"| {arm} | {' ± '.join(f'{v:.3f}' for v in spread(s))} | {len(s)} |"
+            for arm, s in one["all"].items()
+        ]
+        scores = "\n".join([f"| rule | {one['unit']} | seeds |", "|---|---:|---:|", *rows])
+        parts += [f"## {one['task']}", f"```text\n{one['text']}\n```", scores]
+    return "\n\n".join(parts) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What etpc.suggest says on each task.")
-    parser.add_argument("tasks", nargs="*", default=TASKS)
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds for each task")
+    parser.add_argument("tasks", nargs="*", default=[*TASKS, *NEW])
+    parser.add_argument("--budget", type=float, default=120.0, help="seconds for each task")
+    parser.add_argument("--seeds", type=int, default=3, help="of tasks that are trained here")
     parser.add_argument("--json", type=Path, help="write what was found here, task by task")
+    parser.add_argument("--page", type=Path, help="write the page of the documentation here")
     args = parser.parse_args()
-    found = {}
-    for name in args.tasks[:1] if FAST else args.tasks:
-        if (task := task_of(name)) is None:
+    found = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    for name in [args.tasks[0], args.tasks[-1]] if FAST else args.tasks:
+        if name in found and "all" in found[name]:
+            continue
+        one = asked(name, 1.0 if FAST else args.budget, 1 if FAST else args.seeds)
+        if one is None:
             print(f"{name}: its data is not installed")
             continue
-        advice = suggestion(task, 1.0 if FAST else args.budget)
-        columns = compared(task, name, advice.rule)
-        found[name] = {"rule": str(advice.rule), "reasons": advice.reasons, "scores": columns}
-        print(f"\n## {task.name}\n\n{advice}\n")
-        for column, (arm, scores) in columns.items():
-            spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-            mean = statistics.fmean(scores) if scores else float("nan")
-            print(f"{column:10} {arm:30} {mean:.3f} +- {spread:.3f} ({len(scores)} seeds)")
+        found[name] = one
         if args.json:
             args.json.write_text(json.dumps(found, indent=1))
+    print(table(found))
+    if args.page:
+        args.page.write_text(page(found))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,246 @@
+"""Rules with learning rates train side by side: successive halving, from the same weights on the same data."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from time import monotonic
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..gradient.loss import Loss, finite_where_masked
+from ._data import SEEDS, Data
+from ._lags import Batch, Way
+from ._progress import show
+
+FIRST = 16
+"""After so many updates, twice as many, and so on, scores are compared."""
+
+Piece = tuple[float, Callable[[], None]]
+"""How many seconds some work took at best, and the work."""
+
+
+class Judge:
+    """Scores and losses of weights on what is held out: of each example, the means over its steps.
+
+    - `score`: of one example at one step, more is better; `None` for minus the loss.
+    - `seconds`: how long it takes.
+    """
+
+    def __init__(self, batch: Batch, data: Data, score: Callable[[Any, Any], Any] | None):
+        trial = batch.trial
+        loss, program, size = Loss.of(trial.loss_fn, False), trial.shown, batch.size
+        chosen = loss if score is None else Loss.of(score, False)
+        self._data, self._sign, self.seconds = data, 1 if score else -1, 0.0
+
+        def judged(arrays: Any, xs: Any, targets: Any, mask: Any) -> Any:
+            xs = jax.tree.map(lambda x: finite_where_masked(x, mask), xs)
+            ys, _ = program.predict(batch.model(arrays), xs, program.init(size))
+
+            def means(loss: Loss) -> Any:
+                of_each = lambda y, target, weight: loss(y, target, weight)[0]
+                for _ in trial.lead:
+                    of_each = jax.vmap(of_each)
+                total = of_each(ys, targets, mask.astype(float)).sum(0)
+                return total / jnp.where(counts, mask.sum(0), 1)
+
+            counts = mask.sum(0) != 0
+            return means(chosen), means(loss), counts
+
+        self._judged = jax.jit(judged)
+
+    def __call__(self, arrays: Any, seed: int) -> np.ndarray:
+        """[2, N], of the N examples on which a loss counts."""
+        begun, found = monotonic(), []
+        for held in self._data.held(seed):
+            score, loss, counts = (np.ravel(a) for a in self._judged(arrays, *held))
+            found.append(np.stack([self._sign * score, loss])[:, counts])
+        self.seconds = min(self.seconds or math.inf, monotonic() - begun)
+        return np.concatenate(found, 1)
+
+
+@dataclasses.dataclass
+class Training:
+    """One training of a rule at a rate with a seed.
+
+    - `state`: parameters, state of the optimiser, and carry.
+    - `losses`: before each update.
+    - `judged`: [2, N] of the judge, by the number of updates.
+    """
+
+    state: Any
+    judged: dict[int, np.ndarray]
+    losses: list[float] = dataclasses.field(default_factory=list[float])
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.losses) and not math.isfinite(self.losses[-1])
+
+    def at(self, updates: int | float) -> tuple[float, float]:
+        """The mean score and minus the loss after so many updates, on a line between those that were judged."""
+        counts = sorted(self.judged)
+        means = np.stack([self.judged[n].mean(1) for n in counts], 1)
+        score, loss = (float(np.interp(updates, counts, values)) for values in means)
+        finite = math.isfinite(score) and math.isfinite(loss)
+        return (score, -loss) if finite else (-math.inf, -math.inf)
+
+
+@dataclasses.dataclass(eq=False)
+class Contender:
+    """A rule at a rate, relative to that of the optimiser.
+
+    - `name`: the same for rules that are one.
+    """
+
+    name: Hashable
+    way: Way
+    rate: float
+    trainings: list[Training]
+
+    @property
+    def diverged(self) -> bool:
+        return self.trainings[0].diverged
+
+    def score(self, updates: int) -> float:
+        """The mean over the trainings that went so far."""
+        return float(np.mean([t.at(updates)[0] for t in self.trainings if updates in t.judged]))
+
+    def spread(self, updates: int) -> float:
+        """The standard error of the score over what is held out; half the difference of seeds where that is more."""
+        scores = [t.judged[updates][0] for t in self.trainings if updates in t.judged]
+        means = [float(score.mean()) for score in scores]
+        return max(error(np.concatenate(scores)), (max(means) - min(means)) / 2)
+
+
+def error(values: np.ndarray) -> float:
+    """The standard error of a mean."""
+    return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else 0.0
+
+
+class Race:
+    """Contenders, what they have reached, and the order of the work.
+
+    In each bracket all begin; the better half goes on with twice the updates, until two rules are left, which train
+    with two seeds. The next bracket compares all for the first time at twice the updates: scores may be noise before a
+    task is learned. Better is who scores higher after equal numbers of updates or in equal time.
+
+    What is next follows from what has been reached, wherever the race stopped.
+
+    - `order`: of the two that were left after most `updates`, or if none were yet, of the last comparison: the best
+        first. It is `final` where two were left.
+    """
+
+    def __init__(self, batch: Batch, data: Data, score: Any, rates: Sequence[float]):
+        self.batch, self.data, self.rates = batch, data, rates
+        self.judge = Judge(batch, data, score)
+        self.start = [self.judge(batch.arrays, seed) for seed in range(SEEDS)]
+        self.contenders: list[Contender] = []
+        self.order, self.updates, self.final = list[Contender](), 0, False
+        self._compared = dict[tuple[Any, ...], list[Contender]]()
+
+    def add(self, name: Hashable, way: Way) -> None:
+        """Let a rule begin, at each rate, unless it is one with another that has begun."""
+        if any(c.name == name for c in self.contenders):
+            return
+        for rate in self.rates:
+            state = (*self.batch.start, way.first)
+            trainings = [Training(state, {0: judged}) for judged in self.start]
+            self.contenders.append(Contender(name, way, rate, trainings))
+
+    def run(self, end: float) -> bool:
+        """Work until no piece fits; see `Race`. **Returns** whether one was left."""
+        begun = monotonic()
+        for seconds, work in self.pieces():
+            now = monotonic()
+            if now + seconds > end:
+                return True
+            show(int(20 * (now - begun) / (end - begun)), 20, "training")
+            work()
+        return False
+
+    def pieces(self) -> Iterator[Piece]:
+        """What is next, and what would be after that."""
+        for bracket in itertools.count():
+            playing, updates = self.contenders, FIRST << bracket
+            while len(playing) > 2:
+                for contender in playing:
+                    yield from self._to(contender, 0, updates)
+                order = self._compare(playing, updates, final=False)
+                playing = order[: max(2, -(-len(playing) // 2))]
+                updates *= 2
+            for contender, seed in itertools.product(playing, range(SEEDS)):
+                yield from self._to(contender, seed, updates)
+            if all(c.diverged for c in playing):
+                return
+            self._compare(playing, updates, final=True)
+
+    def _to(self, contender: Contender, seed: int, updates: int) -> Iterator[Piece]:
+        """Train until so many updates, and judge there."""
+        training = contender.trainings[seed]
+        while len(training.losses) < updates and not training.diverged:
+            yield contender.way.shortest, lambda: self._update(contender, seed)
+        if updates not in training.judged:
+            yield self.judge.seconds, lambda: self._judge(training, seed, updates)
+
+    def _update(self, contender: Contender, seed: int) -> None:
+        training, way = contender.trainings[seed], contender.way
+        data = self.batch.padded(*self.data.training(seed, len(training.losses)))
+        begun = monotonic()
+        state, loss = way.train(training.state, data, contender.rate)
+        way.shortest = min(way.shortest or math.inf, monotonic() - begun)
+        training.state = state
+        training.losses.append(loss)
+
+    def _judge(self, training: Training, seed: int, updates: int) -> None:
+        found = self.start[seed] * math.nan
+        if not training.diverged:
+            found = self.judge(training.state[0], seed)
+        training.judged[updates] = found
+
+    def _compare(self, playing: Sequence[Contender], updates: int, final: bool) -> list[Contender]:
+        """Order contenders: in turns the best after so many updates, and the best within the time in which the fastest
+        comes so far. The best rate of each rule is before the other ones. It is done once: times get shorter."""
+        if (updates, *playing) in self._compared:
+            return self._compared[updates, *playing]
+        if final:
+            order = sorted(playing, key=lambda c: c.score(updates), reverse=True)
+        else:
+            shortest = min(c.way.shortest for c in playing)
+            within = lambda c: updates * shortest / (c.way.shortest or 1)
+            by_updates = sorted(playing, key=lambda c: c.trainings[0].at(updates), reverse=True)
+            by_time = sorted(playing, key=lambda c: c.trainings[0].at(within(c)), reverse=True)
+            order = list(dict.fromkeys(itertools.chain(*zip(by_updates, by_time, strict=True))))
+        names = [c.name for c in order]
+        place = {c: names[:n].count(c.name) for n, c in enumerate(order)}
+        order.sort(key=lambda c: place[c])
+        if updates >= self.updates if final else not self.final:
+            self.order, self.updates, self.final = order, updates, final
+        self._compared[updates, *playing] = order
+        return order
+
+    # --- the answer ---
+
+    def ahead(self, one: Contender, other: Contender | None) -> bool:
+        """Whether one scores higher than another, or than the first weights: with each seed that both have, and in the
+        mean by two standard errors over what is held out."""
+        if math.isinf(one.score(self.updates)) or (other and other.diverged):
+            return math.isfinite(one.score(self.updates))
+        pairs = zip(one.trainings, (other or one).trainings, self.start, strict=True)
+        gaps = [
+            a.judged[self.updates][0] - (b.judged[self.updates] if other else start)[0]
+            for a, b, start in pairs
+            if self.updates in a.judged and self.updates in b.judged
+        ]
+        means = [float(gap.mean()) for gap in gaps]
+        return min(means) > 0 and float(np.mean(means)) > 2 * max(map(error, gaps))
+
+    def best(self, name: Hashable) -> Contender:
+        """Of a rule, the rate that went furthest; of several, the one with the highest score there."""
+        mine = [c for c in self.contenders if c.name == name]
+        furthest = max(max(c.trainings[0].judged) for c in mine)
+        return max(
+            mine, key=lambda c: (furthest in c.trainings[0].judged, c.trainings[0].at(furthest))
+        )
