@@ -150,6 +150,8 @@ class Task:
     test: Batch | None = None
     uncut: bool = True
     curriculum: Curriculum | None = None
+    fixed: Callable[[], Sequence[Batch]] | None = None
+    """All of a fixed data set in batches, each example once; `None` where data does not end."""
     points: int = 20
     """How often the score is measured while training."""
     test_batches: int = 8

@@ -43,10 +43,16 @@ def classification(
         chosen = jax.random.choice(key, len(labels), (size,), replace=False)
         return prepared(xs[:, chosen], labels[chosen], mask[:, chosen])
 
+    def fixed() -> list[Batch]:
+        order = jax.random.permutation(jax.random.key(0), len(labels))
+        parts = order[: len(labels) // size * size].reshape(-1, size)
+        return [prepared(xs[:, part], labels[part], mask[:, part]) for part in parts]
+
     return Task(
         name=name,
         make_model=make_model,
         batch=batch,
+        fixed=fixed,
         loss_fn=optax.softmax_cross_entropy_with_integer_labels,
         score=accuracy,
         chance=float(np.bincount(test.labels).max() / len(test.labels)),

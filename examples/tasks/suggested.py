@@ -35,9 +35,6 @@ NEW = ("recall", "delayed_xor", "adding", "cue_alif", "tmaze_encoder")
 LEVEL = 8
 """Of the curriculum of copying: strings of up to so many bits."""
 
-BLOCKS = 1000
-"""Of a stream, a batch is drawn from so many at the start."""
-
 SCORES = Path(__file__).parents[2] / "docs" / "tasks"
 
 RULES = (
@@ -62,18 +59,16 @@ def right(y: Any, target: Any) -> Any:
 
 
 def suggestion(task: Task, budget: float) -> etpc.Suggestion:
-    """The suggestion for a task, on batches that go on."""
+    """The suggestion for a task, on batches that go on, or on those of its data set."""
     model_key, _ = jax.random.split(jax.random.key(0))
 
     @jax.jit
     def draw(key: Any) -> Any:
-        block = jax.random.randint(jax.random.fold_in(key, 1), (), 0, BLOCKS)
-        level = jnp.asarray(LEVEL) if task.curriculum else block
-        return task.batch(key, *([level] if task.curriculum or task.stream else []))
+        return task.batch(key, *([jnp.asarray(LEVEL)] if task.curriculum else []))
 
     answers = task.unit == "accuracy" or task.curriculum is not None
     return etpc.suggest(
-        *(task.make_model(model_key), draw, task.loss_fn),
+        *(task.make_model(model_key), task.fixed() if task.fixed else draw, task.loss_fn),
         score=right if answers else None,
         optimiser=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(task.rate)),
         every=task.every,
