@@ -312,17 +312,17 @@ def _window(steps: int) -> int:
 
 
 def _rules(batch: Batch, cut: Program) -> list[Algorithm]:
-    """The rules that the claims leave open: D-RTRL first, then those that are suggested most often."""
+    """The rules that the claims leave open: D-RTRL first, then in the order of what they take."""
     w, steps = batch.window, batch.steps
     low_rank, decay = ES_D_RTRL(rank=4, window=w), ES_D_RTRL(decay=0.99)
+    cheap = [D_RTRL(), decay, TBPTT(1)]
     if cut.exact:
-        return [D_RTRL(), low_rank, decay, TBPTT(1)]
+        return [*cheap, low_rank]
     behind = max(2 * w, 8)
     truncated = TBPTT(2 * behind if 4 * behind <= steps else behind, every=w)
     full, look_back = D_RTRL(window=w, backprop="full"), D_RTRL(window=w, lookback=behind)
     whole = [RTRL(window=w)] if _rtrl_work(batch, cut) <= RTRL_WORK else []
-    rules = [D_RTRL(), full, look_back, CreditRTRL(window=w), low_rank, truncated, TBPTT(1)]
-    return [*rules, *whole, decay]
+    return [*cheap, truncated, full, look_back, low_rank, CreditRTRL(window=w), *whole]
 
 
 def _rtrl_work(batch: Batch, cut: Program) -> int:

@@ -1,7 +1,8 @@
 """Recall: one of six symbols is shown, and asked after 30 steps of noise.
 
-The noise has the size of the symbol and comes in through the same inputs. Nothing tells the network to keep the symbol
-but the last step, which asks for it, so that what is to be learned comes from far back or not at all.
+The noise comes in through the same inputs, with a tenth of the size. Nothing tells the network to keep the symbol but
+the last step, which asks for it, so that what is to be learned comes from far back or not at all. `recall_controls`
+looks into which part of a gradient it is learned by.
 """
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from .arms import Batch, Task, main
 from .classify import accuracy
 
 SYMBOLS, NOISE, BATCH, UNITS = 6, 30, 32, 40
+SIZE = 0.1  # of the noise; the symbol is 1
 STEPS = NOISE + 2
 
 
@@ -36,11 +38,11 @@ class Network(eqx.Module):
         return self.readout(h), h
 
 
-def batch(key: PRNGKeyArray) -> Batch:
+def batch(key: PRNGKeyArray, size: float = SIZE) -> Batch:
     """The symbol, noise, and whether it is asked [T, B, 7]; the symbol; and 1 in the last step."""
     symbol_key, noise_key = jax.random.split(key)
     symbol = jax.random.randint(symbol_key, (BATCH,), 0, SYMBOLS)
-    noise = jax.random.normal(noise_key, (NOISE, BATCH, SYMBOLS)) / jnp.sqrt(SYMBOLS)
+    noise = size * jax.random.normal(noise_key, (NOISE, BATCH, SYMBOLS))
     shown = jax.nn.one_hot(symbol, SYMBOLS)[None]
     xs = jnp.concatenate([shown, noise, jnp.zeros((1, BATCH, SYMBOLS))])
     last = jnp.broadcast_to((jnp.arange(STEPS) == STEPS - 1)[:, None], (STEPS, BATCH))
