@@ -15,15 +15,16 @@ from pathlib import Path
 import nbformat
 from nbformat import v4
 
-from tests.pages import ROOT
+from tests.pages import ROOT, TOLERANCE
 
 DOCS = ROOT / "docs"
 FOLDER = DOCS / "notebooks"
-NOTEBOOKS = {"start": "index", "tutorial": "tutorial", "own-trace": "own-trace"}
+NOTEBOOKS = {"start": "start", "tutorial": "tutorial", "own-trace": "own-trace"}
 """The page of each notebook."""
 
 _BLOCK = re.compile(
-    r"^```python\n(?P<code>.*?)^```$\n?(?:\s*^```text\n.*?^```$\n?)?", re.MULTILINE | re.DOTALL
+    rf"^```python\n(?P<code>.*?)^```$\n?(?:\s*(?:^{TOLERANCE}\s*)?^```text\n.*?^```$\n?)?",
+    re.MULTILINE | re.DOTALL,
 )
 
 

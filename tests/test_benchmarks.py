@@ -101,7 +101,12 @@ def test_numbers_on_pages_are_those_of_the_record(page):
 
 
 @pytest.mark.parametrize(
-    ("page", "section"), [(quotes.PAGE, r".*"), (quotes.README, r"\nHow fast\?.*?\n## ")]
+    ("page", "section"),
+    [
+        (quotes.PAGE, r".*"),
+        (quotes.COMPARISON, r"\n## How fast\?.*?\n## "),
+        (quotes.README, r"\n## What else there is.*?\n## "),
+    ],
 )
 def test_every_measured_number_is_in_a_quote(page, section):
     """Code and links apart, what has a unit or a decimal point is taken from the record."""

@@ -107,7 +107,9 @@ def test_the_pages_quote_the_record() -> None:
     traces, bptt = (np.median([run.seconds for run in of(rule)]) for rule in (TRACES, BPTT))
     assert traces > bptt
     ends = f"ends at {demo.percent(RUNS, TRACES)} right answers when"
-    others = f"and at {demo.percent(RUNS, BPTT)} with BPTT"
-    for page, quotes in {"README.md": [*table, taken], "docs/index.md": [ends, others]}.items():
+    others = f"and at {demo.percent(RUNS, BPTT)} with backpropagation"
+    front = [ends, others]
+    pages = {"README.md": front, "docs/index.md": front, "docs/examples.md": [*table, taken]}
+    for page, quotes in pages.items():
         written = " ".join((ROOT / page).read_text().split())
         assert not [quote for quote in quotes if quote not in written], page

@@ -16,7 +16,7 @@ import pytest
 
 import etpc
 from etpc.cli import main
-from tests.pages import OUTPUT_OPTIONS, ROOT, code_blocks, run_page
+from tests.pages import OUTPUT_OPTIONS, ROOT, Output, code_blocks, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CLI = (ROOT / "docs" / "cli.md").read_text()
@@ -115,7 +115,26 @@ def _get(module: types.ModuleType, name: str) -> object:
 
 def test_code_blocks_are_found_with_their_place_and_output() -> None:
     page = "a\n```python\nx\n```\n\n```text\n1\n```\nb\n```text\nc\n```\n```python\ny\n```\n"
-    assert list(code_blocks(page)) == [("\n\nx\n", "1\n"), ("\n" * 13 + "y\n", None)]
+    assert list(code_blocks(page)) == [
+        ("\n\nx\n", Output("1\n")),
+        ("\n" * 13 + "y\n", None),
+    ]
+
+
+def test_numbers_of_training_are_compared_with_the_tolerance_that_the_page_gives() -> None:
+    page = "```python\nx\n```\n\n<!-- numbers to 10 % -->\n\n```text\nloss 1.00 of 8, 2e-07\n```\n"
+    ((_, output),) = code_blocks(page)
+    assert output is not None
+    assert output.tolerance == 0.1
+    assert output.agrees("loss  1.09 of 8, 2e-07")
+    for other in (
+        "loss 1.12 of 8, 2e-07",
+        "loss 1.00 of 9, 2e-07",
+        "loss 1.00",
+        "lost 1.00 of 8, 2e-07",
+    ):
+        assert not output.agrees(other)
+    assert not Output("1.00").agrees("1.01")
 
 
 def test_blocks_of_another_language_are_left_out() -> None:

@@ -1,4 +1,4 @@
-"""The README's list of what is not supported is what is not supported, point by point."""
+"""The list of what is not supported, in `docs/limits.md`, is what is not supported, point by point."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.zoo.control_flow import clipped
 
 X, STATE = jnp.ones(2), jnp.zeros(3)
 W = jnp.ones((3, 2))
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs/limits.md"
 
 
 def compiled(function, model=W, algo="d_rtrl"):
@@ -139,7 +139,7 @@ CASES = {
 
 
 def test_the_list_is_complete():
-    section = README.read_text().split("## What is not supported yet")[1].split("\n## ")[0]
+    section = PAGE.read_text().split("## What is not supported yet")[1].split("\n## ")[0]
     assert re.findall(r"^- \*\*(.+?)\.\*\*", section, re.MULTILINE) == list(CASES)
 
 

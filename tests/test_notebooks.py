@@ -1,13 +1,12 @@
 """The notebooks are what their pages make, and have all of their code, which `test_docs` runs."""
 
-import doctest
 import re
 
 import nbformat
 import pytest
 
 from tests.notebooks import DOCS, FOLDER, NOTEBOOKS, notebook, path
-from tests.pages import OUTPUT_OPTIONS, code_blocks
+from tests.pages import code_blocks
 
 by_name = pytest.mark.parametrize("name", NOTEBOOKS)
 
@@ -39,7 +38,7 @@ def test_the_outputs_are_those_that_the_page_shows(name: str) -> None:
     for cell, (_, expected) in zip(cells, code_blocks(page), strict=True):
         printed = "".join(output.text for output in cell.outputs)
         if expected is not None:
-            assert doctest.OutputChecker().check_output(expected, printed, OUTPUT_OPTIONS), printed
+            assert expected.agrees(printed), printed
             compared += 1
     assert compared >= 3
 
