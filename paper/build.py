@@ -39,7 +39,7 @@ def main() -> None:
         extra_args=["--citeproc", f"--bibliography={FOLDER / paper['bibliography']}"],
     )
     authors = ", ".join(author["name"] for author in paper["authors"])
-    title = f"#align(center)[#text(17pt)[*{paper['title']}* ] \\ {authors}, {paper['date']}]\n"
+    title = f"#align(center)[#text(15pt)[*{paper['title']}* ] \\ {authors}, {paper['date']}]\n"
     rule = "#let horizontalrule = line(length: 100%)\n"
     (FOLDER / "paper.pdf").write_bytes(typst.compile((STYLE + rule + title + body).encode()))
     words = len(re.findall(r"\b\w[\w'-]*", text.partition("# References")[0]))
