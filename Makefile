@@ -28,7 +28,7 @@ SEEDS ?= 1
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 AGENTS := streaming ppo conditioning
 
-.PHONY: demo examples results test fuzz test-peer test-third-party test-device on-device test-leaks test-newest test-wheel test-affected-jaxlib bench lint lock docs docs-release notebooks clean
+.PHONY: demo examples results test fuzz test-peer test-third-party test-device on-device test-leaks test-newest test-wheel test-affected-jaxlib coverage bench bench-versions api dist release-check lint lock docs docs-dev docs-release notebooks paper clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
@@ -85,13 +85,32 @@ test-leaks: .venv/.test
 test-newest: .venv-newest/.test
 	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
-# The wheel in an environment with nothing else but Optax, which the README asks for.
+# Of the tests that are not slow, and the lines of the package that they run.
+coverage: .venv/.test
+	$(BIN)/python -m pytest --cov=etpc --cov-report=term $(PYTEST_ARGS)
+
+# Source and wheel of a release, as an index gets them.
+dist: .venv/.dev
+	$(BIN)/python .ci/release.py $(TAG)
+	rm -rf dist
+	$(BIN)/python -m build --installer pip
+	$(BIN)/twine check --strict dist/*
+
+# The wheel in dist/, in an environment with nothing else but Optax, which the README asks for.
 test-wheel:
 	rm -rf .venv-wheel
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .venv-wheel/dist .
-	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check .venv-wheel/dist/*.whl optax
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl optax
 	.venv-wheel/bin/python tests/wheel.py
+
+# A release but for its upload. TAG=v0.1.0 must be its version, with the date of the release everywhere.
+release-check: dist test-wheel
+
+# What changed in the public interface since the last tag.
+api: .venv/.dev
+	@tag=$$(git describe --tags --abbrev=0 --match 'v*' HEAD^ 2> /dev/null) \
+		|| { echo "There is no tag before this commit, so there is nothing to compare with."; exit 0; }; \
+		echo "Since $$tag:"; $(BIN)/griffe check etpc --against "$$tag"
 
 # The release of jaxlib that computes wrong Jacobians of norms, for those who have it all the same.
 test-affected-jaxlib: export PYTHONPATH = .
@@ -105,10 +124,22 @@ test-affected-jaxlib:
 bench: .venv-peer/.peer
 	.venv-peer/bin/python -m benchmarks $(BENCH_ARGS)
 
+# Commits, or a range of them, of which the benchmarks of several versions are run, for example: v0.1.0..main
+VERSIONS ?= main^!
+bench-versions: .venv-peer/.peer
+	.venv-peer/bin/asv machine --yes --config benchmarks/asv.conf.json
+	.venv-peer/bin/asv run --config benchmarks/asv.conf.json '$(VERSIONS)'
+
+SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema
 lint: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/zizmor --offline --quiet .github
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA) vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
 
 # Makes environments anew, of the newest packages, and writes these down for each Python.
 FREEZE = $(1)/bin/python -m pip freeze --exclude-editable
@@ -124,13 +155,21 @@ notebooks: .venv/.test
 docs: .venv/.docs
 	$(MKDOCS) $(BIN)/mkdocs build --strict
 
-# Adds the pages of this version to the branch gh-pages. Pushing it publishes them.
+# Adds the pages of this version, or those of no release yet, to the branch gh-pages. Pushing it publishes them.
+MIKE := ETPC_DOCS_VERSIONS=mike PATH="$(BIN):$$PATH" $(BIN)/mike
 docs-release: .venv/.docs
-	$(MKDOCS) ETPC_DOCS_VERSIONS=mike PATH="$(BIN):$$PATH" $(BIN)/mike deploy --update-aliases $(basename $(VERSION)) latest
-	$(BIN)/mike set-default latest
+	$(MKDOCS) $(MIKE) deploy --update-aliases $(basename $(VERSION)) latest
+	$(MKDOCS) $(MIKE) set-default latest
+
+docs-dev: .venv/.docs
+	$(MKDOCS) ETPC_DOCS_OF="etpc $(VERSION), in development" $(MIKE) deploy dev
+
+# The paper as a PDF, without the style of the journal, which paper.yml has.
+paper: .venv/.paper
+	$(BIN)/python paper/build.py
 
 clean:
-	rm -rf .venv .venv-peer .venv-device .venv-third-party .venv-newest .venv-wheel .venv-affected dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
+	rm -rf .venv .venv-peer .venv-device .venv-third-party .venv-newest .venv-wheel .venv-affected dist site paper/paper.pdf .asv .coverage .hypothesis .pytest_cache .ruff_cache benchmarks/out
 	find etpc tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # With LOCKED=1, as continuous integration has it, the Pythons that have a file of versions get these; others the newest.
@@ -142,6 +181,7 @@ LOCK = $(1)/bin/python -c 'import sys; print(".ci/lock-%d.%d.txt" % sys.version_
 .venv/.test: EXTRAS = demo,test
 .venv/.dev: EXTRAS = demo,test,dev
 .venv/.docs: EXTRAS = docs
+.venv/.paper: EXTRAS = paper
 .venv-peer/.peer: EXTRAS = demo,test,peer,bench
 .venv-newest/.test: EXTRAS = demo,test
 .venv-device/.test: EXTRAS = test,device,nest
@@ -159,11 +199,11 @@ LOCK = $(1)/bin/python -c 'import sys; print(".ci/lock-%d.%d.txt" % sys.version_
 .venv-third-party/.test: LOCKED =
 .venv-third-party/.test: DATA = memorax==1.0.1 noxton==0.1.4 rnn-jax==0.0.2 spyx==1.0.0
 
-.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-device/.test: BASE = $(PYTHON)
+.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv/.paper .venv-device/.test: BASE = $(PYTHON)
 .venv-newest/.test .venv-peer/.peer .venv-third-party/.test: BASE = $(PYTHON_NEWEST)
 .venv-third-party/.test: tests/interop/requirements.txt
 
-.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-device/.test .venv-newest/.test .venv-third-party/.test: pyproject.toml
+.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv/.paper .venv-peer/.peer .venv-device/.test .venv-newest/.test .venv-third-party/.test: pyproject.toml
 	test -x $(@D)/bin/python || $(BASE) -m venv $(@D)
 	lock=$$($(call LOCK,$(@D))); test -n '$(LOCKED)' -a -f $$lock || lock=/dev/null; \
 		$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $$lock --editable '.[$(EXTRAS)]' $(PINNED)

@@ -167,26 +167,26 @@ def same(model: Any) -> Any:
 
 LOUD = dataclasses.replace(TASK, batch=partial(batch, size=0.4))
 LONG = dataclasses.replace(TASK, updates=2500)
-DECAY = etpc.ES_D_RTRL(decay=0.9)
+DECAY = etpc.ES_D_RTRL(decay=0.99)
 CONTROLS: dict[str, tuple[Task, Callable[[], Gradient], Change]] = {
     "BPTT": (TASK, lambda: bptt, same),
     "D-RTRL": (TASK, lambda: online(etpc.D_RTRL()), same),
-    "a decay of 0.99": (TASK, lambda: online(etpc.ES_D_RTRL(decay=0.99)), same),
-    "a decay of 0.9": (TASK, lambda: online(DECAY), same),
+    "a decay of 0.99": (TASK, lambda: online(DECAY), same),
+    "a decay of 0.9": (TASK, lambda: online(etpc.ES_D_RTRL(decay=0.9)), same),
     "a decay of 0.5": (TASK, lambda: online(etpc.ES_D_RTRL(decay=0.5)), same),
-    "0.9, traces begin after step 0": (TASK, lambda: online(DECAY, 1), same),
-    "0.9, what step 0 adds, alone": (TASK, lambda: only_step_0(DECAY), same),
-    "0.9, the cell's gradient times 20": (TASK, lambda: scaled(DECAY, 20.0), same),
-    "0.9, the cell's gradient divided by 20": (TASK, lambda: scaled(DECAY, 1 / 20), same),
-    "0.9, noise four times as large": (LOUD, lambda: online(DECAY), same),
+    "0.99, traces begin after step 0": (TASK, lambda: online(DECAY, 1), same),
+    "0.99, what step 0 adds, alone": (TASK, lambda: only_step_0(DECAY), same),
+    "0.99, the cell's gradient times 20": (TASK, lambda: scaled(DECAY, 20.0), same),
+    "0.99, the cell's gradient divided by 20": (TASK, lambda: scaled(DECAY, 1 / 20), same),
+    "0.99, noise four times as large": (LOUD, lambda: online(DECAY), same),
     "BPTT, noise four times as large": (LOUD, lambda: bptt, same),
-    "BPTT and noise of the size of its difference from 0.9": (TASK, lambda: noisy(DECAY), same),
+    "BPTT and noise of the size of its difference from 0.99": (TASK, lambda: noisy(DECAY), same),
     "BPTT, step 0 as large as all others": (TASK, lambda: louder, same),
     "BPTT, update gate shut at first": (TASK, lambda: bptt, remembering),
     "D-RTRL, update gate shut at first": (TASK, lambda: online(etpc.D_RTRL()), remembering),
-    "0.9, update gate shut at first": (TASK, lambda: online(DECAY), remembering),
+    "0.99, update gate shut at first": (TASK, lambda: online(DECAY), remembering),
     "BPTT, 2,500 updates": (LONG, lambda: bptt, same),
-    "0.9, 2,500 updates": (LONG, lambda: online(DECAY), same),
+    "0.99, 2,500 updates": (LONG, lambda: online(DECAY), same),
 }
 
 
