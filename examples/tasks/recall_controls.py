@@ -175,6 +175,7 @@ CONTROLS: dict[str, tuple[Task, Callable[[], Gradient], Change]] = {
     "a decay of 0.9": (TASK, lambda: online(etpc.ES_D_RTRL(decay=0.9)), same),
     "a decay of 0.5": (TASK, lambda: online(etpc.ES_D_RTRL(decay=0.5)), same),
     "0.99, traces begin after step 0": (TASK, lambda: online(DECAY, 1), same),
+    "0.99, traces begin after step 8": (TASK, lambda: online(DECAY, 9), same),
     "0.99, what step 0 adds, alone": (TASK, lambda: only_step_0(DECAY), same),
     "0.99, the cell's gradient times 20": (TASK, lambda: scaled(DECAY, 20.0), same),
     "0.99, the cell's gradient divided by 20": (TASK, lambda: scaled(DECAY, 1 / 20), same),
