@@ -164,9 +164,8 @@ def _rules(of: Record) -> Iterator[Quote]:
     yield Quote(PAGE, text, [*online, decay])
     yield Quote(PAGE, "BPTT needs {} GiB at the end.", bptt[1:])
     yield Quote(COMPARISON, "(measured: {} MiB at T = 500, {} GiB at 50,000)", bptt)
-    yield Quote(
-        CHOOSE, "needs {} MiB for the network of the tutorial at T = 500, and {} GiB at T", bptt
-    )
+    reference = "[the reference network](benchmarks.md#how-it-was-measured)"
+    yield Quote(CHOOSE, f"needs {{}} MiB for {reference} at T = 500, and {{}} GiB at T", bptt)
     first = {name: row["first_s"] for name, row in of.named("compile").items()}
     ours = [first["etpc D-RTRL"], first["etpc ES-D-RTRL rank 4"]]
     theirs = ends(value for name, value in first.items() if "braintrace" in name)
@@ -256,7 +255,7 @@ def _windows_and_ranks(of: Record) -> Iterator[Quote]:
         yield Quote(CHOOSE, f"| {label} |" + " {} |" * 6, [percent(error) for error in errors])
     names = [*(f"etpc ES-D-RTRL rank {rank} W=10" for rank in (1, 4, 8)), "etpc ES-D-RTRL 0.9 W=10"]
     errors = [percent(speed[128][name]["error_d_rtrl"]) for name in names]
-    yield Quote(CHOOSE, "| the tutorial's, soft reset | {} | - | {} | {} | - | {} |", errors)
+    yield Quote(CHOOSE, "| the reference network, soft reset | {} | - | {} | {} | - | {} |", errors)
     text = "rank 4 is {} to {} % from D-RTRL with W = 10, and {} to {} % with W = 100 (T = 500;"
     windows = [of.rows("low-rank-windows", window=window) for window in (10, 100)]
     values = [end for rows in windows for end in ends(100 * row["error_4"] for row in rows)]
