@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
+from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL, resolve
 from ..analyse import trace_dtype, uncut_block
 from ..errors import InputError, InputTypeError, checked_count
 from ..files.record import record
@@ -180,8 +180,9 @@ def suggest(
     *loss_fn: Any,
     score: Callable[[Any, Any], Any] | None = None,
     optimiser: Any = None,
+    rules: Sequence[Algorithm | str] | None = None,
     rates: Sequence[float] = (1.0, 1 / 3, 3.0),
-    budget: float = 120.0,
+    budget: float = 120,
     memory: int | None = None,
     time: float | None = None,
     every: int | None = None,
@@ -215,6 +216,7 @@ def suggest(
     - `score`: `score(y, target) -> scalar`, for one example at one step as the loss is, such as whether the answer is
         right; higher is better. It is averaged where the mask is not zero. By default it is minus the loss.
     - `optimiser`: one of Optax; by default Adam at 3e-3, and clipped gradients.
+    - `rules`: algorithms or their names, to try in place of the usual ones. BPTT is always there.
     - `rates`: multiples of its learning rate: what each update changes is multiplied by them.
     - `budget`: so many seconds are taken, or up to a tenth more. Each piece of work begins only if it fits, by the time
         that those before it took. More is taken where BPTT and the first rule need more, which are always measured, and
@@ -265,10 +267,11 @@ def suggest(
     for rate in rates:
         _check_limits(rates=rate)
     limits = memory, time
-    if optimiser is None and not (cut.exact and limits == (None, None)):
+    if optimiser is None and not (cut.exact and limits == (None, None) and rules is None):
         optimiser = _adam()
     batch = _batch(trial, every, optimiser, found.single)
-    advice = _Advice(cut, batch, limits, found, score, [float(rate) for rate in rates])
+    tried = [resolve(rule) for rule in rules or ()] or _rules(batch, cut)
+    advice = _Advice(cut, batch, tried, limits, found, score, [float(rate) for rate in rates])
     return advice.go_on(budget, begun)
 
 
@@ -343,7 +346,14 @@ class _Advice:
     """
 
     def __init__(
-        self, cut: Program, batch: Batch, limits: Limits, data: Data, score: Any, rates: Any
+        self,
+        cut: Program,
+        batch: Batch,
+        rules: Sequence[Algorithm],
+        limits: Limits,
+        data: Data,
+        score: Any,
+        rates: Any,
     ):
         self.cut, self.batch, self.data, self.score, self.rates = cut, batch, data, score, rates
         self.memory, self.time = limits
@@ -368,7 +378,7 @@ class _Advice:
             where = [f", as {place} is" for place in not_finite(*batch.trial.data)[:1]]
             why = "".join(["NaN or infinite", *where] if not self.reference.finite else ["zero"])
             self.remarks.append(f"No rule can be compared: the gradient of BPTT is {why}.")
-        self.waiting = [*_rules(batch, cut)] if self.trains else [D_RTRL()]
+        self.waiting = [*dict.fromkeys(rules)] if self.trains else [D_RTRL()]
         if not self.reference.comparable:
             self.waiting = self.waiting[:1] if cut.exact else []
 
