@@ -1,7 +1,7 @@
 """An agent that acts and learns on a device, in C, where its world is in C too.
 
 The world is a corridor, a T-maze: at its beginning a sign says left or right, and at its end, some steps later, the
-agent has to go where the sign said. It is an actor-critic of an encoder, recurrent trace units and two readouts, and
+agent has to go where the sign said. It is an actor-critic of an encoder, minGRU neurons and two readouts, and
 learns from each step as it comes (see docs/rl.md). It is trained a little in Python, and exported as two functions of
 one state: `act`, from an observation to an action, and `learn`, from the reward and the next observation. On the device
 (agent.c) it learns the rest.
@@ -35,16 +35,16 @@ GAMMA, LAMBDA = 0.95, 0.8
 
 class Network(eqx.Module):
     encoder: eqx.nn.Linear
-    cell: nn.RTU
+    cell: nn.MinGRU
     actor: eqx.nn.Linear
     critic: eqx.nn.Linear
 
     def __init__(self, key: PRNGKeyArray):
         keys = jax.random.split(key, 4)
         self.encoder = eqx.nn.Linear(2, 4, key=keys[0])
-        self.cell = nn.RTU(4, 6, r_min=0.5, r_max=0.99, max_phase=0.5, key=keys[1])
+        self.cell = nn.MinGRU(4, 8, key=keys[1])
         self.actor, self.critic = (
-            nn.init(eqx.nn.Linear(12, n, key=key), "zeros", key)
+            nn.init(eqx.nn.Linear(8, n, key=key), "zeros", key)
             for n, key in ((2, keys[2]), (1, keys[3]))
         )
 
@@ -73,7 +73,7 @@ class Agent(NamedTuple):
 
 @functools.cache
 def program() -> etpc.Program:
-    """Exact, as the units do not read each other: it carries each weight of the encoder once for each unit."""
+    """Exact here: the neurons do not read each other, and the encoder has a trace for each of them."""
     return etpc.compile(Network(jax.random.key(0)), etpc.SnAp(1, window=1), inputs=jnp.zeros(2))
 
 

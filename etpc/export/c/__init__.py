@@ -7,9 +7,9 @@ state is written over the old one where nothing reads that any more, so that a t
 Operations by element, and those that only move elements, are computed where they are read; contractions, reductions
 and what is read several times have an array each. An operation that is in none of the tables is refused by its name.
 
-- `_program`: arrays, statements and their order; `_places`: which arrays share a place.
+- `_program`: a function as statements, and which array is written over which.
 - `_elements`, `_moves`, `_sums`, `_control`: what each operation of StableHLO is in C, in a table of each.
-- `_write`: `learner.h` and `learner.c`.
+- `_write`: which arrays share a place, and the two files.
 """
 
 from ._write import write_c
