@@ -125,6 +125,29 @@ def test_names_that_mean_something_in_c(tmp_path: Path) -> None:
     assert distance(in_c.state["['int']"], state["['int']"]) < 1e-6
 
 
+def test_states_that_change_places_and_are_returned(tmp_path: Path) -> None:
+    def turn(state: Any, x: Any) -> Any:
+        a, b, c = state
+        return (b, a + x, 2 * a), (a, c, a + x)
+
+    def swap(state: Any) -> Any:
+        a, b, c = state
+        return (a, c, b), None
+
+    start = (jnp.arange(3.0), jnp.ones(3), jnp.zeros(3))
+    functions = etpc.export_functions(start, turn=(turn, jnp.zeros(3)), swap=(swap,))
+    in_c, state = Learner(functions, tmp_path), start
+    for k in range(4):
+        x = np.full(3, k, np.float32)
+        state, outputs = turn(state, x)
+        for a, b in zip(in_c.call("turn", x=x).values(), outputs, strict=True):
+            np.testing.assert_array_equal(a, b)
+        state, _ = swap(state)
+        in_c.call("swap")
+        for a, b in zip(in_c.state.values(), state, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 STREAM = """\
 #include <stdio.h>
 #include "learner.h"
