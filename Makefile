@@ -34,23 +34,28 @@ demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
 
 examples: .venv/.test
-	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) -mexamples.on_device.drift -mexamples.on_device.fixed_point $(addprefix -mexamples.rl.,$(AGENTS)) \
+	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) -mexamples.on_device.drift -mexamples.on_device.fixed_point -mexamples.on_device.agent $(addprefix -mexamples.rl.,$(AGENTS)) \
 		| xargs -P $(JOBS) -I {} sh -c 'echo "{}"; exec $(BIN)/python "{}"'
 
-# A learner as a C program, and its stream. With a compiler for ARM and QEMU, also on an emulated Cortex-M4.
+# A learner and an agent as C programs. With a compiler for ARM and QEMU, also on an emulated Cortex-M4.
 DEVICE := examples/out/on_device
 CORTEX_M4 := -O2 -std=c99 -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard --specs=rdimon.specs
+# The program of an example, and what it reads.
+define IN_C
+	cc -O2 -std=c99 -Wall -Werror -I$(DEVICE)/$(1) examples/on_device/$(1).c $(DEVICE)/$(1)/learner.c -lm -o $(DEVICE)/$(1)/learn
+	$(DEVICE)/$(1)/learn < $(2)
+	! command -v arm-none-eabi-gcc || arm-none-eabi-gcc $(CORTEX_M4) -T examples/on_device/cortex_m4.ld -I$(DEVICE)/$(1) \
+		examples/on_device/cortex_m4.c examples/on_device/$(1).c $(DEVICE)/$(1)/learner.c -lm -o $(DEVICE)/$(1)/learn.elf
+	! command -v arm-none-eabi-size || arm-none-eabi-size $(DEVICE)/$(1)/learn.elf
+	! command -v qemu-system-arm || qemu-system-arm -M mps2-an386 -kernel $(DEVICE)/$(1)/learn.elf -nographic \
+		-monitor none -serial none -semihosting-config enable=on,target=native < $(2)
+endef
 on-device: .venv/.demo
 	rm -rf $(DEVICE)
-	$(BIN)/python -m examples.on_device.drift --export $(DEVICE)
-	$(BIN)/python -m examples.on_device.to_c $(DEVICE)/learner -o $(DEVICE)
-	cc -O2 -std=c99 -Wall -Werror -I$(DEVICE) examples/on_device/main.c $(DEVICE)/learner.c -lm -o $(DEVICE)/learn
-	$(DEVICE)/learn < $(DEVICE)/stream.txt
-	! command -v arm-none-eabi-gcc || arm-none-eabi-gcc $(CORTEX_M4) -T examples/on_device/cortex_m4.ld -I$(DEVICE) \
-		examples/on_device/cortex_m4.c examples/on_device/main.c $(DEVICE)/learner.c -lm -o $(DEVICE)/learn.elf
-	! command -v arm-none-eabi-size || arm-none-eabi-size $(DEVICE)/learn.elf
-	! command -v qemu-system-arm || qemu-system-arm -M mps2-an386 -kernel $(DEVICE)/learn.elf -nographic \
-		-monitor none -serial none -semihosting-config enable=on,target=native < $(DEVICE)/stream.txt
+	$(BIN)/python -m examples.on_device.drift --export $(DEVICE)/drift
+	$(call IN_C,drift,$(DEVICE)/drift/stream.txt)
+	$(BIN)/python -m examples.on_device.agent --export $(DEVICE)/agent
+	$(call IN_C,agent,/dev/null)
 
 results: .venv/.demo
 	printf '%s\n' $(STUDIES) | xargs -P 2 -I {} \

@@ -60,7 +60,9 @@ if TYPE_CHECKING:
     from .checking.suggest import Candidate, Suggestion, suggest
     from .checkpoint import load, load_weights, save
     from .definition import reference
-    from .export.learner import Exported, load_exported
+    from .export.functions import ExportedFunctions, export_functions
+    from .export.learner import Exported
+    from .export.load import load_exported
     from .gradient.agreement import Row
     from .gradient.bptt import bptt
     from .nn import feedback
@@ -77,7 +79,9 @@ else:
         "checkpoint": "load load_weights save",
         "definition": "reference",
         "nn": "feedback",
-        "export.learner": "Exported load_exported",
+        "export.functions": "ExportedFunctions export_functions",
+        "export.learner": "Exported",
+        "export.load": "load_exported",
         "gradient.agreement": "Row",
         "gradient.bptt": "bptt",
         "plan": "Claim Reason",
@@ -132,6 +136,7 @@ __all__ = [
     "EProp",
     "EtpcError",
     "Exported",
+    "ExportedFunctions",
     "Fault",
     "InputError",
     "InputTypeError",
@@ -157,6 +162,7 @@ __all__ = [
     "compare",
     "compile",
     "draw",
+    "export_functions",
     "feedback",
     "fit",
     "interop",

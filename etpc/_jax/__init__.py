@@ -10,6 +10,7 @@ What JAX can do is asked of the objects that it offers, and not of its version n
 - `_flatten`: from a function or a jaxpr to such a program.
 - `_control`: loops, and functions with derivatives of their own.
 - `_loops`: loops of unknown length, with a reverse mode.
+- `mlir`: modules of StableHLO, read by the bindings of MLIR in `jax.extend`; it is imported where C is written.
 - `_backward`: the tangent map of a `custom_vjp`, which JAX does not have.
 """
 

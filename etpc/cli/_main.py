@@ -255,6 +255,10 @@ def _export(arguments: argparse.Namespace) -> Answer:
     sizes, allocated = {name: len(code) for name, code in learner.modules.items()}, None
     with _writing(folder), new_folder(folder) as temporary:
         learner.save(temporary)
+        in_c = None
+        if arguments.c is not None:
+            with _writing(arguments.c):
+                in_c = learner.to_c(arguments.c)
         if arguments.compile is not None:
             files, allocated = compiled(temporary, arguments.compile)
             sizes |= files
@@ -272,9 +276,15 @@ def _export(arguments: argparse.Namespace) -> Answer:
             lines.append(
                 "IREE 3.13 gets some learners with complex numbers wrong: see docs/device.md"
             )
+    if in_c is not None:
+        lines.append(f"{arguments.c}/learner.c works in {in_c['work']:,} bytes beside the state")
     lines.append(f"wrote {folder}")
     found = dict(
-        files=sizes, state_bytes=state, temporary_bytes=temporaries, iree_allocated_bytes=allocated
+        files=sizes,
+        state_bytes=state,
+        temporary_bytes=temporaries,
+        iree_allocated_bytes=allocated,
+        c_bytes=in_c,
     )
     record = {"schema": "etpc-export/1", "model": arguments.target, "written": arguments.output}
     return Answer("\n".join(lines), record | found)
@@ -466,6 +476,7 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
         add("--batch", type=_count, metavar="B", help=batch)
         target = "also compile it by IREE, for a target such as llvm-cpu"
         add("--compile", metavar="TARGET", help=target)
+        add("--c", metavar="FOLDER", help="also write it as C99, learner.h and learner.c")
     if name in DEFAULTS:
         several = f"{FORM}; may be given several times ({', '.join(DEFAULTS[name])})"
         add("--algo", action="append", metavar="ALGO", help=several)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -29,7 +30,8 @@ def schema(name: str) -> dict[str, Any]:
     """The JSON Schema, of draft 2020-12, of a file that `etpc` writes.
 
     **Arguments:** `name`: what the file has as `schema`: `"etpc-claims/1"`, of [`etpc claims`](../cli.md);
-    `"etpc-learner/1"`, the [manifest of an exported learner](../device.md); or `"etpc-draw/1"`, of `etpc draw --json`.
+    `"etpc-learner/1"`, the [manifest of an exported learner](../device.md); `"etpc-functions/1"`, that of
+    [functions of one state](../device.md#an-agent-that-acts-and-learns); or `"etpc-draw/1"`, of `etpc draw --json`.
 
     **Raises** `etpc.InputError` for another name.
 
@@ -48,17 +50,18 @@ def schema(name: str) -> dict[str, Any]:
     return json.loads(known[name].read_text())
 
 
-def read_record(text: bytes, name: str) -> dict[str, Any]:
-    """A record from JSON that its schema allows. **Raises** `ValueError` that says why not."""
+def read_record(text: bytes, *names: str) -> dict[str, Any]:
+    """A record from JSON that its schema, one of these names, allows. **Raises** `ValueError` that says why not."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("it is no JSON") from None
     named = {"required": ["schema"], "properties": {"schema": {"type": "string"}}}
     _check(data, {"type": "object", **named}, {})
-    if (found := data["schema"]) != name:
-        raise ValueError(f"it has the schema {found!r}, and this version of etpc reads {name!r}")
-    form = schema(name)
+    if (found := data["schema"]) not in names:
+        known = " and ".join(map(repr, names))
+        raise ValueError(f"it has the schema {found!r}, and this version of etpc reads {known}")
+    form = schema(found)
     _check(data, form, form["$defs"])
     return data
 
@@ -80,7 +83,8 @@ def _check(value: Any, form: Any, defined: Any, where: str = "") -> None:
                 raise ValueError(f"{where}[{key!r}] is missing")
         for key, part in value.items():
             inner = form.get("properties", {}).get(key, form.get("additionalProperties", {}))
-            if inner is False:
+            named = re.search(form.get("propertyNames", {}).get("pattern", ""), key)
+            if inner is False or not named:
                 raise ValueError(f"{where} has {key!r}")
             _check(part, inner, defined, f"{where}[{key!r}]")
     elif isinstance(value, list):

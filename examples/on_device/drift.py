@@ -10,7 +10,7 @@ each is the best of three on two other streams. Then the learner is exported, an
 network's code, learns from the first stream.
 
     python -m examples.on_device.drift                  # a table and examples/out/drift.svg; a minute on 2 cores
-    python -m examples.on_device.drift --export build/  # also build/learner/ and build/stream.txt, for main.c
+    python -m examples.on_device.drift --export build/  # also build/learner/, learner.h, learner.c and stream.txt
 """
 
 import argparse
@@ -181,6 +181,8 @@ def main() -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         file.save(folder / "learner")
+        sizes = file.to_c(folder)
+        print(f"in C: {sizes['state']:,} bytes of state, {sizes['work']:,} bytes to work in")
         xs, targets = streams(2, STREAMS, STEPS, DRIFT)
         np.savetxt(folder / "stream.txt", np.concatenate([xs[:, 0], targets[:, 0]], 1), fmt="%.9g")
 

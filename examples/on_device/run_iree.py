@@ -6,7 +6,6 @@
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,18 @@ import numpy as np
 
 
 class Learner:
-    """An exported learner, with the state that it has now, by name."""
+    """An exported learner, or functions of one state, with the state that they have now, by name."""
 
-    def __init__(self, folder: str, target: str = "llvm-cpu"):
+    def __init__(self, folder: str | Path, target: str = "llvm-cpu"):
         self.folder = Path(folder)
         self.files = json.loads((self.folder / "manifest.json").read_text())["files"]
         with np.load(self.folder / "state.npz") as stored:
             self.state = {name: stored[name] for name in stored.files}
         self.target, self.compiled = target, {}
 
-    def update(self, **data: Any) -> dict[str, np.ndarray]:
-        """Learn from the data of one call: the results that are no state, by name."""
-        return self.run("update.mlirbc", data)
-
-    def predict(self, **data: Any) -> dict[str, np.ndarray]:
-        return self.run("predict.mlirbc", data)
-
-    def run(self, name: str, data: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def call(self, function: str, **data: Any) -> dict[str, np.ndarray]:
+        """One call of `update`, `predict`, or another function: its results that are no state, by name."""
+        name = f"{function}.mlirbc"
         if name not in self.compiled:
             self.compiled[name] = compiled(self.folder / name, self.target)
         values = {**self.state, **data}
@@ -65,7 +59,7 @@ def main(folder: str, data: str, results: str) -> None:
     with np.load(data) as stored:
         calls = {name: stored[name] for name in stored.files}
     found = [
-        learner.update(**{name: a[k] for name, a in calls.items()})
+        learner.call("update", **{name: a[k] for name, a in calls.items()})
         for k in range(len(next(iter(calls.values()))))
     ]
     each: dict[str, Any] = {name: np.stack([f[name] for f in found]) for name in found[0]}

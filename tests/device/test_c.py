@@ -3,16 +3,18 @@
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import etpc
 from etpc import nn
-from examples.on_device.to_c import Refused, write_c
+from tests.device.agents import exported_agent, lives, lives_as_in_python
 from tests.device.learners import CALLS, CASES, KEY, H, I, case, distance
 from tests.marks import few
 from tests.pages import ROOT
@@ -22,11 +24,11 @@ CFLAGS = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werr
 
 
 class Learner:
-    """An exported learner as C, compiled for this machine, with the state that it has now."""
+    """Exported functions as C, compiled for this machine, with the state that they have now."""
 
-    def __init__(self, exported: etpc.Exported, folder: Path):
+    def __init__(self, exported: Any, folder: Path):
         self.exported = exported
-        self.sizes = write_c(exported, folder)
+        exported.to_c(folder)
         library = folder / "learner.so"
         run(["cc", *CFLAGS, "-shared", "-fPIC", "learner.c", "-o", library.name, "-lm"], folder)
         self.library = ctypes.CDLL(str(library))
@@ -79,13 +81,71 @@ def test_equals_jax(name: str, tmp_path: Path) -> None:
             assert distance(in_c.state[path], kept[path]) < 1e-5, (k, path)
 
 
-def test_an_operation_that_is_not_known_is_refused_by_its_name(tmp_path: Path) -> None:
-    def sorting(y, t):
-        return ((jax.numpy.sort(y) - t) ** 2).mean()
+def test_an_agent_acts_and_learns_as_in_python(tmp_path: Path) -> None:
+    agent, functions = exported_agent()
+    in_c = Learner(functions, tmp_path)
+    actions = lives(lambda name, **data: in_c.call(name, **data).values())
+    lives_as_in_python(agent, in_c.exported, actions, in_c.state)
 
-    exported = case(nn.MinGRU(I, H, key=KEY), loss=sorting).exported()
-    with pytest.raises(Refused, match=r"stablehlo\.sort"):
-        write_c(exported, tmp_path)
+
+def test_what_has_no_c_is_refused_by_its_name_and_line(tmp_path: Path) -> None:
+    def sort(total: Any, x: Any) -> Any:
+        return total, jax.lax.sort(x)
+
+    def low(total: Any, x: Any) -> Any:
+        return total, x.astype(jnp.bfloat16)
+
+    for function, words in (
+        (sort, r"stablehlo\.sort \(sort\) at .*test_c\.py:\d+"),
+        (low, "is bfloat16"),
+    ):
+        functions = etpc.export_functions(jnp.zeros(3), f=(function, jnp.zeros(3)))
+        with pytest.raises(etpc.UnsupportedError, match=f"There is no C for .*{words}"):
+            functions.to_c(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_names_that_mean_something_in_c(tmp_path: Path) -> None:
+    def double(state: Any, sum: Any, I: Any, i0: Any, λ: Any) -> Any:
+        y = jnp.exp(sum) @ state["int"] + I + i0.sum() + λ
+        return {"int": y}, {"y": y, "0": jnp.argmax(y)}
+
+    data = {
+        name: np.random.default_rng(n).random(4, np.float32) for n, name in enumerate(["I", "i0"])
+    }
+    data |= {"sum": np.eye(4, dtype=np.float32), "λ": np.float32(1)}
+    arguments = [data[name] for name in ("sum", "I", "i0", "λ")]
+    functions = etpc.export_functions({"int": jnp.arange(4.0)}, double=(double, *arguments))
+    in_c, (state, outputs) = (
+        Learner(functions, tmp_path),
+        functions.double(functions.state, *arguments),
+    )
+    for a, b in zip(in_c.call("double", **data).values(), outputs, strict=True):
+        assert distance(a, b) < 1e-6
+    assert distance(in_c.state["['int']"], state["['int']"]) < 1e-6
+
+
+def test_states_that_change_places_and_are_returned(tmp_path: Path) -> None:
+    def turn(state: Any, x: Any) -> Any:
+        a, b, c = state
+        return (b, a + x, 2 * a), (a, c, a + x)
+
+    def swap(state: Any) -> Any:
+        a, b, c = state
+        return (a, c, b), None
+
+    start = (jnp.arange(3.0), jnp.ones(3), jnp.zeros(3))
+    functions = etpc.export_functions(start, turn=(turn, jnp.zeros(3)), swap=(swap,))
+    in_c, state = Learner(functions, tmp_path), start
+    for k in range(4):
+        x = np.full(3, k, np.float32)
+        state, outputs = turn(state, x)
+        for a, b in zip(in_c.call("turn", x=x).values(), outputs, strict=True):
+            np.testing.assert_array_equal(a, b)
+        state, _ = swap(state)
+        in_c.call("swap")
+        for a, b in zip(in_c.state.values(), state, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 STREAM = """\
@@ -107,11 +167,27 @@ int main(void) {
 TOOLS = ("arm-none-eabi-gcc", "qemu-system-arm")
 
 
+def small() -> tuple[Any, str]:
+    return case(nn.MinGRU(I, H, key=KEY)).exported(), STREAM
+
+
+def agent() -> tuple[Any, str]:
+    """The example, shorter."""
+    source = (ROOT / "examples" / "on_device" / "agent.c").read_text()
+    return exported_agent()[1], source.replace(
+        "EPISODES = 4000, SHOWN = 250", "EPISODES = 1500, SHOWN = 25"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason="there is no emulated Cortex-M4")
-def test_a_cortex_m4_learns_the_same(tmp_path: Path) -> None:
-    write_c(case(nn.MinGRU(I, H, key=KEY)).exported(), tmp_path)
-    (tmp_path / "main.c").write_text(STREAM)
+@pytest.mark.parametrize("example", [small, agent])
+def test_a_cortex_m4_learns_the_same(
+    example: Callable[[], tuple[Any, str]], tmp_path: Path
+) -> None:
+    functions, source = example()
+    functions.to_c(tmp_path)
+    (tmp_path / "main.c").write_text(source)
     start = ROOT / "examples" / "on_device"
     chip = "-mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard --specs=rdimon.specs"
     files = ["main.c", "learner.c", "-lm", "-o"]

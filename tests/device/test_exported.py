@@ -424,13 +424,16 @@ def task(key):
 def test_command(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Path("models.py").write_text(MODELS)
-    command = "export models.py:task --every 2 --optimiser sgd:0.1 -o learner --json"
+    command = "export models.py:task --every 2 --optimiser sgd:0.1 -o learner --c build --json"
     assert main(command.split()) == 0
     said = json.loads(capsys.readouterr().out)
     exported = etpc.load_exported("learner")
     assert said["state_bytes"] == sum(a.nbytes for a in exported.state.values())
     assert said["files"] == {name: len(code) for name, code in exported.modules.items()}
     assert said["temporary_bytes"] == exported.temporaries() > 0
+    assert said["c_bytes"] == exported.to_c("again")
+    for name in ("learner.c", "learner.h"):
+        assert (Path("build") / name).read_text() == (Path("again") / name).read_text()
     assert (exported.manifest["every"], exported.manifest["batch_size"]) == (2, None)
     assert main(command.split()) == 2
     assert "there already" in capsys.readouterr().err

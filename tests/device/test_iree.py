@@ -10,6 +10,7 @@ import pytest
 
 import etpc
 from etpc.cli import main
+from tests.device.agents import exported_agent, lives, lives_as_in_python
 from tests.device.learners import CALLS, CASES, Case, complex_and_real, distance
 from tests.device.test_exported import MODELS
 from tests.helpers import ROOT, in_a_process
@@ -53,6 +54,16 @@ def test_one_adam_for_complex_and_real_parameters(tmp_path: Path) -> None:
     found = by_iree(made, made.exported(), tmp_path, range(1))
     (after, *_), _ = made.by_jax(calls=range(1))
     assert distance(found["['gain']"], after["gain"]) < 1e-5
+
+
+def test_an_agent_acts_and_learns_as_in_python(tmp_path: Path) -> None:
+    from examples.on_device.run_iree import Learner  # which imports IREE
+
+    agent, functions = exported_agent()
+    functions.save(tmp_path / "agent")
+    learner = Learner(tmp_path / "agent")
+    actions = lives(lambda name, **data: learner.call(name, **data).values())
+    lives_as_in_python(agent, functions, actions, learner.state)
 
 
 def test_resumes_both_ways(tmp_path: Path) -> None:

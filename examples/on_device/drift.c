@@ -1,9 +1,8 @@
 /* A learner that learns: reads a stream of numbers, and prints what it predicts and how wrong that was.
  *
- *     python -m examples.on_device.drift --export build/learner
- *     python -m examples.on_device.to_c build/learner -o build
- *     cc -O2 -std=c99 -Wall -Werror -Ibuild examples/on_device/main.c build/learner.c -lm -o build/learn
- *     build/learn < stream.txt
+ *     python -m examples.on_device.drift --export build
+ *     cc -O2 -std=c99 -Wall -Werror -Ibuild examples/on_device/drift.c build/learner.c -lm -o build/learn
+ *     build/learn < build/stream.txt
  *
  * Each line of the stream has the numbers of one input, then those of its target. `make on-device` does all this.
  */
