@@ -259,6 +259,7 @@ def follow(key):
 
 
 RULES = [etpc.D_RTRL(), etpc.RTRL(window=4), etpc.TBPTT(1)]
+FEW = [etpc.D_RTRL(), etpc.TBPTT(1)]
 
 
 def raced(budget, data=follow, model=MODEL, **options):
@@ -271,9 +272,8 @@ def raced(budget, data=follow, model=MODEL, **options):
 @pytest.fixture(scope="module")
 def measured():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_suggest, "_rules", lambda *_: RULES)
         ticking(patch)
-        return raced(30.0), raced(15.0).go_on(15.0)
+        return raced(30.0, rules=RULES), raced(15.0, rules=RULES).go_on(15.0)
 
 
 @pytest.mark.slow
@@ -369,9 +369,8 @@ def test_an_exact_rule_that_is_too_large_gives_way(monkeypatch):
 @pytest.mark.slow
 def test_what_is_exact_is_taken_unless_another_rule_is_ahead(monkeypatch):
     """With an optimiser approximations train too."""
-    monkeypatch.setattr(_suggest, "_rules", lambda *_: [etpc.D_RTRL(), etpc.TBPTT(1)])
     ticking(monkeypatch)
-    found = raced(8.0, model=LEAKY)
+    found = raced(8.0, model=LEAKY, rules=["d_rtrl", etpc.TBPTT(1)])
     assert [row.name for row in found.rows] == ["BPTT", "D_RTRL()", "TBPTT(1)"]
     assert found.rows[0].losses == found.rows[1].losses
     assert found.rule == etpc.D_RTRL()
@@ -414,7 +413,6 @@ def test_an_interrupt_gives_what_was_measured(monkeypatch):
 
 @pytest.mark.slow
 def test_an_interrupt_of_the_race_keeps_what_was_trained(monkeypatch):
-    monkeypatch.setattr(_suggest, "_rules", lambda *_: [etpc.D_RTRL(), etpc.TBPTT(1)])
     ticking(monkeypatch)
     calls = itertools.count()
 
@@ -423,7 +421,7 @@ def test_an_interrupt_of_the_race_keeps_what_was_trained(monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(_race, "show", interrupt)
-    found = raced(1e6)
+    found = raced(1e6, rules=FEW)
     assert sum(row.updates for row in found.rows) > 0
     assert found.left_out == ("what was left when it was interrupted",)
     again = found.go_on(6.0)
@@ -444,14 +442,13 @@ def test_a_terminal_gets_a_bar_that_goes(monkeypatch):
 
 @pytest.mark.slow
 def test_what_diverges_is_said_first(monkeypatch):
-    monkeypatch.setattr(_suggest, "_rules", lambda *_: [etpc.D_RTRL(), etpc.TBPTT(1)])
     ticking(monkeypatch)
 
     def step(model, x, h):
         h = 0.5 * h + model.into @ x + 0.1 * model.back @ h
         return h, h
 
-    called = dict(step=step, state=jnp.zeros(N))
+    called = dict(step=step, state=jnp.zeros(N), rules=FEW)
     found = raced(10.0, optimiser=optax.sgd(1e-2), rates=(1.0, 1e300), **called)
     names = re.fullmatch(r"At 1e\+300 times the rate these diverge: (.*)\.", found.reasons[0])
     assert {*names[1].split(", ")} == {"BPTT", "D_RTRL()", "TBPTT(1)"}
@@ -531,9 +528,8 @@ def test_a_silent_layer_is_told():
 def test_windows_that_are_longer_than_the_sequence(monkeypatch):
     """There are no lags: the cosine is that of the whole gradient, and is called so."""
     rules = [etpc.D_RTRL(), etpc.D_RTRL(window=T + 1, backprop="full")]
-    monkeypatch.setattr(_suggest, "_rules", lambda *_: rules)
     ticking(monkeypatch)
-    found = raced(8.0, every=T + 1)
+    found = raced(8.0, every=T + 1, rules=rules)
     assert found.lags == ()
     assert [row.updates > 0 for row in found.rows] == [
         False,
@@ -645,10 +641,9 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_each_form_of_data_and_model_trains(monkeypatch, name):
     data, options = FORMS[name]
-    rule = options.get("rule", etpc.D_RTRL())
-    monkeypatch.setattr(_suggest, "_rules", lambda *_: [rule, etpc.TBPTT(1)])
     ticking(monkeypatch)
-    options = {key: value for key, value in options.items() if key != "rule"}
+    rules = [options.get("rule", etpc.D_RTRL()), etpc.TBPTT(1)]
+    options = {key: value for key, value in options.items() if key != "rule"} | {"rules": rules}
     if "mask" in options:
         settings = dict(batch_size=B, optimiser=optax.adam(1e-2), budget=8.0)
         found = etpc.suggest(MODEL, *data, loss, **settings, **options)
@@ -978,12 +973,11 @@ def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
 def test_where_bptt_is_ahead_the_next_is_suggested(monkeypatch):
     """It is no rule to compile with."""
     Work(monkeypatch, [1.0] * 10, [0.01] * 10)
-    monkeypatch.setattr(_suggest, "_rules", lambda *_: [etpc.D_RTRL(), etpc.TBPTT(1)])
     judge = lambda self, arrays, seed: (
         (9 - arrays[0] if isinstance(arrays, tuple) else 0.0) + np.zeros((2, 4))
     )
     monkeypatch.setattr(_race.Judge, "__call__", judge)
-    found = suggest(budget=20.0)
+    found = suggest(budget=20.0, rules=FEW)
     assert found.rule == etpc.D_RTRL()
     assert not found.decided
     assert any("BPTT scores as high or higher" in text for text in found.reasons)
