@@ -11,7 +11,7 @@ import pytest
 import etpc
 from examples.published import tmaze
 from examples.rl import conditioning, ppo, runs, streaming
-from examples.rl.environments import Running, evaluate, memory_chain
+from examples.rl.environments import evaluate, memory_chain
 from examples.rl.runs import Arm
 from tests.marks import few
 
@@ -23,22 +23,6 @@ def as_a_user():
     """Without the check of ranks that tests run with."""
     with jax.numpy_rank_promotion("allow"):
         yield
-
-
-@pytest.mark.slow
-def test_running_estimates():
-    xs = np.random.default_rng(0).normal(3.0, 2.0, size=(40, 2))
-    one, some = Running.of((2,)), Running.of((2,))
-    for x in xs:
-        one = one.after(jnp.asarray(x))
-    for part in np.split(xs, [3, 4, 20]):
-        some = some.after_all(jnp.asarray(part))
-    for running in (one, some):
-        np.testing.assert_allclose(running.mean, xs.mean(0), rtol=1e-12)
-        np.testing.assert_allclose(running.deviation, xs.std(0, ddof=1), rtol=1e-8)
-        normalised = running.normalised(jnp.asarray(xs[7]))
-        np.testing.assert_allclose(normalised, (xs[7] - xs.mean(0)) / xs.std(0, ddof=1), rtol=1e-8)
-    assert Running.of().after(jnp.array(5.0)).normalised(jnp.array(6.0)) == pytest.approx(1.0)
 
 
 def test_advantages():
@@ -145,7 +129,7 @@ def test_evaluation():
         bit = jnp.where(x[2] == 0, bit, x[2])
         return jnp.stack([-bit, bit]), bit
 
-    seen = Running(jnp.zeros(3), jnp.ones(3), jnp.array(2.0))
+    seen = etpc.optim.RunningStatistics((3,))
     score = lambda **how: evaluate(
         policy, jnp.zeros(()), memory_chain(3), seen, jax.random.key(0), **how
     )
@@ -179,7 +163,7 @@ def test_the_traces_of_a_streaming_agent_are_those_of_bptt(monkeypatch):
     agent = agent._replace(model=weights)
     step, xs, actions, fresh = jax.jit(step), [], [], []
     for key in jax.random.split(jax.random.key(1), steps):
-        xs.append(agent.seen.normalised(env.see(agent.place)))
+        xs.append(agent.seen.normalise(env.see(agent.place)))
         fresh.append(bool(agent.fresh))
         if fresh[-1]:
             begin = len(xs) - 1
