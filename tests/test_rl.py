@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import etpc
 from examples.published import tmaze
-from examples.rl import conditioning, ppo, runs, streaming
+from examples.rl import conditioning, encoder, ppo, runs, streaming
 from examples.rl.environments import evaluate, memory_chain
 from examples.rl.runs import Arm
 from tests.marks import few
@@ -195,6 +196,31 @@ def test_ppo_acts_with_the_state_that_it_learns_with():
         agent, _ = rollout(agent, key)
         (state,) = jax.tree.leaves(agent.carry.state)
         np.testing.assert_allclose(state, agent.state, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_an_encoder_is_compared_with_that_of_bptt(monkeypatch):
+    """SnAp(1) is exact there, in rollouts in which episodes end and in single calls."""
+    monkeypatch.setattr(encoder, "SETTLED", 1)
+    monkeypatch.setattr(encoder, "COMPARED", 2)
+    model = encoder.ActorCritic(jax.random.key(0))
+    heads = lambda m: (m.actor.weight, m.critic.weight)  # zero at first
+    model = eqx.tree_at(
+        heads, model, [jnp.cos(jnp.arange(w.size)).reshape(w.shape) for w in heads(model)]
+    )
+    data = eqx.filter_jit(encoder.recorded)(model, jax.random.key(1))
+    seen, program = encoder.sequence(data), encoder.program_of(etpc.SnAp(1))
+    assert seen[1][encoder.DELAY + 1].all()
+    exactly = eqx.filter_jit(encoder.by_bptt)
+    rollouts = program.value_and_grad(encoder.loss), program.init(encoder.BATCH)
+    found = encoder.gradient(*rollouts, model, data)
+    wanted = exactly(model, seen, jnp.arange(24) >= 8) / (encoder.BATCH * encoder.WINDOW)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    episode = jax.tree.map(lambda a: a[: encoder.DELAY + 1], seen)
+    found, _ = encoder.by_calls(program, model, episode)
+    wanted = exactly(model, episode, jnp.arange(encoder.DELAY + 1) == encoder.DELAY)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    assert jnp.abs(wanted).max() > 1e-3
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ class Bits(NamedTuple):
 
 
 def begin(key: PRNGKeyArray) -> Bits:
-    return Bits(jax.random.rademacher(key, (BITS,), jnp.float32), jnp.int32(0))
+    return Bits(jax.random.rademacher(key, (BITS,), float), jnp.int32(0))
 
 
 def see(place: Bits) -> Array:
