@@ -1,10 +1,14 @@
-"""Optax transformations for gradients that arrive step by step. Optax has to be installed."""
+"""What learning from a stream takes besides gradients: Optax transformations for gradients that arrive step by step,
+which need Optax, and running statistics that observations and rewards are normalised by."""
 
 import math
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from .errors import InputError
 
@@ -22,9 +26,9 @@ def trace_of_gradient(decay: float) -> Any:
     that is passed to `update` by name: over a sequence, with the same weights, this adds up to
     `sum_t r_t sum_{s <= t} decay^(t - s) g_s`. Without a reward the update is `G`, as in TD(lambda).
 
-    One state serves one stream: the gradient is that of a batch of one, or of a carry without a batch axis. Where
-    `reset`, a scalar that is passed to `update` by name, is true, an episode begins: nothing is left of the trace
-    before `g` is added.
+    One state serves one stream: the gradient is that of a batch of one, or of a carry without a batch axis. Several
+    streams have a state each, by `jax.vmap` of `update`. Where `reset`, a scalar that is passed to `update` by name,
+    is true, an episode begins: nothing is left of the trace before `g` is added.
 
     **Arguments:**
 
@@ -50,8 +54,7 @@ def trace_of_gradient(decay: float) -> Any:
     """
     import optax
 
-    if not 0 <= _real(decay) <= 1:
-        raise InputError(f"decay must lie in [0, 1], and is {decay!r}.")
+    _check_fraction("decay", decay)
 
     def init(parameters: Any) -> GradientTrace:
         return GradientTrace(jax.tree.map(jnp.zeros_like, parameters))
@@ -141,6 +144,140 @@ def obgd(step_size: float = 1.0, kappa: float = 2.0) -> Any:
     return transformation(init, update)
 
 
+class RunningStatistics(eqx.Module):
+    """Mean and variance of all samples so far, each entry by itself: a PyTree, for a `lax.scan` or a loop in Python.
+
+    - `mean`, `variance`: of the samples, [*shape]; zero before the first one. The variance is the mean squared
+        difference from the mean.
+    - `count`: how many samples there were, as a float.
+
+    Samples are taken one by one, or many at once, and none is kept. Squares are those of differences from the mean, so
+    that a mean that is large beside the deviation does no harm in float32.
+
+    **Arguments:**
+
+    - `shape`: of a sample.
+
+    **Source:** Welford 1962, doi:10.1080/00401706.1962.10490022, for one sample; Chan, Golub and LeVeque 1983,
+    doi:10.1080/00031305.1983.10483115, for many. Observations are normalised so, each before it is used, in Elsayed,
+    Vasan and Mahmood, "Streaming deep reinforcement learning finally works", 2024, arXiv 2410.14606.
+
+    ```pycon
+    >>> import etpc, jax.numpy as jnp
+    >>> seen = etpc.optim.RunningStatistics(shape=(2,))
+    >>> seen = seen.update(jnp.array([1.0, 5.0])).update(jnp.array([3.0, 5.0]))
+    >>> seen.mean.tolist(), seen.variance.tolist()
+    ([2.0, 5.0], [1.0, 0.0])
+    >>> print(seen.normalise(jnp.array([3.0, 5.0])))  # by a deviation of 2 ** 0.5
+    [0.70710677 0.        ]
+
+    ```
+    """
+
+    mean: Array
+    variance: Array
+    count: Array
+
+    def __init__(self, shape: tuple[int, ...] = ()):
+        self.mean, self.variance, self.count = jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(())
+
+    def update(self, samples: ArrayLike) -> "RunningStatistics":
+        """With more samples: one, [*shape], or many, with any leading axes, such as streams or steps.
+
+        **Raises** `etpc.InputError` where the shape is another.
+        """
+        shape = self.mean.shape
+        if jnp.shape(samples)[jnp.ndim(samples) - len(shape) :] != shape:
+            raise InputError(
+                f"samples have shape {list(jnp.shape(samples))}, and should end in that of a sample, {list(shape)}."
+            )
+        samples = jnp.asarray(samples, self.mean.dtype).reshape(-1, *shape)
+        count = self.count + len(samples)
+        share = len(samples) / count
+        apart = samples - self.mean[None]
+        shift = apart.mean(0)
+        spread = jnp.square(apart - shift[None]).mean(0) + (1 - share) * jnp.square(shift)
+        after = self.mean + share * shift, self.variance + share * (spread - self.variance), count
+        return eqx.tree_at(lambda s: (s.mean, s.variance, s.count), self, after)
+
+    @property
+    def deviation(self) -> Array:
+        """The standard deviation, [*shape]: the root of the unbiased variance, which counts as 1 before there are two
+        samples, and of 1e-8 more."""
+        unbiased = self.variance * self.count / jnp.maximum(self.count - 1, 1)
+        return jnp.sqrt(jnp.where(self.count < 2, 1.0, unbiased) + 1e-8)
+
+    def normalise(self, x: ArrayLike) -> Array:
+        """The difference of x from the mean in deviations; x is a sample, or many with leading axes."""
+        mean, deviation = (jnp.broadcast_to(a, jnp.shape(x)) for a in (self.mean, self.deviation))
+        return (jnp.asarray(x) - mean) / deviation
+
+
+class RewardScale(eqx.Module):
+    """Rewards in units of the deviation of their discounted sums: a PyTree, for a `lax.scan` or a loop in Python.
+
+    - `returns`: the [statistics][etpc.optim.RunningStatistics] of `u_t = r_t + discount u_(t-1)`, over all steps and
+        streams. Where an episode begins, the sum begins with 0.
+    - `discounted`: that sum, of the episode that goes on; [], or [B].
+
+    Rewards are scaled and not shifted: what is subtracted from each would change which policy is the best one.
+
+    **Arguments:**
+
+    - `discount`: of the agent, in [0, 1].
+    - `batch_size`: the number B of streams; `None` for one without a batch axis.
+
+    **Raises** `etpc.InputError` where the discount lies outside [0, 1].
+
+    **Source:** Elsayed, Vasan and Mahmood, "Streaming deep reinforcement learning finally works", 2024,
+    arXiv 2410.14606. Deviation: there the sum begins anew with the last reward of an episode, and here after it.
+
+    ```pycon
+    >>> import etpc
+    >>> scale = etpc.optim.RewardScale(discount=0.5)
+    >>> for reward, over in ((2.0, False), (2.0, True), (4.0, False)):
+    ...     scale = scale.update(reward, over)
+    >>> scale.returns.mean.item()  # of 2, 3 and 4
+    3.0
+    >>> print(scale.normalise(4.0).round(3))
+    4.0
+
+    ```
+    """
+
+    discount: float = eqx.field(static=True)
+    returns: RunningStatistics
+    discounted: Array
+
+    def __init__(self, discount: float, batch_size: int | None = None):
+        _check_fraction("discount", discount)
+        self.discount, self.returns = float(discount), RunningStatistics()
+        self.discounted = jnp.zeros(() if batch_size is None else batch_size)
+
+    def update(self, reward: ArrayLike, over: ArrayLike) -> "RewardScale":
+        """With the reward of one more step, and whether the episode is over with it; both [], or [B].
+
+        **Raises** `etpc.InputError` where the reward has another shape.
+        """
+        if jnp.shape(reward) != self.discounted.shape:
+            raise InputError(
+                f"reward has shape {list(jnp.shape(reward))}, and should have {list(self.discounted.shape)}."
+            )
+        reward = jnp.asarray(reward, self.discounted.dtype)
+        discounted = self.discount * self.discounted + reward
+        after = self.returns.update(discounted), jnp.where(over, 0.0, discounted)
+        return eqx.tree_at(lambda s: (s.returns, s.discounted), self, after)
+
+    def normalise(self, reward: ArrayLike) -> Array:
+        """A reward, or many, in units of the deviation."""
+        return jnp.asarray(reward) / self.returns.deviation
+
+
+def _check_fraction(name: str, value: Any) -> None:
+    if not 0 <= _real(value) <= 1:
+        raise InputError(f"{name} must lie in [0, 1], and is {value!r}.")
+
+
 def _real(value: Any) -> float:
     """A real number as one of Python; of anything else NaN, which lies in no range."""
     try:
@@ -157,4 +294,4 @@ def _check_scalar(name: str, value: Any) -> None:
         )
 
 
-__all__ = ["GradientTrace", "obgd", "trace_of_gradient"]
+__all__ = ["GradientTrace", "RewardScale", "RunningStatistics", "obgd", "trace_of_gradient"]

@@ -9,8 +9,9 @@ import ast
 import beartype
 from jaxtyping import _import_hook, install_import_hook
 
-checked = beartype.beartype
-"""By another name than beartype's own, as jaxtyping keeps compiled modules by the name of the checker."""
+checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+"""A whole number is a `float`. By another name than beartype's own, as jaxtyping keeps compiled modules by the name of
+the checker."""
 
 
 def check_annotations() -> None:

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import etpc
-from etpc.optim import obgd, trace_of_gradient
+from etpc.optim import RewardScale, RunningStatistics, obgd, trace_of_gradient
 from tests.test_errors import unchecked
 from tests.test_online import PLAIN, D, arrays, close, data, loss, program_of
 
@@ -105,6 +105,136 @@ def test_dtypes_stay():
                 assert a.dtype == dtype
 
 
+@pytest.mark.parametrize("lead", [(), (4,), (2, 4)])
+def test_running_statistics(lead):
+    """After each update those of all samples so far, whatever the leading axes; in a loop and in a scan."""
+    xs = np.random.default_rng(3).normal(-3.0, 2.0, size=(5, *lead, 2))
+    begin = RunningStatistics((2,))
+    seen = begin
+    for t, x in enumerate(xs):
+        seen, known = seen.update(x), xs[: t + 1].reshape(-1, 2)
+        np.testing.assert_allclose(seen.mean, known.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(seen.variance, known.var(0), rtol=1e-12, atol=1e-15)
+        assert seen.count == len(known)
+        deviation = np.ones(2) if len(known) < 2 else known.std(0, ddof=1)
+        normalised = (x - known.mean(0)) / np.sqrt(deviation**2 + 1e-8)
+        np.testing.assert_allclose(seen.normalise(x), normalised, rtol=1e-9, atol=1e-12)
+    scanned, _ = jax.lax.scan(lambda seen, x: (seen.update(x), None), begin, jnp.asarray(xs))
+    close(arrays(scanned), arrays(seen), 1e-12)
+
+
+def test_running_statistics_before_there_is_a_deviation():
+    begin = RunningStatistics()
+    assert begin.normalise(5.0) == pytest.approx(5.0)
+    assert begin.update(5.0).normalise(6.0) == pytest.approx(1.0)
+    assert begin.update(5).update(5).normalise(5.0) == 0.0
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_running_statistics_in_float32_beside_a_large_mean(size):
+    """Where the mean of squares less the square of the mean is wrong in each digit."""
+    with jax.enable_x64(False):
+        xs = np.random.default_rng(4).normal(1e4, 1.0, size=(4000, size)).astype(np.float32)
+        update = lambda seen, x: (seen.update(x), None)
+        seen, _ = jax.lax.scan(update, RunningStatistics(), jnp.asarray(xs))
+        assert seen.variance.dtype == jnp.float32
+        exact = xs.astype(np.float64)
+        assert abs(np.square(xs).mean() - np.square(xs.mean()) - exact.var()) > 0.5
+        assert float(seen.variance) == pytest.approx(exact.var(), rel=2e-3)
+        assert float(seen.mean) - exact.mean() == pytest.approx(0.0, abs=0.03)
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_rewards_in_units_of_the_deviation_of_their_discounted_sums(batch):
+    rng, lead = np.random.default_rng(6), () if batch is None else (batch,)
+    rewards, over = rng.normal(size=(12, *lead)), rng.random((12, *lead)) < 0.3
+    assert over.any()
+    scale = begin = RewardScale(0.9, batch)
+    sums = []
+    for t in range(12):
+        scale = scale.update(rewards[t], over[t])
+        now = np.zeros(lead)
+        for s in range(t + 1):  # of the rewards since an episode was over
+            since = ~over[s:t].any(0)
+            now += since * 0.9 ** (t - s) * rewards[s]
+        sums.append(now)
+        if t > 1:
+            scaled = rewards[t] / np.sqrt(np.var(sums, ddof=1) + 1e-8)
+            np.testing.assert_allclose(scale.normalise(rewards[t]), scaled, rtol=1e-9)
+    update = lambda scale, told: (scale.update(*told), None)
+    scanned, _ = jax.lax.scan(update, begin, (jnp.asarray(rewards), jnp.asarray(over)))
+    close(arrays(scanned), arrays(scale), 1e-12)
+
+
+def test_what_is_normalised_goes_on_from_a_file(tmp_path):
+    xs = np.random.default_rng(7).normal(size=(6, 2))
+    begin = now = RunningStatistics((2,)), RewardScale(0.9, 2)
+    update = lambda now, x: (now[0].update(x), now[1].update(x, x > 1))
+    for x in xs[:3]:
+        now = update(now, x)
+    etpc.save(tmp_path / "now.etpc", now)
+    resumed = etpc.load(tmp_path / "now.etpc", like=begin)
+    for x in xs[3:]:
+        now, resumed = update(now, x), update(resumed, x)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, now, resumed))
+
+
+@pytest.mark.slow
+def test_streams_side_by_side():
+    """TD(lambda) in several streams with the same weights: the mean of `error_s trace_s`, of a trace for each."""
+    streams, (xs, _), program = 3, data(T, 3), program_of(PLAIN, D)
+    rng = np.random.default_rng(8)
+    errors, begins = rng.normal(size=(T, streams)), rng.random((T, streams)) < 0.3
+    assert begins[1:].any()
+    optimizer, trace = optax.sgd(0.1), trace_of_gradient(DECAY)
+    weights, static = eqx.partition(PLAIN, eqx.is_inexact_array)
+
+    def one(weights, stream, x, error, begins):
+        carry, traces = stream
+        carry = program.reset(carry, begins)
+        value = lambda w: program(eqx.combine(w, static), x, carry)
+        _, pullback, carry = jax.vjp(value, weights, has_aux=True)
+        (grads,) = pullback(jnp.ones(1))
+        update, traces = trace.update(grads, traces, reward=-error, reset=begins)
+        return update, (carry, traces)
+
+    begin = program.init(), trace.init(weights)
+    many = jax.jit(jax.vmap(one, (None, 0, 0, 0, 0)))
+    side = jax.tree.map(lambda a: jnp.stack([a] * streams), begin)
+    found, state = weights, optimizer.init(weights)
+    for t in range(T):
+        updates, side = many(found, side, xs[t], errors[t], begins[t])
+        mean = jax.tree.map(lambda u: u.mean(0), updates)
+        updates, state = optimizer.update(mean, state)
+        found = optax.apply_updates(found, updates)
+
+    @jax.jit
+    def alone(w, x, carry):
+        def value(w):
+            y, after = program(eqx.combine(w, static), x, carry)
+            return y[0], after
+
+        return jax.grad(value, has_aux=True)(w)
+
+    expected, carries = weights, [program.init() for _ in range(streams)]
+    traces = [[np.zeros_like(w) for w in arrays(weights)] for _ in range(streams)]
+    for t in range(T):
+        total = [np.zeros_like(w) for w in arrays(weights)]
+        for s in range(streams):
+            if begins[t, s]:
+                carries[s], traces[s] = program.init(), [np.zeros_like(z) for z in traces[s]]
+            grads, carries[s] = alone(expected, xs[t, s], carries[s])
+            traces[s] = [DECAY * z + g for z, g in zip(traces[s], arrays(grads), strict=True)]
+            total = [u + errors[t, s] * z for u, z in zip(total, traces[s], strict=True)]
+        leaves, tree = jax.tree.flatten(expected)
+        steps = zip(leaves, total, strict=True)
+        expected = jax.tree.unflatten(tree, [w + 0.1 * u / streams for w, u in steps])
+    assert (
+        max(np.abs(a - b).max() for a, b in zip(arrays(found), arrays(weights), strict=True)) > 1e-2
+    )
+    close(arrays(found), arrays(expected), 1e-12)
+
+
 def test_bad_input():
     for decay in (-0.1, 1.5, float("nan"), "0.9", None, [0.9], 0.9j):
         with pytest.raises(etpc.InputError, match=r"decay must lie in \[0, 1\], and is"):
@@ -122,3 +252,11 @@ def test_bad_input():
         obgd().update(w, optax.EmptyState(), error=w)
     with pytest.raises(etpc.InputError, match="needs the temporal-difference error"):
         obgd().update(w, optax.EmptyState())
+    with pytest.raises(etpc.InputError, match=r"discount must lie in \[0, 1\], and is 1.5"):
+        RewardScale(1.5)
+    with pytest.raises(etpc.InputError, match=r"reward has shape \[\], and should have \[2\]"):
+        RewardScale(0.5, 2).update(1.0, jnp.zeros(2, bool))
+    with pytest.raises(etpc.InputError, match=r"shape \[3\], and should end in .* \[2\]"):
+        RunningStatistics((2,)).update(jnp.zeros(3))
+    with pytest.raises(etpc.InputError, match=r"shape \[\], and should end in .* \[2\]"):
+        RunningStatistics((2,)).update(1.0)

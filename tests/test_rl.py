@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 import etpc
 from examples.published import tmaze
-from examples.rl import conditioning, ppo, runs, streaming
-from examples.rl.environments import Running, evaluate, memory_chain
+from examples.rl import conditioning, encoder, ppo, runs, streaming
+from examples.rl.environments import evaluate, memory_chain
 from examples.rl.runs import Arm
 from tests.marks import few
 
@@ -23,22 +24,6 @@ def as_a_user():
     """Without the check of ranks that tests run with."""
     with jax.numpy_rank_promotion("allow"):
         yield
-
-
-@pytest.mark.slow
-def test_running_estimates():
-    xs = np.random.default_rng(0).normal(3.0, 2.0, size=(40, 2))
-    one, some = Running.of((2,)), Running.of((2,))
-    for x in xs:
-        one = one.after(jnp.asarray(x))
-    for part in np.split(xs, [3, 4, 20]):
-        some = some.after_all(jnp.asarray(part))
-    for running in (one, some):
-        np.testing.assert_allclose(running.mean, xs.mean(0), rtol=1e-12)
-        np.testing.assert_allclose(running.deviation, xs.std(0, ddof=1), rtol=1e-8)
-        normalised = running.normalised(jnp.asarray(xs[7]))
-        np.testing.assert_allclose(normalised, (xs[7] - xs.mean(0)) / xs.std(0, ddof=1), rtol=1e-8)
-    assert Running.of().after(jnp.array(5.0)).normalised(jnp.array(6.0)) == pytest.approx(1.0)
 
 
 def test_advantages():
@@ -145,7 +130,7 @@ def test_evaluation():
         bit = jnp.where(x[2] == 0, bit, x[2])
         return jnp.stack([-bit, bit]), bit
 
-    seen = Running(jnp.zeros(3), jnp.ones(3), jnp.array(2.0))
+    seen = etpc.optim.RunningStatistics((3,))
     score = lambda **how: evaluate(
         policy, jnp.zeros(()), memory_chain(3), seen, jax.random.key(0), **how
     )
@@ -179,7 +164,7 @@ def test_the_traces_of_a_streaming_agent_are_those_of_bptt(monkeypatch):
     agent = agent._replace(model=weights)
     step, xs, actions, fresh = jax.jit(step), [], [], []
     for key in jax.random.split(jax.random.key(1), steps):
-        xs.append(agent.seen.normalised(env.see(agent.place)))
+        xs.append(agent.seen.normalise(env.see(agent.place)))
         fresh.append(bool(agent.fresh))
         if fresh[-1]:
             begin = len(xs) - 1
@@ -211,6 +196,31 @@ def test_ppo_acts_with_the_state_that_it_learns_with():
         agent, _ = rollout(agent, key)
         (state,) = jax.tree.leaves(agent.carry.state)
         np.testing.assert_allclose(state, agent.state, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_an_encoder_is_compared_with_that_of_bptt(monkeypatch):
+    """SnAp(1) is exact there, in rollouts in which episodes end and in single calls."""
+    monkeypatch.setattr(encoder, "SETTLED", 1)
+    monkeypatch.setattr(encoder, "COMPARED", 2)
+    model = encoder.ActorCritic(jax.random.key(0))
+    heads = lambda m: (m.actor.weight, m.critic.weight)  # zero at first
+    model = eqx.tree_at(
+        heads, model, [jnp.cos(jnp.arange(w.size)).reshape(w.shape) for w in heads(model)]
+    )
+    data = eqx.filter_jit(encoder.recorded)(model, jax.random.key(1))
+    seen, program = encoder.sequence(data), encoder.program_of(etpc.SnAp(1))
+    assert seen[1][encoder.DELAY + 1].all()
+    exactly = eqx.filter_jit(encoder.by_bptt)
+    rollouts = program.value_and_grad(encoder.loss), program.init(encoder.BATCH)
+    found = encoder.gradient(*rollouts, model, data)
+    wanted = exactly(model, seen, jnp.arange(24) >= 8) / (encoder.BATCH * encoder.WINDOW)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    episode = jax.tree.map(lambda a: a[: encoder.DELAY + 1], seen)
+    found, _ = encoder.by_calls(program, model, episode)
+    wanted = exactly(model, episode, jnp.arange(encoder.DELAY + 1) == encoder.DELAY)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    assert jnp.abs(wanted).max() > 1e-3
 
 
 @pytest.mark.slow

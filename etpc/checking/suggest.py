@@ -128,7 +128,7 @@ class Suggestion:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"advice": None}
 
-    def go_on(self, budget: float = 120.0) -> "Suggestion":
+    def go_on(self, budget: float = 120) -> "Suggestion":
         """Measure for so many seconds more, from where it stopped: rules that were left out for want of time, and the
         trainings.
 

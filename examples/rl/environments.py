@@ -1,4 +1,4 @@
-"""Two environments in JAX that hide a part of their state, running estimates of means and variances, and evaluation.
+"""Two environments in JAX that hide a part of their state, and evaluation.
 
 An environment is three functions of one episode; `jax.vmap` makes a batch of them. Both are those of
 gymnax (a test compares them), but for the velocities that the agent at the pole does not see.
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from etpc.optim import RunningStatistics
 
 
 class Environment(NamedTuple):
@@ -106,43 +108,6 @@ def cart_pole(seen: tuple[int, ...] = (0, 2)) -> Environment:
     return Environment(len(seen), 2, steps, begin, see, act)
 
 
-# --- running estimates ---
-
-
-class Running(NamedTuple):
-    """The mean and the variance of all that was seen so far (Welford, 1962)."""
-
-    mean: Array
-    squares: Array
-    """The sum of squared differences from the mean."""
-    number: Array
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...] = ()) -> "Running":
-        return cls(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(()))
-
-    def after(self, x: Array) -> "Running":
-        """With one more sample."""
-        number = self.number + 1
-        mean = self.mean + (x - self.mean) / number
-        return Running(mean, self.squares + (x - self.mean) * (x - mean), number)
-
-    def after_all(self, xs: Float[Array, "N ..."]) -> "Running":
-        """With N more samples (Chan et al., 1979)."""
-        n, mean = len(xs), xs.mean(0)
-        number, apart = self.number + n, mean - self.mean
-        squares = ((xs - mean) ** 2).sum(0) + apart**2 * self.number * n / number
-        return Running(self.mean + apart * n / number, self.squares + squares, number)
-
-    @property
-    def deviation(self) -> Array:
-        variance = self.squares / jnp.maximum(self.number - 1, 1)
-        return jnp.sqrt(jnp.where(self.number < 2, 1.0, variance) + 1e-8)
-
-    def normalised(self, x: Array) -> Array:
-        return (x - self.mean) / self.deviation
-
-
 # --- evaluation ---
 
 
@@ -150,7 +115,7 @@ def evaluate(
     policy: Callable[[Array, Any], tuple[Array, Any]],
     initial: Any,
     env: Environment,
-    seen: Running,
+    seen: RunningStatistics,
     key: PRNGKeyArray,
     remembers: bool = True,
 ) -> Float[Array, ""]:
@@ -160,7 +125,7 @@ def evaluate(
     def episode(key: PRNGKeyArray) -> Array:
         def step(carry: Any, _: None) -> Any:
             state, place, going = carry
-            logits, new = policy(seen.normalised(env.see(place)), state)
+            logits, new = policy(seen.normalise(env.see(place)), state)
             state = new if remembers else state
             place, reward, over = env.act(place, logits.argmax())
             return (state, place, going & ~over), jnp.where(going, reward, 0.0)

@@ -25,8 +25,9 @@ from jaxtyping import Array, PRNGKeyArray
 
 import etpc
 from etpc import nn
+from etpc.optim import RewardScale, RunningStatistics
 
-from .environments import Environment, Running, cart_pole, evaluate, memory_chain
+from .environments import Environment, cart_pole, evaluate, memory_chain
 from .runs import BLOCKS, WINDOW, Arm, Task, main
 
 UNITS, HIDDEN = 32, 64
@@ -97,9 +98,8 @@ class Agent(NamedTuple):
     """Of the environments."""
     begins: Array
     """In which an episode begins."""
-    seen: Running
-    returns: Running
-    discounted: Array
+    seen: RunningStatistics
+    scale: RewardScale
 
 
 ARMS = {
@@ -121,28 +121,27 @@ def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
         """16 steps with the weights as they are."""
 
         def one(carry: Any, key: PRNGKeyArray) -> Any:
-            state, places, begins, returns, discounted = carry
+            state, places, begins, scale = carry
             act_key, new_key = jax.random.split(key)
-            x = agent.seen.normalised(see(places)), begins | (not arm.remembers)
+            x = agent.seen.normalise(see(places)), begins | (not arm.remembers)
             (logits, value), state = jax.vmap(agent.model)(x, state)
             action = jax.random.categorical(act_key, logits)
             log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], 1)[:, 0]
             raw = see(places)
             places, reward, over = advance(places, action, jax.random.split(new_key, BATCH))
-            discounted = GAMMA * jnp.where(begins, 0.0, discounted) + reward
-            returns = returns.after_all(discounted)
+            scale = scale.update(reward, over)
             step = (x, raw, action, log_p, value, reward, over)
-            return (state, places, over, returns, discounted), step
+            return (state, places, over, scale), step
 
-        start = (agent.state, agent.places, agent.begins, agent.returns, agent.discounted)
+        start = (agent.state, agent.places, agent.begins, agent.scale)
         return jax.lax.scan(one, start, jax.random.split(key, WINDOW))
 
     def rollout(agent: Agent, key: PRNGKeyArray) -> tuple[Agent, tuple[Array, Array]]:
-        (state, places, begins, returns, discounted), steps = act(agent, key)
+        (state, places, begins, scale), steps = act(agent, key)
         xs, raw, action, log_p, value, reward, over = steps
-        x = agent.seen.normalised(see(places)), begins | (not arm.remembers)
+        x = agent.seen.normalise(see(places)), begins | (not arm.remembers)
         (_, last), _ = jax.vmap(agent.model)(x, state)
-        advantage = advantages(reward / returns.deviation, over, value, last)
+        advantage = advantages(scale.normalise(reward), over, value, last)
         target = advantage + value
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         choices = Choice(action, log_p, advantage, target)
@@ -158,17 +157,17 @@ def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
         )
         # of the first epoch, whose weights are those that the agent acted with
         carry = jax.tree.map(lambda a: a[0], carries)
-        seen = agent.seen.after_all(raw.reshape(-1, env.inputs))
-        after = Agent(model, opt_state, carry, state, places, begins, seen, returns, discounted)
+        seen = agent.seen.update(raw)
+        after = Agent(model, opt_state, carry, state, places, begins, seen, scale)
         return after, (reward.sum(), over.sum())
 
     places = jax.vmap(env.begin)(jax.random.split(key, BATCH))
     state = jnp.broadcast_to(model.init_state(), (BATCH, UNITS))
-    seen = Running.of((env.inputs,)).after_all(see(places))
-    zeros, true = jnp.zeros(BATCH), jnp.ones(BATCH, bool)
+    seen = RunningStatistics((env.inputs,)).update(see(places))
+    scale, true = RewardScale(GAMMA, BATCH), jnp.ones(BATCH, bool)
     start = Agent(
         *(model, optimiser.init(model), program.init(BATCH), state, places, true),
-        *(seen, Running.of(), zeros),
+        *(seen, scale),
     )
     return start, rollout
 

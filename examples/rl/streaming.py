@@ -27,8 +27,9 @@ from jaxtyping import Array, PRNGKeyArray
 
 import etpc
 from etpc import nn
+from etpc.optim import RewardScale, RunningStatistics
 
-from .environments import Environment, Running, cart_pole, evaluate, memory_chain
+from .environments import Environment, cart_pole, evaluate, memory_chain
 from .runs import ARMS, BLOCKS, Arm, Task, main
 
 UNITS, HIDDEN = 16, 32
@@ -89,10 +90,8 @@ class Agent(NamedTuple):
     """Of the environment."""
     fresh: Array
     """Whether an episode begins."""
-    seen: Running
-    returns: Running
-    discounted: Array
-    """The discounted sum of rewards so far, whose variance scales them."""
+    seen: RunningStatistics
+    scale: RewardScale
 
 
 def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
@@ -108,22 +107,19 @@ def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
 
     def step(agent: Agent, key: PRNGKeyArray) -> tuple[Agent, tuple[Array, Array]]:
         act_key, new_key = jax.random.split(key)
-        x = agent.seen.normalised(env.see(agent.place))
+        x = agent.seen.normalise(env.see(agent.place))
         (logits, value), pullback, carry = jax.vjp(
             lambda m: program(m, x, agent.carry), agent.model, has_aux=True
         )
         action = jax.random.categorical(act_key, logits)
         place, reward, over = env.step(agent.place, action, new_key)
-        seen = agent.seen.after(env.see(place))
-
-        # rewards in units of the deviation of their discounted sums
-        discounted = GAMMA * jnp.where(agent.fresh, 0.0, agent.discounted) + reward
-        returns = agent.returns.after(discounted)
+        seen = agent.seen.update(env.see(place))
+        scale = agent.scale.update(reward, over)
 
         # the value of what comes next, which is 0 where the episode is over
         carry = program.reset(carry, over if arm.remembers else jnp.array(True))
-        (_, after), _ = program(agent.model, seen.normalised(env.see(place)), carry)
-        error = reward / returns.deviation + GAMMA * jnp.where(over, 0.0, after) - value
+        (_, after), _ = program(agent.model, seen.normalise(env.see(place)), carry)
+        error = scale.normalise(reward) + GAMMA * jnp.where(over, 0.0, after) - value
 
         # what is to grow with a positive error: the logarithm of the policy, and the value
         p = jax.nn.softmax(logits)
@@ -134,16 +130,13 @@ def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
             grads, agent.opt_state, error=error, reset=agent.fresh
         )
         model = eqx.apply_updates(agent.model, updates)
-        agent = Agent(model, opt_state, carry, place, over, seen, returns, discounted)
+        agent = Agent(model, opt_state, carry, place, over, seen, scale)
         return agent, (reward, over)
 
     place = env.begin(key)
-    seen = Running.of((env.inputs,)).after(env.see(place))
-    zero = jnp.zeros(())
-    carry = program.init()
-    start = Agent(
-        *(model, optimiser.init(model), carry, place, jnp.array(True), seen, Running.of(), zero)
-    )
+    seen = RunningStatistics((env.inputs,)).update(env.see(place))
+    carry, scale = program.init(), RewardScale(GAMMA)
+    start = Agent(model, optimiser.init(model), carry, place, jnp.array(True), seen, scale)
     return start, step
 
 
