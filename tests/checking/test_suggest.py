@@ -948,7 +948,7 @@ def test_what_the_budget_is_spent_on(monkeypatch):
     found = suggest(budget=60.0)
     assert len(found.rows) == 10
     assert [row.updates > 0 for row in found.rows] == [True] * 4 + [False] + [True] * 5
-    slow = "Too slow to train within this budget: CreditRTRL(4, rank=4, window=4)."
+    slow = "Too slow to train within this budget: TBPTT(16, every=4)."
     assert slow in found.reasons
     begun = work.begun
     again = found.go_on(6000.0)
@@ -965,9 +965,7 @@ def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
     Work(monkeypatch, [1.0] * 10, [0.01] * 10, broken=2)
     found = suggest(budget=50.0)
     assert len(found.rows) == 9
-    assert found.left_out == (
-        "D_RTRL(window=4, backprop='full'), whose gradient is NaN or infinite",
-    )
+    assert found.left_out == ("ES_D_RTRL(decay=0.99), whose gradient is NaN or infinite",)
 
 
 def test_where_bptt_is_ahead_the_next_is_suggested(monkeypatch):
