@@ -399,7 +399,7 @@ def test_the_arm_of_a_suggestion() -> None:
     }
     for rule, name in arms_of.items():
         assert suggested.arm_of(task, rule) == name
-    columns = suggested.compared(task, suggested.scores_of(task, "memory_chain", 1), etpc.D_RTRL())
+    columns = suggested.compared(task, suggested.scores_of("memory_chain"), etpc.D_RTRL())
     assert suggested.is_within(columns, False)
     assert not suggested.is_within(columns | {"best": ["better", [2.0, 2.01]]}, False)
     assert columns["suggested"][0] == "D-RTRL"
@@ -411,7 +411,7 @@ def test_the_tasks_that_are_asked_about() -> None:
     folder = Path(suggested.__file__).parent
     names = (*suggested.TASKS, *suggested.NEW)
     assert all((folder / f"{name}.py").exists() for name in names)
-    assert {path.stem for path in suggested.SCORES.glob("*.json")} == set(suggested.TASKS)
+    assert {path.stem for path in suggested.SCORES.glob("*.json")} == set(names)
 
 
 def test_the_page_of_suggestions() -> None:

@@ -20,14 +20,16 @@ NOISE = 0.1
 
 
 class Network(eqx.Module):
-    """An LSTM and a linear readout."""
+    """An LSTM whose forget gate is mostly open at first, so that it remembers, and a linear readout."""
 
     cell: eqx.nn.LSTMCell
     readout: eqx.nn.Linear
 
     def __init__(self, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
-        self.cell = eqx.nn.LSTMCell(2, UNITS, key=k1)
+        cell = eqx.nn.LSTMCell(2, UNITS, key=k1)
+        bias = jnp.repeat(jnp.array([0.0, 3.0, 0.0, 0.0]), UNITS)  # of the gates i, f, g, o
+        self.cell = eqx.tree_at(lambda c: c.bias, cell, bias)
         self.readout = eqx.nn.Linear(UNITS, 1, key=k2)
 
     def init_state(self) -> tuple[Array, Array]:

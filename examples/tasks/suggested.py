@@ -4,9 +4,8 @@
     python -m examples.tasks.suggested --json docs/suggested.json --page docs/tasks/suggested.md
 
 Each task gives batches, the initial weights of seed 0 and Adam at the task's rate. The scores are those in
-`docs/tasks/`, of full trainings with a rate for each rule and windows of the task's own length; of a task that has none
-there, the rules that may be suggested are trained here in the same way. Tasks that the file of `--json` has are not
-run again.
+`docs/tasks/`, of full trainings with a rate for each rule and windows of the task's own length. Tasks that the file of
+`--json` has are not run again.
 """
 
 import argparse
@@ -23,7 +22,7 @@ import optax
 
 import etpc
 
-from .arms import FAST, Task, default_arms, fast, load, run
+from .arms import FAST, Task, default_arms, fast, load
 
 TASKS = (
     *("copying", "dms", "memory_chain", "evidence", "conductance", "sequential_digits"),
@@ -36,13 +35,6 @@ LEVEL = 8
 """Of the curriculum of copying: strings of up to so many bits."""
 
 SCORES = Path(__file__).parents[2] / "docs" / "tasks"
-
-RULES = (
-    *(etpc.D_RTRL(), etpc.D_RTRL(window=8, backprop="full"), etpc.D_RTRL(window=8, lookback=16)),
-    *(etpc.CreditRTRL(window=8), etpc.ES_D_RTRL(rank=4, window=8), etpc.ES_D_RTRL(decay=0.99)),
-    *(etpc.TBPTT(16, every=8), etpc.TBPTT(32, every=8), etpc.TBPTT(1)),
-)
-"""What `etpc.suggest` measures, but for the lengths of windows."""
 
 
 def task_of(name: str) -> Task | None:
@@ -98,16 +90,10 @@ def arm_of(task: Task, rule: Any) -> str:
     return next(a.name for a in default_arms(task) if a.rule and kind(a.rule) == kind(rule))
 
 
-def scores_of(task: Task, name: str, seeds: int) -> dict[str, list[float]]:
-    """The scores of full trainings by arm: those of the documentation, or measured here."""
-    path, scores = SCORES / f"{name}.json", dict[str, list[float]]()
-    if path.exists():
-        rows = load(path)
-    else:
-        names = {"BPTT", *(arm_of(task, rule) for rule in RULES)}
-        arms = [arm for arm in default_arms(task) if arm.name in names]
-        rows = run(task, arms[:2] if FAST else arms, range(seeds), tune=not FAST)
-    for row in rows:
+def scores_of(name: str) -> dict[str, list[float]]:
+    """The scores of full trainings by arm, as `python -m examples.tasks.NAME --json` wrote them."""
+    scores = dict[str, list[float]]()
+    for row in load(SCORES / f"{name}.json"):
         scores.setdefault(row.arm, []).append(row.score)
     return scores
 
@@ -142,14 +128,14 @@ def is_within(columns: Mapping[str, Any], less_is_better: bool) -> bool:
     return (mean - best if less_is_better else best - mean) <= off + best_off
 
 
-def asked(name: str, budget: float, seeds: int) -> dict[str, Any] | None:
+def asked(name: str, budget: float) -> dict[str, Any] | None:
     """What is found on a task, as it is written to the file; `None` where its data is not installed."""
     if (task := task_of(name)) is None:
         return None
     task = fast(task) if FAST else task
     advice = suggestion(task, budget)
     print(f"\n## {task.name}\n\n{advice}\n", flush=True)
-    scores = scores_of(task, name, seeds)
+    scores = scores_of(name)
     columns = compared(task, scores, advice.rule)
     return {
         "task": task.name,
@@ -217,7 +203,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What etpc.suggest says on each task.")
     parser.add_argument("tasks", nargs="*", default=[*TASKS, *NEW])
     parser.add_argument("--budget", type=float, default=120.0, help="seconds for each task")
-    parser.add_argument("--seeds", type=int, default=3, help="of tasks that are trained here")
     parser.add_argument("--json", type=Path, help="write what was found here, task by task")
     parser.add_argument("--page", type=Path, help="write the page of the documentation here")
     args = parser.parse_args()
@@ -225,7 +210,7 @@ def main() -> None:
     for name in [args.tasks[0], args.tasks[-1]] if FAST else args.tasks:
         if name in found and "all" in found[name]:
             continue
-        one = asked(name, 1.0 if FAST else args.budget, 1 if FAST else args.seeds)
+        one = asked(name, 1.0 if FAST else args.budget)
         if one is None:
             print(f"{name}: its data is not installed")
             continue
