@@ -88,7 +88,7 @@ def begin(key: PRNGKeyArray) -> Agent:
 
 def act(agent: Agent, x: Float[Array, "2"]) -> tuple[Agent, Array]:
     """An action. What it and the value depend on goes into the trace at once, so that no gradient has to be kept."""
-    (logits, value), pullback, carry = jax.vjp(
+    (logits, value), pullback, carry = eqx.filter_vjp(
         lambda model: program()(model, x, agent.carry), agent.model, has_aux=True
     )
     key, now = jax.random.split(agent.key)
