@@ -124,7 +124,7 @@ class Online:
             self.carry = self._restarted(self._run(self.batch.mask, self.carry)[2])
 
     def seconds(self, windows: int) -> float:
-        """How long the first so many windows take; with none of them all is compiled."""
+        """How long the first so many windows take, and at the first call the compilation."""
         begun = time.monotonic()
         jax.block_until_ready(self._run(self.batch.mask, self.carry, 0, windows))
         return time.monotonic() - begun

@@ -419,7 +419,7 @@ class _Advice:
             self.left_out.append(f"{short_name(rule)}, which carries {size:,} bytes")
             return
         way = Online(self.batch, program)
-        way.seconds(0)
+        way.seconds(1)  # the first run of a window makes kernels, even where it is compiled
         seconds = monotonic() - begun
         self.compiling = max(self.compiling, seconds)
         ms = 1e3 * way.seconds(1) / self.batch.window
@@ -519,7 +519,7 @@ class _Advice:
         bptt, *rules = self.rows
         fitting = [row for row in rules if self._fits(row)]
         reasons = [*self.remarks, *self._divergence()]
-        if not self.cut.exact:
+        if not self.cut.exact and any(row.rule == D_RTRL() for row in rules):
             reasons += self._escaping(rules)
         best, decided, why = self._chosen(fitting)
         reasons += why
@@ -626,7 +626,7 @@ class _Advice:
         best = choice[0] if choice else None
         if any(row.rule == TBPTT(1) for c in race.order[:2] for row in online[c]):
             why.append(
-                "The immediate gradient, TBPTT(1), is among these: so far no memory is needed."
+                "The immediate gradient, TBPTT(1), is among these: so far no credit through time is needed."
             )
         return best, decided and bool(online[first]), why
 
@@ -645,8 +645,7 @@ class _Advice:
         text = " ".join([f"D-RTRL ignores {'; '.join(paths[:2])}{more}.", *texts])
         w, by_rule = self.batch.window, {row.rule: row for row in rules}
         cut, full = by_rule.get(D_RTRL()), by_rule.get(D_RTRL(window=w, backprop="full"))
-        if cut is None:
-            return [text]
+        assert cut is not None
         far = [n for n, c in enumerate(cut.by_lag) if c < 1 - NEAR][:3]
         if not far and cut.mean_cosine >= 1 - NEAR:
             return [f"{text} On this data that matters little: it has {cut.nearness}."]
