@@ -92,10 +92,10 @@ def _network(of: Record) -> Iterator[Quote]:
     speed = of.named("speed", size=512)
     yield Quote(PAGE, "batch 32, on {} cores of an {} with jaxlib {}. The error", of.on("speed"))
     yield Quote(COMPARISON, "batch 32, {} cores of an {}, jaxlib {};", of.on("speed"))
-    rules = ("etpc D-RTRL W=10", "BPTT", "braintrace D-RTRL vmap")
+    rules = ("etpc D-RTRL W=auto", "etpc D-RTRL W=10", "BPTT", "braintrace D-RTRL vmap")
     values = [of.on("speed")[0], *all_short(*(speed[rule]["min_ms"] for rule in rules))]
-    text = "On {} CPU cores, a gradient of 512 recurrent LIF neurons (T = 50, batch 32) takes {} ms by D-RTRL, {} ms by"
-    text = f"{text} BPTT, and {{}} ms by D-RTRL in braintrace {{}} ([compared"
+    text = "On {} CPU cores, a gradient of 512 recurrent LIF neurons (T = 50, batch 32) takes {} ms by D-RTRL ({} ms"
+    text = f"{text} in windows of 10), {{}} ms by BPTT, and {{}} ms by D-RTRL in braintrace {{}} ([compared"
     yield Quote(README, text, [*values, *of.on("speed", "braintrace")])
     cosine = short(speed["etpc D-RTRL W=10"]["cosine_bptt"])
     yield Quote(COMPARISON, "exact gradient; D-RTRL has a cosine of {} with it)", [cosine])

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ._jax import is_spike
@@ -117,7 +118,8 @@ def traces(
 
     - `xs`: inputs of T steps of one example, `[T, ...]`.
     - `op`: which one, by its place in `program.ops` or by the path of its parameter.
-    - `units`: how many entries, large ones at the last step.
+    - `units`: how many entries, large ones in the mean over the steps. The legend has their indices: the state, in
+        the order of the title, then the output and the input of the weight, as far as the trace has these axes.
     - `axes`: three axes, one below the other; four for a smoothed trace.
 
     **Returns** the figure.
@@ -136,8 +138,19 @@ def traces(
     def shown(carry: Carry) -> dict[str, jax.Array]:
         return program.plan.shown(p, carry.traces[place])
 
-    last = shown(program.scan(model, xs, program.init())[1])
-    chosen = {name: _largest(np.asarray(array), units) for name, array in last.items()}
+    start = program.init()
+    leaves = program.arguments.inputs(xs, start)
+    inputs = step.input_leaves.join(leaves)
+
+    def added(before: Any, x: Any) -> tuple[Any, None]:
+        carry, total = before
+        _, carry = program(model, x, carry)
+        sizes = jax.tree.map(jnp.abs, shown(carry))
+        return (carry, jax.tree.map(jnp.add, total, sizes)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, shown(start))
+    (_, total), _ = jax.lax.scan(added, (start, zeros), inputs)
+    chosen = {name: _largest(np.asarray(array), units) for name, array in total.items()}
 
     def body(carry: Carry, x: Any) -> Any:
         leaves = step.with_begins(step.input_leaves.split(x), carry.fresh)
@@ -148,9 +161,7 @@ def traces(
         entries = [a[tuple(np.transpose(chosen[name]))] for name, a in shown(carry).items()]
         return carry, (spikes, [states[i].reshape(-1) for i in reached], entries)
 
-    start = program.init()
-    leaves = program.arguments.inputs(xs, start)
-    _, recorded = jax.lax.scan(body, start, step.input_leaves.join(leaves))
+    _, recorded = jax.lax.scan(body, start, inputs)
     spikes, states, entries = jax.tree.map(np.asarray, recorded)
     spikes = _distinct(spikes)
 
