@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cached_property
 from time import monotonic
 from typing import Any
 
@@ -134,12 +135,19 @@ class Race:
     """
 
     def __init__(self, batch: Batch, data: Data, score: Any, rates: Sequence[float]):
-        self.batch, self.data, self.rates = batch, data, rates
-        self.judge = Judge(batch, data, score)
-        self.start = [self.judge(batch.arrays, seed) for seed in range(SEEDS)]
+        self.batch, self.data, self.score, self.rates = batch, data, score, rates
         self.contenders: list[Contender] = []
         self.order, self.updates, self.final = list[Contender](), 0, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge(self.batch, self.data, self.score)
+
+    @cached_property
+    def start(self) -> list[np.ndarray]:
+        """Of the first weights, what the judge finds with each seed."""
+        return [self.judge(self.batch.arrays, seed) for seed in range(SEEDS)]
 
     def add(self, name: Hashable, way: Way) -> None:
         """Let a rule begin, at each rate, unless it is one with another that has begun."""
@@ -237,10 +245,9 @@ class Race:
         means = [float(gap.mean()) for gap in gaps]
         return min(means) > 0 and float(np.mean(means)) > 2 * max(map(error, gaps))
 
-    def best(self, name: Hashable) -> Contender:
+    def best(self, name: Hashable) -> Contender | None:
         """Of a rule, the rate that went furthest; of several, the one with the highest score there."""
-        mine = [c for c in self.contenders if c.name == name]
-        furthest = max(max(c.trainings[0].judged) for c in mine)
-        return max(
-            mine, key=lambda c: (furthest in c.trainings[0].judged, c.trainings[0].at(furthest))
-        )
+        mine = [c for c in self.contenders if c.name == name and c.trainings[0].losses]
+        furthest = max((max(c.trainings[0].judged) for c in mine), default=0)
+        key = lambda c: (furthest in c.trainings[0].judged, c.trainings[0].at(furthest))
+        return max(mine, key=key, default=None)

@@ -27,7 +27,7 @@ from ..gradient.agreement import (
 from ..show import each_once, table
 from ..trace import StepFunction
 from ._faults import Rewritten, Variant
-from ._lags import ByLag, Lag
+from ._lags import Lag, cosines_by_lag
 from ._progress import progress
 from ._trial import Outcome, Trial
 from .compare import short_name
@@ -118,7 +118,8 @@ class Check:
         """
         search = self.search
         found = search.tried.get(self.equals) if self.equals else None
-        return ByLag(search.trial).of(self.equals, found and found.program, search.whole)
+        given = self.equals, found and found.program, search.whole
+        return next(cosines_by_lag(search.trial, [given]))
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: rules by their names, and `None` for numbers that are not finite."""
@@ -447,16 +448,14 @@ class Search:
         return found
 
     def _transposed(self, values: Vectors) -> Vectors:
-        shapes = {path: self.trial.shapes[path] for path in values}
-        square = {
-            path for path, shape in shapes.items() if len(shape) == 2 and shape[0] == shape[1]
-        }
-        return {
-            path: value.reshape(-1, *shapes[path]).swapaxes(1, 2).reshape(-1)
-            if path in square and value.size > 1
-            else np.zeros_like(value)
-            for path, value in values.items()
-        }
+        """Of square matrices of more than one number; zero for others."""
+
+        def turned(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+            if len(shape) != 2 or shape[0] != shape[1] or value.size == 1:
+                return np.zeros_like(value)
+            return value.reshape(-1, *shape).swapaxes(1, 2).reshape(-1)
+
+        return {path: turned(value, self.trial.shapes[path]) for path, value in values.items()}
 
     def _conjugate(self, values: Vectors) -> Vectors:
         """Of complex parameters; zero for others."""

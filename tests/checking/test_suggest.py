@@ -672,7 +672,7 @@ class Track:
         self.now, self.skill, self.seconds, self.ran = 0.0, dict(skill), dict(seconds), []
         track = self
 
-        class Judge:
+        class Judge(_race.Judge):
             seconds = 0.1
 
             def __init__(self, *_):
@@ -885,7 +885,7 @@ class Work:
                 self.way.run(4)
                 return 0.5, 0.5, 0.5
 
-        class Judge:
+        class Judge(_race.Judge):
             seconds = 0.05
 
             def __init__(self, *_):
