@@ -167,9 +167,8 @@ class Rewritten:
     def _start(self, model: Any, x: Any, state: Arrays) -> tuple[Values, Act]:
         """The values that the equations start from, and how they act with what is displaced."""
         x, spikes, data, *_ = x
-        spikes = dict(zip(self.spikes, spikes, strict=True))
-        act = partial(self._act, spikes=spikes, data=dict(zip(self.ops, data, strict=True)))
-        return self._environment(model, x, state), act
+        displaced = dict(zip((*self.spikes, *self.ops), (*spikes, *data), strict=True))
+        return self._environment(model, x, state), partial(self._act, displaced)
 
     def _environment(self, model: Any, x: Arrays, state: Arrays) -> Values:
         return self.step.environment(self.step.model_leaves.split(model), x, state)
@@ -209,26 +208,19 @@ class Rewritten:
         crossed = {v: still[v] - stop(still[v]) for v in self.step.outputs if v.is_float}
         return env | {v: env[v] + a for v, a in crossed.items()}
 
-    def _act(
-        self,
-        eqn: Equation,
-        values: list[Any],
-        *,
-        spikes: Mapping[Equation, Array],
-        data: Mapping[Equation, Array],
-    ) -> list[Any] | None:
+    def _act(self, displaced: Mapping[Equation, Array], eqn: Equation, values: list[Any]) -> Any:
         """The results of an operation whose derivative is taken elsewhere; `None` for others."""
-        if eqn in spikes:
+        if eqn in self.spikes:
             place = self.spikes[eqn]
             function = lambda u: _bound(eqn, values, {place: u})
             u = values[place]
             # Zero, but for its derivative.
-            _, along = jax.jvp(function, (spikes[eqn],), (u - stop(u),))
+            _, along = jax.jvp(function, (displaced[eqn],), (u - stop(u),))
             return [stop(function(u)) + along]
-        if eqn in data:
+        if eqn in self.ops:
             place, weight = self.ops[eqn]
             of_data = _bound(eqn, values, {weight: stop(values[weight])})
-            of_weight = _bound(eqn, values, {place: data[eqn].astype(values[place].dtype)})
+            of_weight = _bound(eqn, values, {place: displaced[eqn].astype(values[place].dtype)})
             return [of_data + of_weight - stop(of_weight)]
         return None
 

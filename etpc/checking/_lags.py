@@ -43,12 +43,7 @@ class Batch:
     """
 
     def __init__(
-        self,
-        trial: Trial,
-        window: int,
-        steps: int,
-        every: int | None = None,
-        optimiser: Any = None,
+        self, trial: Trial, window: int, steps: int, every: int | None = None, optimiser: Any = None
     ):
         self.trial, self.size, self.window, self.steps = trial, trial.batch_size, window, steps
         self.every, self.optimiser = every, optimiser

@@ -203,10 +203,8 @@ class Race:
         training.losses.append(loss)
 
     def _judge(self, training: Training, seed: int, updates: int) -> None:
-        found = self.start[seed] * math.nan
-        if not training.diverged:
-            found = self.judge(training.state[0], seed)
-        training.judged[updates] = found
+        nothing, weights = math.nan * training.judged[0], training.state[0]
+        training.judged[updates] = nothing if training.diverged else self.judge(weights, seed)
 
     def _compare(self, playing: Sequence[Contender], updates: int, final: bool) -> list[Contender]:
         """Order contenders: in turns the best after so many updates, and the best within the time in which the fastest
@@ -236,11 +234,11 @@ class Race:
         mean by two standard errors over what is held out."""
         if math.isinf(one.score(self.updates)) or (other and other.diverged):
             return math.isfinite(one.score(self.updates))
-        pairs = zip(one.trainings, (other or one).trainings, self.start, strict=True)
+        last, then = self.updates, self.updates if other else 0
         gaps = [
-            a.judged[self.updates][0] - (b.judged[self.updates] if other else start)[0]
-            for a, b, start in pairs
-            if self.updates in a.judged and self.updates in b.judged
+            a.judged[last][0] - b.judged[then][0]
+            for a, b in zip(one.trainings, (other or one).trainings, strict=True)
+            if last in a.judged and then in b.judged
         ]
         means = [float(gap.mean()) for gap in gaps]
         return min(means) > 0 and float(np.mean(means)) > 2 * max(map(error, gaps))

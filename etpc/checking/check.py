@@ -297,17 +297,15 @@ class Search:
             equal: list[Algorithm] = []
             for rule in progress(stage, "rules"):
                 found = self.trial.of(rule)
-                is_equal = self._is(rule, found.gradient)
-                is_multiple = not is_equal and self._is_multiple(rule, found.gradient.values)
-                if is_multiple or stage is not blocks:
+                if stage is not blocks:
                     self.tried[rule] = found
-                if is_multiple:
-                    self._first = rule
-                    return None
-                if is_equal:
+                if self._is(rule, found.gradient):
                     equal.append(rule)
                     if stage is not blocks:
                         break
+                elif self._is_multiple(rule, found.gradient.values):
+                    self._first, self.tried[rule] = rule, found
+                    return None
             if equal:  # of blocks the nearest
                 return min(equal, key=lambda rule: max(d[rule] for d in self._distances.values()))
         return None
@@ -487,8 +485,8 @@ class Search:
             return None
         else:
             name, sign = f"{factor:.{2 if self._low else 4}g} times as large", 1
-        texts = [variant.text, name, "with the wrong sign" if sign < 0 else ""]
-        texts = [text for text in texts if text]
+        wrong = "with the wrong sign" if sign < 0 else ""
+        texts = [text for text in (variant.text, name, wrong) if text]
         if not texts:  # near the rule, and not near enough to be called equal
             return None
         return Fault(variant.kind, variant.rule, factor, ", and ".join(texts))

@@ -534,12 +534,12 @@ class _Advice:
     def _chosen(self, fitting: Sequence[Candidate]) -> tuple[Candidate | None, bool, list[str]]:
         """The rule to take of those that fit; whether this is decided; and why."""
         exact = next((row for row in fitting if row.rule == D_RTRL() and row.exact), None)
+        if exact and not (self.trains and self.reference.comparable):
+            return exact, True, [EXACT]
         if not self.reference.comparable:
-            return exact, bool(exact), [EXACT] if exact else []
+            return None, False, []
         if not fitting:
             return None, False, [self._misfit(self.rows[1:])]
-        if exact and not self.trains:
-            return exact, True, [EXACT]
         if len(fitting) == 1 and (self.waiting or self.interrupted) and not exact:
             text = (
                 f"{fitting[0].name} is the only rule that was measured, with {fitting[0].nearness}"
