@@ -344,7 +344,7 @@ class _Advice:
     def __init__(self, race: Race, rules: Sequence[Algorithm], memory: Any, time: Any):
         self.race, self.batch, self.memory, self.time = race, race.batch, memory, time
         batch, self.cut = race.batch, race.batch.trial.shown
-        self.lags = [*pairwise((reach - 1) * batch.window for reach in batch.reaches)]
+        self.lags = tuple(pairwise((reach - 1) * batch.window for reach in batch.reaches))
         """The ranges of steps before the last window."""
         self.trains = batch.optimiser is not None
         self.compiling, self.interrupted, self.budget = 0.0, False, 0.0
@@ -519,8 +519,7 @@ class _Advice:
         elif names:
             left.append(f"{names}, as the budget of {self.budget:g} s was spent")
         rows = tuple(map(self._trained, range(len(self.rows))))
-        lags = tuple(self.lags)
-        return Suggestion(rule, rows, lags, tuple(reasons), tuple(left), decided, self)
+        return Suggestion(rule, rows, self.lags, tuple(reasons), tuple(left), decided, self)
 
     def _divergence(self) -> list[str]:
         """Which rules diverged, and at what rates."""

@@ -90,17 +90,9 @@ def test_a_trace_that_was_not_read_is_noted():
 @pytest.mark.slow
 def test_options_reach_the_compiler():
     model, (xs, targets) = leaky(spare=jnp.ones(2)), data()
-    found = etpc.compare(
-        {"m": model},
-        xs,
-        targets,
-        squared,
-        ["d_rtrl", TBPTT(2)],
-        state=jnp.ones(4),
-        step=lambda m, x, s: m["m"](x, s),
-        weights=lambda m: m["m"].log_tau,
-        tolerance=1e-5,
-    )
+    options = dict(step=lambda m, x, s: m["m"](x, s), weights=lambda m: m["m"].log_tau)
+    options |= dict(state=jnp.ones(4), tolerance=1e-5)
+    found = etpc.compare({"m": model}, xs, targets, squared, ["d_rtrl", TBPTT(2)], **options)
     online, cut = ({row.path: row for row in result.rows} for result in found.results)
     assert online["['m'].win"].claim == "current step"
     assert online["['m'].log_tau"].held is True
