@@ -250,22 +250,19 @@ class Rewritten:
         if not read:
             return
         affine = [self._affine(u) for u in read]
-        if any(found is not None for found in affine):
-
-            def each(moved: Callable[..., Array]) -> Arrays:
-                """Where `u = a V + b`, with the state V of a number, what `moved(u, number, a, b)` says."""
-                pairs = zip(read, affine, strict=True)
-                return [u if found is None else moved(u, *found) for u, found in pairs]
-
-            at = lambda states: each(lambda u, number, a, b: a * states[number] + b)
-            soft = each(lambda u, number, a, b: jnp.where(u > 0, u + b, u))
-            hard = each(lambda u, number, a, b: jnp.where(u > 0, b, u))
-            yield "at the potential before the step", at(self.course.old)
-            yield "at the potential after the step", at(self.course.new)
-            yield "at the potential after the reset", soft
-            yield "at the potential after the reset", hard
-            centred = each(lambda u, number, a, b: u - b)
-            yield "at the potential itself, without its threshold", centred
+        old, new = self.course.old, self.course.new
+        # Where `u = a V + b`, with the state V of number n.
+        moves: list[tuple[str, Callable[[Array, int, Array, Array], Array]]] = [
+            ("before the step", lambda u, n, a, b: a * old[n] + b),
+            ("after the step", lambda u, n, a, b: a * new[n] + b),
+            ("after the reset", lambda u, n, a, b: jnp.where(u > 0, u + b, u)),
+            ("after the reset", lambda u, n, a, b: jnp.where(u > 0, b, u)),
+            ("itself, without its threshold", lambda u, n, a, b: u - b),
+        ]
+        for where, move in moves if any(affine) else []:
+            pairs = zip(read, affine, strict=True)
+            moved = [u if found is None else move(u, *found) for u, found in pairs]
+            yield f"at the potential {where}", moved
         if len(read) > 1 and len({u.shape for u in read}) == 1:
             yield "at the potential of the other spike function of the step", [*read[1:], read[0]]
         yield "at the potential of the step before", [_later(u, u[:1]) for u in read]
