@@ -385,7 +385,7 @@ def test_the_budget():
     assert found.rule is None
     assert any("D_RTRL() is the only rule that was measured" in text for text in found.reasons)
     (left,) = found.left_out
-    assert left.startswith("D_RTRL(window=4, backprop='full'), ")
+    assert left.startswith("ES_D_RTRL(decay=0.99), TBPTT(1), ")
     assert left.endswith("as the budget of 1e-09 s was spent")
 
 
