@@ -92,24 +92,20 @@ class Rewritten:
     # --- gradients ---
 
     def gradient(
-        self,
-        rule: Algorithm,
-        spikes: Arrays | None = None,
-        data: Arrays | None = None,
-        twice: bool = False,
+        self, rule: Algorithm, displaced: Arrays | None = None, twice: bool = False
     ) -> Vectors:
         """The gradient of each parameter.
 
         - `rule`: D-RTRL, or BPTT as another one.
-        - `spikes`, `data`: what stands in the place of those of the course.
+        - `displaced`: what stands in the place of the `spikes` and `data` of the course.
         - `twice`: whether the learning signal of a state has the paths through other states of the same step,
             which are in the traces of those already.
         """
-        spikes = self.course.spikes if spikes is None else spikes
-        data = self.course.data if data is None else data
+        if displaced is None:
+            displaced = [*self.course.spikes, *self.course.data]
         targets, mask = jax.tree.map(jnp.asarray, self.trial.targets), self.trial.mask
         counts = jnp.ones(self.trial.lead, bool) if mask is None else mask != 0
-        xs = self.inputs, spikes, data, targets, counts
+        xs = self.inputs, displaced, targets, counts
         cut = rule == D_RTRL()
         step = self._twice if twice else self._cut_step if cut else self._plain_step
         loss = ITSELF if twice else self.trial.objective.loss
@@ -166,8 +162,8 @@ class Rewritten:
 
     def _start(self, model: Any, x: Any, state: Arrays) -> tuple[Values, Act]:
         """The values that the equations start from, and how they act with what is displaced."""
-        x, spikes, data, *_ = x
-        displaced = dict(zip((*self.spikes, *self.ops), (*spikes, *data), strict=True))
+        x, displaced, *_ = x
+        displaced = dict(zip((*self.spikes, *self.ops), displaced, strict=True))
         return self._environment(model, x, state), partial(self._act, displaced)
 
     def _environment(self, model: Any, x: Arrays, state: Arrays) -> Values:
@@ -232,11 +228,11 @@ class Rewritten:
             ("with the data of the step before", [_later(x) for x in self.course.data]),
             ("with the data of the step after", self.after.data),
         ):
-            where = "in the place of that of its own step: shifted by one step"
-            yield Variant(rule, "shift", f"{text} {where}", self.gradient(rule, data=data))
+            text = f"{text} in the place of that of its own step: shifted by one step"
+            yield Variant(rule, "shift", text, self.gradient(rule, [*self.course.spikes, *data]))
         for where, spikes in self._displaced():
             text = f"with the spike's derivative taken {where}"
-            yield Variant(rule, "spike", text, self.gradient(rule, spikes))
+            yield Variant(rule, "spike", text, self.gradient(rule, [*spikes, *self.course.data]))
         if rule == D_RTRL():
             text = (
                 "with a path counted twice: the learning signal of a state goes through other states of the same step, "

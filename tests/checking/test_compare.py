@@ -36,10 +36,6 @@ def found():
     return etpc.compare(recurrent(), *data(2), squared, list(CLAIMS), batch_size=2)
 
 
-def by_name(comparison):
-    return {result.name: result for result in comparison.results}
-
-
 def test_results(found):
     assert found.ok, str(found)
     assert [result.algorithm for result in found.results] == list(CLAIMS)
@@ -59,7 +55,8 @@ def test_results(found):
             assert (row.claim, row.held) == ("exact", True)
             assert row.error <= 1e-9
             assert row.norm > 0
-    short, long, whole = (by_name(found)[f"TBPTT({w})"].total for w in (1, 6, T))
+    totals = {result.name: result.total for result in found.results}
+    short, long, whole = (totals[f"TBPTT({w})"] for w in (1, 6, T))
     assert short.error > 1.5 * long.error > 100 * whole.error
     assert short.cosine < long.cosine < whole.cosine
 

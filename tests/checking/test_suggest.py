@@ -705,19 +705,10 @@ class Track(Fakes):
     def __init__(self, monkeypatch, skill, seconds, rates=(1.0,), noise=0.0):
         super().__init__(monkeypatch, skill, dict(seconds), noise)
 
-        class FakeBatch(Batch):
-            start, arrays, padded = (None, None), None, lambda *_: None
-
-            def __init__(self):
-                pass
-
-        class FakeData(Data):
-            training = lambda *_: ()
-
-            def __init__(self):
-                pass
-
-        self.race = _race.Race(FakeBatch(), FakeData(), None, rates)
+        batch, data = object.__new__(Batch), object.__new__(Data)
+        batch.start, batch.arrays, batch.padded = (None, None), None, lambda *_: None
+        data.training = lambda *_: ()
+        self.race = _race.Race(batch, data, None, rates)
         for rule in skill:
             self.race.add(rule, self.Way(rule))
 
