@@ -123,23 +123,20 @@ class Check:
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: rules by their names, and `None` for numbers that are not finite."""
-        rows = [
-            {
-                **dataclasses.asdict(dataclasses.replace(row, fault=None)),
-                "equals": self._name(row.equals),
-                "nearest": self._name(row.nearest),
-                "fault": row.fault
-                and {**dataclasses.asdict(row.fault), "rule": self._name(row.fault.rule)},
-            }
-            for row in self.rows
-        ]
+        name = self._name
+
+        def named(row: CheckedRow) -> dict[str, Any]:
+            fault = row.fault and dataclasses.asdict(row.fault) | {"rule": name(row.fault.rule)}
+            rules = dict(equals=name(row.equals), nearest=name(row.nearest), fault=fault)
+            return dataclasses.asdict(row) | rules
+
         return record(
             "etpc-check/1",
             loss=self.loss,
             tolerance=self.tolerance,
-            equals=self._name(self.equals),
+            equals=name(self.equals),
             exact=self.exact,
-            rows=rows,
+            rows=[named(row) for row in self.rows],
             total=dataclasses.asdict(self.total),
             missing=self.missing,
             notes=self.notes,
