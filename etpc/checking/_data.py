@@ -56,10 +56,10 @@ class Data:
             self.count = min(self.count, max(1, len(self._kept) // PART))
         self.single = self._draw is None and len(self._kept) == 1
 
-    @cached_property
+    @property
     def parted(self) -> bool:
         """Whether what is held out was not trained on."""
-        return not self.single or int(self._counting.sum()) > 1
+        return not self.single or self._parts[0][0] is not self._parts[0][1]
 
     def training(self, seed: int, number: int) -> Batch:
         """What an update of a training with a seed is made of."""
@@ -78,18 +78,14 @@ class Data:
         """For each seed what is trained on and what is held out of a single batch: the same arrays with other weights,
         so that they are no other shapes."""
         xs, targets, mask = whole = self._weighted(self.first)
-        if not self.parted:
+        counting = np.atleast_1d(np.asarray(mask.any(0)))
+        number, count = np.cumsum(counting) - 1, int(counting.sum())
+        if count < 2:
             return [(whole, whole)] * SEEDS
-        number, count = np.cumsum(self._counting) - 1, int(self._counting.sum())
         out = [number % PART == seed % min(PART, count) for seed in range(SEEDS)]
         return [
             ((xs, targets, mask * ~held[None]), (xs, targets, mask * held[None])) for held in out
         ]
-
-    @cached_property
-    def _counting(self) -> np.ndarray:
-        """On which examples of the first batch a loss counts."""
-        return np.atleast_1d(np.asarray(self._weighted(self.first)[2]).any(0))
 
     def _get(self, number: int) -> Batch:
         if self._draw is not None:

@@ -92,24 +92,20 @@ class Rewritten:
     # --- gradients ---
 
     def gradient(
-        self,
-        rule: Algorithm,
-        spikes: Arrays | None = None,
-        data: Arrays | None = None,
-        twice: bool = False,
+        self, rule: Algorithm, displaced: Arrays | None = None, twice: bool = False
     ) -> Vectors:
         """The gradient of each parameter.
 
         - `rule`: D-RTRL, or BPTT as another one.
-        - `spikes`, `data`: what stands in the place of those of the course.
+        - `displaced`: what stands in the place of the `spikes` and `data` of the course.
         - `twice`: whether the learning signal of a state has the paths through other states of the same step,
             which are in the traces of those already.
         """
-        spikes = self.course.spikes if spikes is None else spikes
-        data = self.course.data if data is None else data
+        if displaced is None:
+            displaced = [*self.course.spikes, *self.course.data]
         targets, mask = jax.tree.map(jnp.asarray, self.trial.targets), self.trial.mask
         counts = jnp.ones(self.trial.lead, bool) if mask is None else mask != 0
-        xs = self.inputs, spikes, data, targets, counts
+        xs = self.inputs, displaced, targets, counts
         cut = rule == D_RTRL()
         step = self._twice if twice else self._cut_step if cut else self._plain_step
         loss = ITSELF if twice else self.trial.objective.loss
@@ -166,10 +162,9 @@ class Rewritten:
 
     def _start(self, model: Any, x: Any, state: Arrays) -> tuple[Values, Act]:
         """The values that the equations start from, and how they act with what is displaced."""
-        x, spikes, data, *_ = x
-        spikes = dict(zip(self.spikes, spikes, strict=True))
-        act = partial(self._act, spikes=spikes, data=dict(zip(self.ops, data, strict=True)))
-        return self._environment(model, x, state), act
+        x, displaced, *_ = x
+        displaced = dict(zip((*self.spikes, *self.ops), displaced, strict=True))
+        return self._environment(model, x, state), partial(self._act, displaced)
 
     def _environment(self, model: Any, x: Arrays, state: Arrays) -> Values:
         return self.step.environment(self.step.model_leaves.split(model), x, state)
@@ -209,26 +204,19 @@ class Rewritten:
         crossed = {v: still[v] - stop(still[v]) for v in self.step.outputs if v.is_float}
         return env | {v: env[v] + a for v, a in crossed.items()}
 
-    def _act(
-        self,
-        eqn: Equation,
-        values: list[Any],
-        *,
-        spikes: Mapping[Equation, Array],
-        data: Mapping[Equation, Array],
-    ) -> list[Any] | None:
+    def _act(self, displaced: Mapping[Equation, Array], eqn: Equation, values: list[Any]) -> Any:
         """The results of an operation whose derivative is taken elsewhere; `None` for others."""
-        if eqn in spikes:
+        if eqn in self.spikes:
             place = self.spikes[eqn]
             function = lambda u: _bound(eqn, values, {place: u})
             u = values[place]
             # Zero, but for its derivative.
-            _, along = jax.jvp(function, (spikes[eqn],), (u - stop(u),))
+            _, along = jax.jvp(function, (displaced[eqn],), (u - stop(u),))
             return [stop(function(u)) + along]
-        if eqn in data:
+        if eqn in self.ops:
             place, weight = self.ops[eqn]
             of_data = _bound(eqn, values, {weight: stop(values[weight])})
-            of_weight = _bound(eqn, values, {place: data[eqn].astype(values[place].dtype)})
+            of_weight = _bound(eqn, values, {place: displaced[eqn].astype(values[place].dtype)})
             return [of_data + of_weight - stop(of_weight)]
         return None
 
@@ -240,11 +228,11 @@ class Rewritten:
             ("with the data of the step before", [_later(x) for x in self.course.data]),
             ("with the data of the step after", self.after.data),
         ):
-            where = "in the place of that of its own step: shifted by one step"
-            yield Variant(rule, "shift", f"{text} {where}", self.gradient(rule, data=data))
+            text = f"{text} in the place of that of its own step: shifted by one step"
+            yield Variant(rule, "shift", text, self.gradient(rule, [*self.course.spikes, *data]))
         for where, spikes in self._displaced():
             text = f"with the spike's derivative taken {where}"
-            yield Variant(rule, "spike", text, self.gradient(rule, spikes))
+            yield Variant(rule, "spike", text, self.gradient(rule, [*spikes, *self.course.data]))
         if rule == D_RTRL():
             text = (
                 "with a path counted twice: the learning signal of a state goes through other states of the same step, "
@@ -258,22 +246,19 @@ class Rewritten:
         if not read:
             return
         affine = [self._affine(u) for u in read]
-        if any(found is not None for found in affine):
-
-            def each(moved: Callable[..., Array]) -> Arrays:
-                """Where `u = a V + b`, with the state V of a number, what `moved(u, number, a, b)` says."""
-                pairs = zip(read, affine, strict=True)
-                return [u if found is None else moved(u, *found) for u, found in pairs]
-
-            at = lambda states: each(lambda u, number, a, b: a * states[number] + b)
-            soft = each(lambda u, number, a, b: jnp.where(u > 0, u + b, u))
-            hard = each(lambda u, number, a, b: jnp.where(u > 0, b, u))
-            yield "at the potential before the step", at(self.course.old)
-            yield "at the potential after the step", at(self.course.new)
-            yield "at the potential after the reset", soft
-            yield "at the potential after the reset", hard
-            centred = each(lambda u, number, a, b: u - b)
-            yield "at the potential itself, without its threshold", centred
+        old, new = self.course.old, self.course.new
+        # Where `u = a V + b`, with the state V of number n.
+        moves: list[tuple[str, Callable[[Array, int, Array, Array], Array]]] = [
+            ("before the step", lambda u, n, a, b: a * old[n] + b),
+            ("after the step", lambda u, n, a, b: a * new[n] + b),
+            ("after the reset", lambda u, n, a, b: jnp.where(u > 0, u + b, u)),
+            ("after the reset", lambda u, n, a, b: jnp.where(u > 0, b, u)),
+            ("itself, without its threshold", lambda u, n, a, b: u - b),
+        ]
+        for where, move in moves if any(affine) else []:
+            pairs = zip(read, affine, strict=True)
+            moved = [u if found is None else move(u, *found) for u, found in pairs]
+            yield f"at the potential {where}", moved
         if len(read) > 1 and len({u.shape for u in read}) == 1:
             yield "at the potential of the other spike function of the step", [*read[1:], read[0]]
         yield "at the potential of the step before", [_later(u, u[:1]) for u in read]

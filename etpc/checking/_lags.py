@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ from jax import Array
 
 from ..algorithms import Algorithm
 from ..gradient.agreement import cosine, flat_gradients, whole
-from ..gradient.bptt import Objective, gradient_of
+from ..gradient.bptt import gradient_of
 from ..run import Program, moved, strong, without_past
 from ._trial import Trial
 
@@ -43,12 +43,7 @@ class Batch:
     """
 
     def __init__(
-        self,
-        trial: Trial,
-        window: int,
-        steps: int,
-        every: int | None = None,
-        optimiser: Any = None,
+        self, trial: Trial, window: int, steps: int, every: int | None = None, optimiser: Any = None
     ):
         self.trial, self.size, self.window, self.steps = trial, trial.batch_size, window, steps
         self.every, self.optimiser = every, optimiser
@@ -56,7 +51,7 @@ class Batch:
         self.reaches = sorted({self.count, *(2**n for n in range(self.count.bit_length()))})
         self.padded, self.mean = jax.jit(self._padded), jax.jit(self._mean)
         mask = jnp.ones(trial.lead) if trial.mask is None else trial.mask
-        self.xs, self.targets, self.mask = self.padded(trial.xs, trial.targets, mask)
+        *self.sequence, self.mask = self.padded(trial.xs, trial.targets, mask)
         self.late = self.counted(self.count - 1)
 
         arrays, self.static = eqx.partition(trial.model, eqx.is_inexact_array)
@@ -150,9 +145,8 @@ class Online:
         weights move; and the loss before."""
         batch, (*weights, carry), (xs, targets, mask) = self.batch, training, data
         mean, updates = batch.mean(mask)
-        *moved, carry, loss, grads = self._jit_pass(
-            *weights, carry, (xs, targets, mean), 0, batch.count, True, rate
-        )
+        data = xs, targets, mean
+        *moved, carry, loss, grads = self._jit_pass(weights, carry, data, (0, batch.count), rate)
         if not batch.every:
             moved = batch.moved(loss, grads, *weights, rate)
         return (*moved, self._restarted(carry)), float(loss) / max(1, int(updates))
@@ -165,23 +159,13 @@ class Online:
         return dataclasses.replace(fresh, state=self.first.state)
 
     def _run(self, mask: Array, carry: Any, start: int = 0, stop: int | None = None) -> Any:
-        batch = self.batch
-        stop = batch.count if stop is None else stop
-        data = batch.xs, batch.targets, mask
-        return self._jit_pass(*self.at, carry, data, start, stop, False, 1.0)
+        data = *self.batch.sequence, mask
+        span = start, self.batch.count if stop is None else stop
+        return self._jit_pass(self.at, carry, data, span, 0.0)
 
-    def _pass(
-        self,
-        arrays: Any,
-        opt_state: Any,
-        carry: Any,
-        data: Any,
-        start: Any,
-        stop: Any,
-        train: Any,
-        rate: Any,
-    ) -> Any:
-        """Parameters, state of the optimiser, carry, and the sums of loss and gradient over windows."""
+    def _pass(self, weights: Any, carry: Any, data: Any, span: Any, rate: Any) -> Any:
+        """Parameters, state of the optimiser, carry, and the sums of loss and gradient over a span of windows; the
+        weights stay where the rate is zero."""
         batch, trial = self.batch, self.batch.trial
         gradient = self.program.value_and_grad(trial.loss_fn, "sum", has_aux=trial.has_aux)
         shape = batch.count, batch.window
@@ -198,15 +182,15 @@ class Online:
             (value, carry), grads = learn(arrays, carry, piece)
             if batch.every and batch.optimiser is not None:
                 stay = lambda loss, grads, *weights: weights[:2]
-                moves = train & (piece[2] != 0).any()
+                moves = (rate > 0) & (piece[2] != 0).any()
                 arguments = value, grads, arrays, opt_state, rate
                 arrays, opt_state = jax.lax.cond(moves, batch.moved, stay, *arguments)
             return arrays, opt_state, carry, total + value, jax.tree.map(jnp.add, sums, grads)
 
         first = jax.tree.map(lambda a: a[0], data)
-        (value, _), grads = jax.eval_shape(learn, arrays, carry, first)
+        (value, _), grads = jax.eval_shape(learn, weights[0], carry, first)
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (value, grads))
-        return jax.lax.fori_loop(start, stop, window, (arrays, opt_state, carry, *zeros))
+        return jax.lax.fori_loop(span[0], span[1], window, (*weights, carry, *zeros))
 
 
 class Reverse:
@@ -218,8 +202,6 @@ class Reverse:
     def __init__(self, batch: Batch, block: int | None = None):
         self.batch, self.at, self.first = batch, batch.start, None
         self.passes = 1 + len(batch.reaches)
-        whole = batch.trial.objective
-        self._objective = dataclasses.replace(whole, xs=batch.xs, targets=batch.targets)
         self._steps = np.arange(len(batch.mask))
         self._cuts = self._steps % (block or len(batch.mask)) == 0
 
@@ -236,18 +218,17 @@ class Reverse:
     def train(self, training: Any, data: Any, rate: float) -> tuple[Any, float]:
         """As of a rule; there is no carry."""
         arrays, opt_state, _ = training
-        xs, targets, mask = data
-        objective = dataclasses.replace(self._objective, xs=xs, targets=targets)
-        loss, grads = self._run(arrays, self.batch.mean(mask)[0], objective=objective)
+        *sequence, mask = data
+        loss, grads = self._run(arrays, self.batch.mean(mask)[0], sequence=sequence)
         return (*self.batch.moved(loss, grads, arrays, opt_state, rate), None), float(loss)
 
-    def _run(
-        self, arrays: Any, mask: Array, first: int = 0, objective: Objective | None = None
-    ) -> tuple[Array, Any]:
+    def _run(self, arrays: Any, mask: Array, first: int = 0, sequence: Any = None) -> Any:
+        """Loss and gradient."""
+        batch, (xs, targets) = self.batch, sequence or self.batch.sequence
         cuts = (self._cuts | (self._steps == first)) & (self._steps > 0)  # the start may be learned
-        changed: Any = dict(mask=mask, cuts=jnp.asarray(cuts))
-        objective = dataclasses.replace(objective or self._objective, **changed)
-        return gradient_of(self.batch.model(arrays), objective, "sum")[:2]
+        changed: Any = dict(xs=xs, targets=targets, mask=mask, cuts=jnp.asarray(cuts))
+        objective = dataclasses.replace(batch.trial.objective, **changed)
+        return gradient_of(batch.model(arrays), objective, "sum")[:2]
 
 
 Way = Online | Reverse
@@ -299,34 +280,26 @@ class Measurement:
         )
 
 
-class ByLag:
+def cosines_by_lag(
+    trial: Trial, gradients: Iterable[tuple[Algorithm | None, Program | None, np.ndarray]]
+) -> Iterator[Mapping[Lag, float]]:
     """The cosines of gradients of a trial with BPTT by how far back they reach, in an eighth of its steps; see
-    [`etpc.Comparison.by_lag`][]."""
+    [`etpc.Comparison.by_lag`][].
 
-    def __init__(self, trial: Trial):
-        window = max(1, trial.steps // WINDOWS)
-        self.batch = Batch(trial, window, trial.steps - trial.steps % window)
-        self.lags = [(a * window, b * window) for a, b in pairwise([0, *self.batch.reaches])]
-
-    def of(
-        self, algorithm: Algorithm | None, program: Program | None, gradient: np.ndarray
-    ) -> Mapping[Lag, float]:
-        """Those of a gradient: that of an algorithm and its program, as of a result, or one that is known as a whole
-        alone."""
+    - `gradients`: the algorithm and program of each, as of a result; no algorithm where it is known as a whole alone.
+    """
+    window = max(1, trial.steps // WINDOWS)
+    batch = Batch(trial, window, trial.steps - trial.steps % window)
+    lags = [(a * window, b * window) for a, b in pairwise([0, *batch.reaches])]
+    parts = lambda way: parts_of(way, batch.mask, range(batch.count))
+    of_bptt = parts(Reverse(batch))
+    for algorithm, program, gradient in gradients:
         if algorithm is None:
-            values = _partial_cosines(gradient, self._of_bptt)
+            values = _partial_cosines(gradient, of_bptt)
         else:
-            batch = self.batch
             way = Online(batch, program) if program else Reverse(batch, algorithm.lookback)
-            values = [cosine(a, b) for a, b in zip(self._parts(way), self._of_bptt, strict=True)]
-        return dict(zip(self.lags, values, strict=True))
-
-    def _parts(self, way: Way) -> list[np.ndarray]:
-        return parts_of(way, self.batch.mask, range(self.batch.count))
-
-    @cached_property
-    def _of_bptt(self) -> list[np.ndarray]:
-        return self._parts(Reverse(self.batch))
+            values = [cosine(a, b) for a, b in zip(parts(way), of_bptt, strict=True)]
+        yield dict(zip(lags, values, strict=True))
 
 
 def step_ms(way: Way) -> float:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cached_property
 from time import monotonic
 from typing import Any
 
@@ -134,12 +135,19 @@ class Race:
     """
 
     def __init__(self, batch: Batch, data: Data, score: Any, rates: Sequence[float]):
-        self.batch, self.data, self.rates = batch, data, rates
-        self.judge = Judge(batch, data, score)
-        self.start = [self.judge(batch.arrays, seed) for seed in range(SEEDS)]
+        self.batch, self.data, self.score, self.rates = batch, data, score, rates
         self.contenders: list[Contender] = []
         self.order, self.updates, self.final = list[Contender](), 0, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge(self.batch, self.data, self.score)
+
+    @cached_property
+    def start(self) -> list[np.ndarray]:
+        """Of the first weights, what the judge finds with each seed."""
+        return [self.judge(self.batch.arrays, seed) for seed in range(SEEDS)]
 
     def add(self, name: Hashable, way: Way) -> None:
         """Let a rule begin, at each rate, unless it is one with another that has begun."""
@@ -195,10 +203,8 @@ class Race:
         training.losses.append(loss)
 
     def _judge(self, training: Training, seed: int, updates: int) -> None:
-        found = self.start[seed] * math.nan
-        if not training.diverged:
-            found = self.judge(training.state[0], seed)
-        training.judged[updates] = found
+        nothing, weights = math.nan * training.judged[0], training.state[0]
+        training.judged[updates] = nothing if training.diverged else self.judge(weights, seed)
 
     def _compare(self, playing: Sequence[Contender], updates: int, final: bool) -> list[Contender]:
         """Order contenders: in turns the best after so many updates, and the best within the time in which the fastest
@@ -228,19 +234,18 @@ class Race:
         mean by two standard errors over what is held out."""
         if math.isinf(one.score(self.updates)) or (other and other.diverged):
             return math.isfinite(one.score(self.updates))
-        pairs = zip(one.trainings, (other or one).trainings, self.start, strict=True)
+        last, then = self.updates, self.updates if other else 0
         gaps = [
-            a.judged[self.updates][0] - (b.judged[self.updates] if other else start)[0]
-            for a, b, start in pairs
-            if self.updates in a.judged and self.updates in b.judged
+            a.judged[last][0] - b.judged[then][0]
+            for a, b in zip(one.trainings, (other or one).trainings, strict=True)
+            if last in a.judged and then in b.judged
         ]
         means = [float(gap.mean()) for gap in gaps]
         return min(means) > 0 and float(np.mean(means)) > 2 * max(map(error, gaps))
 
-    def best(self, name: Hashable) -> Contender:
+    def best(self, name: Hashable) -> Contender | None:
         """Of a rule, the rate that went furthest; of several, the one with the highest score there."""
-        mine = [c for c in self.contenders if c.name == name]
-        furthest = max(max(c.trainings[0].judged) for c in mine)
-        return max(
-            mine, key=lambda c: (furthest in c.trainings[0].judged, c.trainings[0].at(furthest))
-        )
+        mine = [c for c in self.contenders if c.name == name and c.trainings[0].losses]
+        furthest = max((max(c.trainings[0].judged) for c in mine), default=0)
+        key = lambda c: (furthest in c.trainings[0].judged, c.trainings[0].at(furthest))
+        return max(mine, key=key, default=None)

@@ -72,9 +72,11 @@ class Trial:
         self._called = {name: options.get(name) for name in ("state", "step", "batch_size")}
         self._inputs = jax.tree.map(lambda a: one_step(a, self.batch_size), xs)
         self.lead, self.mask = lead_of(xs, self.batch_size), objective.mask
+        self.steps = self.lead[0]
         self.model, self.xs, self.targets, self.loss_fn = model, xs, targets, loss_fn
         self.reduction, self.has_aux = reduction, objective.loss.has_aux
         self._tolerance, self._reference = tolerance, reference
+        self.has_reference = reference is not None
         chosen = dict(weights=weights, memory=memory, batch_size=self.batch_size or 1)
         self._options: Any = self._called | chosen
         no_cuts = jnp.zeros(self.steps, bool)  # as data: BPTT of all blocks is compiled once
@@ -98,11 +100,6 @@ class Trial:
     def shown(self) -> Program:
         """Any program of the model, which shows its parameters and its state."""
         return self.program("d_rtrl")
-
-    @property
-    def steps(self) -> int:
-        """T."""
-        return self.lead[0]
 
     @property
     def leaves(self) -> Leaves:
@@ -229,11 +226,6 @@ class Trial:
         if self.has_reference:
             rows = tuple(dataclasses.replace(row, held=None) for row in rows)
         return rows
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether BPTT is of another model, or of another step."""
-        return self._reference is not None
 
     def doubts(self, paths: Iterable[str] | None = None) -> tuple[str, ...]:
         """Sentences on what nothing is compared of, whatever the rule is.

@@ -27,7 +27,7 @@ from ..gradient.agreement import (
 from ..show import each_once, table
 from ..trace import StepFunction
 from ._faults import Rewritten, Variant
-from ._lags import ByLag, Lag
+from ._lags import Lag, cosines_by_lag
 from ._progress import progress
 from ._trial import Outcome, Trial
 from .compare import short_name
@@ -118,27 +118,25 @@ class Check:
         """
         search = self.search
         found = search.tried.get(self.equals) if self.equals else None
-        return ByLag(search.trial).of(self.equals, found and found.program, search.whole)
+        given = self.equals, found and found.program, search.whole
+        return next(cosines_by_lag(search.trial, [given]))
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: rules by their names, and `None` for numbers that are not finite."""
-        rows = [
-            {
-                **dataclasses.asdict(dataclasses.replace(row, fault=None)),
-                "equals": self._name(row.equals),
-                "nearest": self._name(row.nearest),
-                "fault": row.fault
-                and {**dataclasses.asdict(row.fault), "rule": self._name(row.fault.rule)},
-            }
-            for row in self.rows
-        ]
+        name = self._name
+
+        def named(row: CheckedRow) -> dict[str, Any]:
+            fault = row.fault and dataclasses.asdict(row.fault) | {"rule": name(row.fault.rule)}
+            rules = dict(equals=name(row.equals), nearest=name(row.nearest), fault=fault)
+            return dataclasses.asdict(row) | rules
+
         return record(
             "etpc-check/1",
             loss=self.loss,
             tolerance=self.tolerance,
-            equals=self._name(self.equals),
+            equals=name(self.equals),
             exact=self.exact,
-            rows=rows,
+            rows=[named(row) for row in self.rows],
             total=dataclasses.asdict(self.total),
             missing=self.missing,
             notes=self.notes,
@@ -296,17 +294,15 @@ class Search:
             equal: list[Algorithm] = []
             for rule in progress(stage, "rules"):
                 found = self.trial.of(rule)
-                is_equal = self._is(rule, found.gradient)
-                is_multiple = not is_equal and self._is_multiple(rule, found.gradient.values)
-                if is_multiple or stage is not blocks:
+                if stage is not blocks:
                     self.tried[rule] = found
-                if is_multiple:
-                    self._first = rule
-                    return None
-                if is_equal:
+                if self._is(rule, found.gradient):
                     equal.append(rule)
                     if stage is not blocks:
                         break
+                elif self._is_multiple(rule, found.gradient.values):
+                    self._first, self.tried[rule] = rule, found
+                    return None
             if equal:  # of blocks the nearest
                 return min(equal, key=lambda rule: max(d[rule] for d in self._distances.values()))
         return None
@@ -447,16 +443,14 @@ class Search:
         return found
 
     def _transposed(self, values: Vectors) -> Vectors:
-        shapes = {path: self.trial.shapes[path] for path in values}
-        square = {
-            path for path, shape in shapes.items() if len(shape) == 2 and shape[0] == shape[1]
-        }
-        return {
-            path: value.reshape(-1, *shapes[path]).swapaxes(1, 2).reshape(-1)
-            if path in square and value.size > 1
-            else np.zeros_like(value)
-            for path, value in values.items()
-        }
+        """Of square matrices of more than one number; zero for others."""
+
+        def turned(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+            if len(shape) != 2 or shape[0] != shape[1] or value.size == 1:
+                return np.zeros_like(value)
+            return value.reshape(-1, *shape).swapaxes(1, 2).reshape(-1)
+
+        return {path: turned(value, self.trial.shapes[path]) for path, value in values.items()}
 
     def _conjugate(self, values: Vectors) -> Vectors:
         """Of complex parameters; zero for others."""
@@ -488,8 +482,8 @@ class Search:
             return None
         else:
             name, sign = f"{factor:.{2 if self._low else 4}g} times as large", 1
-        texts = [variant.text, name, "with the wrong sign" if sign < 0 else ""]
-        texts = [text for text in texts if text]
+        wrong = "with the wrong sign" if sign < 0 else ""
+        texts = [text for text in (variant.text, name, wrong) if text]
         if not texts:  # near the rule, and not near enough to be called equal
             return None
         return Fault(variant.kind, variant.rule, factor, ", and ".join(texts))

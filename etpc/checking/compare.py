@@ -23,7 +23,7 @@ from ..gradient.agreement import (
 from ..run import Program
 from ..show import table
 from ..trace import StepFunction
-from ._lags import ByLag, Lag
+from ._lags import Lag, cosines_by_lag
 from ._progress import progress
 from ._trial import Trial
 
@@ -127,12 +127,11 @@ class Comparison:
         It is computed when it is first asked for: some 30 gradients of BPTT, and for each program as many windows.
         """
         assert self.trial is not None
-        found, results = ByLag(self.trial), {result.name: result for result in self.results}
-        named = ((name, results[name]) for name in progress(list(results), "by lag"))
-        return {
-            name: found.of(result.algorithm, result.program, whole(result.values))
-            for name, result in named
-        }
+        given = [
+            (result.algorithm, result.program, whole(result.values)) for result in self.results
+        ]
+        names = progress([result.name for result in self.results], "by lag")
+        return dict(zip(names, cosines_by_lag(self.trial, given), strict=True))
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: plain numbers, and `None` for those that are not finite."""
@@ -271,18 +270,9 @@ def verify(
 
     **Raises** what `etpc.compile` and `value_and_grad` raise.
     """
-    trial = Trial(
-        *(model, xs, targets, loss_fn),
-        state=state,
-        step=step,
-        weights=weights,
-        batch_size=batch_size,
-        tolerance=tolerance,
-        reduction=reduction,
-        mask=mask,
-        has_aux=has_aux,
-        reference=reference,
-    )
+    called: Any = dict(state=state, step=step, weights=weights, batch_size=batch_size)
+    judged: Any = dict(tolerance=tolerance, reduction=reduction, mask=mask, has_aux=has_aux)
+    trial = Trial(model, xs, targets, loss_fn, reference=reference, **called, **judged)
     found = _compare(trial, {"": resolve(algo)}, in_blocks=False)
     return Report(found.results, found.notes, found.tolerance, found.loss, trial)
 
@@ -345,19 +335,10 @@ def compare(
     ```
     """
     chosen = _chosen(algos)
-    trial = Trial(
-        *(model, xs, targets, loss_fn),
-        state=state,
-        step=step,
-        weights=weights,
-        memory=memory,
-        batch_size=batch_size,
-        tolerance=tolerance,
-        reduction=reduction,
-        mask=mask,
-        has_aux=has_aux,
-        reference=reference,
-    )
+    called: Any = dict(state=state, step=step, weights=weights, batch_size=batch_size)
+    judged: Any = dict(tolerance=tolerance, reduction=reduction, mask=mask, has_aux=has_aux)
+    more: Any = dict(memory=memory, reference=reference)
+    trial = Trial(model, xs, targets, loss_fn, **called, **judged, **more)
     return _compare(trial, chosen, in_blocks=True)
 
 

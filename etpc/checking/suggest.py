@@ -39,9 +39,6 @@ UNLESS = "Every gradient of D_RTRL() equals that of BPTT: it is taken unless ano
 RATE = 3e-3
 """The learning rate of Adam where no optimiser is given."""
 
-Limits = tuple[int | None, float | None]
-"""Of bytes and of milliseconds."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
@@ -266,13 +263,12 @@ def suggest(
     cut = trial.program(D_RTRL())  # which checks the data
     for rate in rates:
         _check_limits(rates=rate)
-    limits = memory, time
-    if optimiser is None and not (cut.exact and limits == (None, None) and rules is None):
+    if optimiser is None and not (cut.exact and memory is time is rules is None):
         optimiser = _adam()
     batch = _batch(trial, every, optimiser, found.single)
     tried = [resolve(rule) for rule in rules or ()] or _rules(batch, cut)
-    advice = _Advice(cut, batch, tried, limits, found, score, [float(rate) for rate in rates])
-    return advice.go_on(budget, begun)
+    race = Race(batch, found, score, [float(rate) for rate in rates])
+    return _Advice(race, tried, memory, time).go_on(budget, begun)
 
 
 def _check_limits(**limits: Any) -> None:
@@ -345,31 +341,22 @@ class _Advice:
     - `compiling`: the seconds in which a rule was compiled, at most.
     """
 
-    def __init__(
-        self,
-        cut: Program,
-        batch: Batch,
-        rules: Sequence[Algorithm],
-        limits: Limits,
-        data: Data,
-        score: Any,
-        rates: Any,
-    ):
-        self.cut, self.batch, self.data, self.score, self.rates = cut, batch, data, score, rates
-        self.memory, self.time = limits
-        bounds = [(reach - 1) * batch.window for reach in batch.reaches]
-        self.lags = [*pairwise(bounds)]
+    def __init__(self, race: Race, rules: Sequence[Algorithm], memory: Any, time: Any):
+        self.race, self.batch, self.memory, self.time = race, race.batch, memory, time
+        batch, self.cut = race.batch, race.batch.trial.shown
+        self.lags = tuple(pairwise((reach - 1) * batch.window for reach in batch.reaches))
         """The ranges of steps before the last window."""
         self.trains = batch.optimiser is not None
         self.compiling, self.interrupted, self.budget = 0.0, False, 0.0
-        self.race: Race | None = None
-        self.rows, self.ways = list[Candidate](), list[Way]()
         self.left_out = list[str]()
         begun = monotonic()
         bptt = Reverse(batch)
         self.reference = Measurement(bptt)
-        self._add("BPTT", bptt, None, 0.0, None, True, monotonic() - begun)
-        self.rows[0] = dataclasses.replace(self.rows[0], ms=step_ms(bptt), cosine=1.0)
+        seconds, self.unknown = monotonic() - begun, (math.nan,) * len(self.lags)
+        row = Candidate(
+            "BPTT", None, step_ms(bptt), None, 1.0, self.unknown, True, compile_s=seconds
+        )
+        self.rows, self.ways = [row], list[Way]([bptt])
         self.remarks = [
             f"{text[0].upper()}{text[1:]}. Scale its weights with `etpc.nn.init_from_data`."
             for text in batch.trial.silent()
@@ -380,7 +367,7 @@ class _Advice:
             self.remarks.append(f"No rule can be compared: the gradient of BPTT is {why}.")
         self.waiting = [*dict.fromkeys(rules)] if self.trains else [D_RTRL()]
         if not self.reference.comparable:
-            self.waiting = self.waiting[:1] if cut.exact else []
+            self.waiting = self.waiting[:1] if self.cut.exact else []
 
     # --- measurements ---
 
@@ -412,74 +399,62 @@ class _Advice:
 
     def _add_rule(self, rule: Algorithm) -> None:
         """Add a rule, unless what it carries is too large."""
-        begun = monotonic()
+        begun, name = monotonic(), short_name(rule)
         program = self.cut if rule == D_RTRL() else self.batch.trial.program(rule)
         size = program.memory(self.batch.size).total
         if size > (self.memory or DEFAULT_MEMORY):
-            self.left_out.append(f"{short_name(rule)}, which carries {size:,} bytes")
+            self.left_out.append(f"{name}, which carries {size:,} bytes")
             return
         way = Online(self.batch, program)
         way.seconds(1)  # the first run of a window makes kernels, even where it is compiled
         seconds = monotonic() - begun
         self.compiling = max(self.compiling, seconds)
         ms = 1e3 * way.seconds(1) / self.batch.window
-        self._add(short_name(rule), way, rule, ms, size, program.exact, seconds)
+        row = Candidate(
+            name, rule, ms, size, math.nan, self.unknown, program.exact, compile_s=seconds
+        )
+        self.rows.append(row)
+        self.ways.append(way)
         if self._is_slow(len(self.rows) - 1):
             return
         found = Measurement(way)
         if self.reference.comparable and not found.finite:
-            self.left_out.append(f"{self.rows.pop().name}, whose gradient is NaN or infinite")
-            self.ways.pop()
+            self.left_out.append(f"{name}, whose gradient is NaN or infinite")
+            del self.rows[-1], self.ways[-1]
         else:
             measured: Any = dict(ms=step_ms(way), cosine=found.cosine(self.reference))
-            self.rows[-1] = dataclasses.replace(self.rows[-1], **measured)
-
-    def _add(
-        self, name: str, way: Way, rule: Any, ms: float, size: Any, exact: bool, seconds: float
-    ) -> None:
-        by_lag = (math.nan,) * len(self.lags)
-        row = Candidate(name, rule, ms, size, math.nan, by_lag, exact, compile_s=seconds)
-        self.rows.append(row)
-        self.ways.append(way)
+            self.rows[-1] = dataclasses.replace(row, **measured)
 
     def _is_slow(self, n: int) -> bool:
         """Whether the first comparison of a rule that has not trained takes more than a quarter of the budget."""
-        if n < 2 or self.rows[n].losses:  # BPTT and the first rule always train
+        if n < 2 or self.race.best(self._name(n)):  # BPTT and the first rule always train
             return False
-        return self._seconds(n, FIRST * len(self.rates)) > self.budget / 4
+        return self._seconds(n, FIRST * len(self.race.rates)) > self.budget / 4
 
     def _train(self, end: float) -> None:
         if not self.reference.comparable or not any(map(self._fits, self.rows[1:])):
             return
-        if self.race is None:
-            self.race = Race(self.batch, self.data, self.score, self.rates)
         fast = [n for n in range(len(self.rows)) if not self._is_slow(n)]
         for n in sorted(fast, key=lambda n: self.rows[n].ms):
             if self._fits(self.rows[n]) and (n or not self.batch.every):
                 self.race.add(self._name(n), self.ways[n])
         lags = sum(self._seconds(n, self.ways[n].passes) for n in fast)
-        try:
-            self.race.run(end - min(lags, self.budget / 4))
-        finally:
-            for n, row in enumerate(self.rows):
-                if self._name(n) in {c.name for c in self.race.contenders if c.trainings[0].losses}:
-                    self.rows[n] = self._trained(row, self.race.best(self._name(n)))
+        self.race.run(end - min(lags, self.budget / 4))
 
-    def _trained(self, row: Candidate, contender: Contender) -> Candidate:
+    def _trained(self, n: int) -> Candidate:
         """A row with what was found of it in the race."""
+        contender = self.race.best(self._name(n))
+        if contender is None:
+            return self.rows[n]
         training, size = contender.trainings[0], self.batch.size or 1
-        last = max(training.judged)
-        curve = [
-            (n * size, n * contender.way.shortest, training.at(n)[0])
-            for n in sorted(training.judged)
-        ]
+        counts = sorted(training.judged)
         return dataclasses.replace(
-            row,
+            self.rows[n],
             losses=tuple(training.losses),
             rate=contender.rate,
-            score=contender.score(last),
-            spread=contender.spread(last),
-            curve=tuple(curve),
+            score=contender.score(counts[-1]),
+            spread=contender.spread(counts[-1]),
+            curve=tuple((k * size, k * contender.way.shortest, training.at(k)[0]) for k in counts),
         )
 
     def _name(self, n: int) -> Hashable:
@@ -494,9 +469,9 @@ class _Advice:
 
     def _explain(self, end: float) -> None:
         """Cosines at the best weights, if there is time for all; or at the first ones, for as many as there is time."""
-        best = self.race.order[0].trainings[0] if self.race and self.race.order else None
+        best = self.race.order[0].trainings[0] if self.race.order else None
         at = best.state[:2] if best and not best.diverged else self.batch.start
-        found, reference = dict[int, tuple[float, tuple[float, ...]]](), self.reference
+        rows, reference = [*self.rows], self.reference
         for n, way in enumerate(self.ways):
             if self._is_slow(n):
                 continue
@@ -506,12 +481,12 @@ class _Advice:
                 break
             show(n, len(self.ways), "gradients by lag")
             way.move_to(at)
-            measured = Measurement(way)
-            reference = measured if n == 0 else reference
-            found[n] = measured.cosine(reference), measured.lags(reference)
+            found = Measurement(way)
+            reference = found if n == 0 else reference
+            near: Any = dict(cosine=found.cosine(reference), by_lag=found.lags(reference))
+            rows[n] = dataclasses.replace(rows[n], **near)
         if reference.comparable:
-            for n, (cosine, by_lag) in found.items():
-                self.rows[n] = dataclasses.replace(self.rows[n], cosine=cosine, by_lag=by_lag)
+            self.rows = rows
 
     # --- the answer ---
 
@@ -532,8 +507,8 @@ class _Advice:
                 reasons.append(f"No windows but those of {best.rule.window} steps were measured.")
         if self.reference.comparable and (best.mean_cosine < 0.8 if best else not fitting):
             plan = self.cut.plan
-            numbers = [p.op.number for p in plan.ops if p.escapes]
-            escapes = (e for n in numbers for e in plan.analysis.reach[n].escapes)
+            reach = [plan.analysis.reach[p.op.number] for p in plan.ops if p.escapes]
+            escapes = (e for found in reach for e in found.escapes)
             reasons += [
                 f"A change of the network: {text}" for text in edits(self.cut.graph, escapes)
             ]
@@ -543,12 +518,12 @@ class _Advice:
             left.append("what was left when it was interrupted")
         elif names:
             left.append(f"{names}, as the budget of {self.budget:g} s was spent")
-        rows, lags = tuple(self.rows), tuple(self.lags)
-        return Suggestion(rule, rows, lags, tuple(reasons), tuple(left), decided, self)
+        rows = tuple(map(self._trained, range(len(self.rows))))
+        return Suggestion(rule, rows, self.lags, tuple(reasons), tuple(left), decided, self)
 
     def _divergence(self) -> list[str]:
         """Which rules diverged, and at what rates."""
-        diverged = [c for c in self.race.contenders if c.diverged] if self.race else []
+        diverged = [c for c in self.race.contenders if c.diverged]
         of = lambda rate: [r.name for c in diverged if c.rate == rate for r in self._rows_of(c)]
         return [
             f"At {rate:.2g} times the rate these diverge: {', '.join(of(rate))}."
@@ -558,12 +533,12 @@ class _Advice:
     def _chosen(self, fitting: Sequence[Candidate]) -> tuple[Candidate | None, bool, list[str]]:
         """The rule to take of those that fit; whether this is decided; and why."""
         exact = next((row for row in fitting if row.rule == D_RTRL() and row.exact), None)
+        if exact and not (self.trains and self.reference.comparable):
+            return exact, True, [EXACT]
         if not self.reference.comparable:
-            return exact, bool(exact), [EXACT] if exact else []
+            return None, False, []
         if not fitting:
             return None, False, [self._misfit(self.rows[1:])]
-        if exact and not self.trains:
-            return exact, True, [EXACT]
         if len(fitting) == 1 and (self.waiting or self.interrupted) and not exact:
             text = (
                 f"{fitting[0].name} is the only rule that was measured, with {fitting[0].nearness}"
@@ -587,7 +562,7 @@ class _Advice:
     def _winner(self, fitting: Sequence[Candidate]) -> tuple[Candidate | None, bool, list[str]]:
         """The rule that scores highest, or is faster where that is not decided; and why."""
         race, more = self.race, f"go on with `suggestion.go_on(budget={5 * self.budget:g})`"
-        if race is None or not race.order:
+        if not race.order:
             return None, False, [f"The budget left no time to compare scores: {more}."]
         updates, start = race.updates, race.start[0][0].mean()
         shown = [
@@ -599,16 +574,16 @@ class _Advice:
             f"After {updates} updates the best scores on what is held out are {' and '.join(shown)}"
         )
         why = [f"{text}; that of the first weights is {start:.3g}."]
-        why += [] if self.score else ["Scores are minus the loss."]
-        if not self.data.parted:
+        why += [] if race.score else ["Scores are minus the loss."]
+        if not race.data.parted:
             why.append("There is one example, which is what scores are of: nothing is held out.")
-        if self.data.repeats:
-            why.append(f"The data was repeated after {self.data.repeats} batches.")
+        if race.data.repeats:
+            why.append(f"The data was repeated after {race.data.repeats} batches.")
         first, *others = race.order
         if not race.ahead(first, None):
             text = "longer, at other rates, or not at all: no rule may learn this task"
             return None, False, [*why, f"Nothing was learned: try {text}. To train longer, {more}."]
-        edges = {min(self.rates): "lowest", max(self.rates): "highest"}
+        edges = {min(race.rates): "lowest", max(race.rates): "highest"}
         if first.rate in edges and len(edges) > 1:
             why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
         other = next((c for c in others if c.name != first.name), None)

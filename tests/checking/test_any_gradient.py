@@ -84,6 +84,11 @@ def test_rules_of_programs(rule):
 
 # --- mistakes ---
 
+WRONG_SIGN = ", and with the wrong sign"
+SUM = "a sum over the outputs in the place of the mean"
+MEAN = "a mean over the outputs in the place of the sum"
+OUTPUTS = "(another number of outputs tells which)"
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -94,24 +99,12 @@ def test_rules_of_programs(rule):
         (T * B, "60 times as large: a sum over steps and examples in the place of the mean"),
         (1 / B, "3 times too small: divided by the number of the examples twice"),
         (-1, "with the wrong sign"),
-        (
-            -T,
-            "20 times as large: a sum over the steps in the place of the mean, and with the wrong sign",
-        ),
+        (-T, f"20 times as large: a sum over the steps in the place of the mean{WRONG_SIGN}"),
         (
             2,
-            (
-                "twice as large: the factor of a square, or each path counted twice, or a sum over the outputs in the "
-                "place of the mean (another number of outputs tells which)"
-            ),
+            f"twice as large: the factor of a square, or each path counted twice, or {SUM} {OUTPUTS}",
         ),
-        (
-            -0.5,
-            (
-                "half as large: that of half a squared error, or a mean over the outputs in the place of the sum "
-                "(another number of outputs tells which), and with the wrong sign"
-            ),
-        ),
+        (-0.5, f"half as large: that of half a squared error, or {MEAN} {OUTPUTS}{WRONG_SIGN}"),
     ],
 )
 def test_a_factor(factor, text):

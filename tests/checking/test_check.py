@@ -38,6 +38,17 @@ def quietly(check, *arguments, **options):
         return check(*arguments, **options)
 
 
+def check(learns, model, xs, targets, wrong=None, **options):
+    """From a fresh carry; refused with these words if the program is `wrong`."""
+    carry = learns.init(model, B)[1]
+    if wrong is None:
+        assert quietly(learns.check, model, carry, xs, targets, **options) == ()
+        return None
+    with pytest.raises(etpc.VerificationError, match=wrong) as caught:
+        learns.check(model, carry, xs, targets, **options)
+    return caught.value
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "algo", "every", "batch"),
@@ -68,16 +79,10 @@ def test_in_the_dtype_of_the_model(dtype):
     step = lambda w, x, h: (0.8 * h + w @ x,) * 2
     w = leaky().win.astype(dtype)
     xs, targets = (a.astype(dtype) for a in data(B, outputs=4))
-    for rule, right in (("d_rtrl", True), (Wrong(-1.0), False)):
+    said = rf"in {jnp.dtype(dtype).name}, for a batch of 2 and 9 steps:\n  model "
+    for rule, wrong in (("d_rtrl", None), (Wrong(-1.0), said)):
         program = etpc.compile(w, rule, inputs=xs[0, 0], state=jnp.zeros(4, dtype), step=step)
-        learns = etpc.online(program, squared, optax.sgd(0.1), every=3)
-        _, carry = learns.init(w, B)
-        if right:
-            assert quietly(learns.check, w, carry, xs, targets) == ()
-        else:
-            said = rf"in {jnp.dtype(dtype).name}, for a batch of 2 and 9 steps:\n  model "
-            with pytest.raises(etpc.VerificationError, match=said):
-                learns.check(w, carry, xs, targets)
+        check(etpc.online(program, squared, optax.sgd(0.1), every=3), w, xs, targets, wrong)
 
 
 @pytest.mark.parametrize(
@@ -91,14 +96,10 @@ def test_a_wrong_trace_is_refused(every, steps, when_moved):
     """In as many updates as are needed to see it; the 24 steps of data are taken twice for two of 24."""
     model, (xs, targets) = leaky(), data(B)
     learns = learner(model, Wrong(0.0, when_moved=when_moved), every)
-    _, carry = learns.init(model, B)
-    with pytest.raises(etpc.VerificationError) as caught:
-        learns.check(model, carry, xs, targets)
-    said = str(caught.value)
-    assert f"for a batch of {B} and {steps} steps" in said
-    assert "\n  .win is claimed to be exact, and its relative error against BPTT is " in said
-    assert ".out is claimed" not in said  # it has no trace
-    assert isinstance(caught.value, ArithmeticError)
+    error = check(learns, model, xs, targets, f"for a batch of {B} and {steps} steps")
+    assert "\n  .win is claimed to be exact, and its relative error against BPTT is " in str(error)
+    assert ".out is claimed" not in str(error)  # it has no trace
+    assert isinstance(error, ArithmeticError)
 
 
 @pytest.mark.slow
@@ -107,14 +108,8 @@ def test_a_loss_that_a_mask_lets_count_seldom(first):
     model, (xs, targets) = leaky(), data(B)
     targets = targets.at[:first].set(jnp.nan).at[first + 1 :].set(jnp.nan)
     mask = jnp.zeros((24, B)).at[first, 1].set(2.0)
-    for rule, right in (("d_rtrl", True), (Wrong(-1.0), False)):
-        learns = learner(model, rule, every=2)
-        _, carry = learns.init(model, B)
-        if right:
-            assert quietly(learns.check, model, carry, xs, targets, mask=mask) == ()
-        else:
-            with pytest.raises(etpc.VerificationError, match=r"\.win is claimed"):
-                learns.check(model, carry, xs, targets, mask=mask)
+    for rule, wrong in (("d_rtrl", None), (Wrong(-1.0), r"\.win is claimed")):
+        check(learner(model, rule, every=2), model, xs, targets, wrong, mask=mask)
 
 
 @pytest.mark.slow

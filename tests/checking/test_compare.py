@@ -36,10 +36,6 @@ def found():
     return etpc.compare(recurrent(), *data(2), squared, list(CLAIMS), batch_size=2)
 
 
-def by_name(comparison):
-    return {result.name: result for result in comparison.results}
-
-
 def test_results(found):
     assert found.ok, str(found)
     assert [result.algorithm for result in found.results] == list(CLAIMS)
@@ -59,7 +55,8 @@ def test_results(found):
             assert (row.claim, row.held) == ("exact", True)
             assert row.error <= 1e-9
             assert row.norm > 0
-    short, long, whole = (by_name(found)[f"TBPTT({w})"].total for w in (1, 6, T))
+    totals = {result.name: result.total for result in found.results}
+    short, long, whole = (totals[f"TBPTT({w})"] for w in (1, 6, T))
     assert short.error > 1.5 * long.error > 100 * whole.error
     assert short.cosine < long.cosine < whole.cosine
 
@@ -90,17 +87,9 @@ def test_a_trace_that_was_not_read_is_noted():
 @pytest.mark.slow
 def test_options_reach_the_compiler():
     model, (xs, targets) = leaky(spare=jnp.ones(2)), data()
-    found = etpc.compare(
-        {"m": model},
-        xs,
-        targets,
-        squared,
-        ["d_rtrl", TBPTT(2)],
-        state=jnp.ones(4),
-        step=lambda m, x, s: m["m"](x, s),
-        weights=lambda m: m["m"].log_tau,
-        tolerance=1e-5,
-    )
+    options = dict(step=lambda m, x, s: m["m"](x, s), weights=lambda m: m["m"].log_tau)
+    options |= dict(state=jnp.ones(4), tolerance=1e-5)
+    found = etpc.compare({"m": model}, xs, targets, squared, ["d_rtrl", TBPTT(2)], **options)
     online, cut = ({row.path: row for row in result.rows} for result in found.results)
     assert online["['m'].win"].claim == "current step"
     assert online["['m'].log_tau"].held is True

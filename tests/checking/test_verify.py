@@ -365,21 +365,16 @@ def test_a_trace_that_was_not_read_is_noted(algo, steps, kept, read):
 # --- a reference that is not the model ------------------------------------------------------------
 
 
-def through_feedback(back):
-    """A recurrent net whose error goes back through other weights than those of its readout."""
-    model = leaky(rec=True)
-
-    def step(model, x, h):
-        _, h = model(x, h)
-        return etpc.nn.broadcast_readout(model.out, back, jnp.tanh(h)), h
-
-    return model, step
-
-
 @pytest.mark.slow
 def test_bptt_goes_back_through_feedback_unless_a_reference_is_given():
     back = jnp.asarray(np.random.default_rng(5).normal(size=(2, O)))
-    model, step = through_feedback(back)
+    model = leaky(rec=True)
+
+    def step(model, x, h):
+        """The error goes back through other weights than those of the readout."""
+        _, h = model(x, h)
+        return etpc.nn.broadcast_readout(model.out, back, jnp.tanh(h)), h
+
     options = dict(algo="rtrl", step=step)
     report = etpc.verify(model, *data(), squared, **options)
     assert report.ok
