@@ -208,7 +208,7 @@ class RunningStatistics(eqx.Module):
         return jnp.sqrt(jnp.where(self.count < 2, 1.0, unbiased) + 1e-8)
 
     def normalise(self, x: ArrayLike) -> Array:
-        """The difference of x from the mean in deviations, which count as 1 before there are two samples; x is a sample,
+        """The difference of x from the mean in deviations, which count as 1 before there are two samples; x is one,
         or many with leading axes."""
         mean, deviation = (jnp.broadcast_to(a, jnp.shape(x)) for a in (self.mean, self.deviation))
         return (jnp.asarray(x) - mean) / deviation

@@ -229,12 +229,14 @@ class Race:
 
     # --- the answer ---
 
-    def ahead(self, one: Contender, other: Contender | None) -> bool:
-        """Whether one scores higher than another, or than the first weights: with each seed that both have, and in the
-        mean by two standard errors over what is held out."""
-        if math.isinf(one.score(self.updates)) or (other and other.diverged):
-            return math.isfinite(one.score(self.updates))
-        last, then = self.updates, self.updates if other else 0
+    def ahead(self, one: Contender, other: Contender | None, last: int | None = None) -> bool:
+        """Whether one scores higher than another, or than the first weights, after the `last` updates, by default
+        those of the order: with each seed that both have, and in the mean by two standard errors over what is held
+        out."""
+        last = self.updates if last is None else last
+        if math.isinf(one.score(last)) or (other and other.diverged):
+            return math.isfinite(one.score(last))
+        then = last if other else 0
         gaps = [
             a.judged[last][0] - b.judged[then][0]
             for a, b in zip(one.trainings, (other or one).trainings, strict=True)
@@ -242,6 +244,11 @@ class Race:
         ]
         means = [float(gap.mean()) for gap in gaps]
         return min(means) > 0 and float(np.mean(means)) > 2 * max(map(error, gaps))
+
+    def level(self, one: Contender, other: Contender) -> bool:
+        """Whether the other is not ahead of one, after as many updates as both have."""
+        both = set(one.trainings[0].judged) & set(other.trainings[0].judged)
+        return max(both) > 0 and not self.ahead(other, one, max(both))
 
     def best(self, name: Hashable) -> Contender | None:
         """Of a rule, the rate that went furthest; of several, the one with the highest score there."""

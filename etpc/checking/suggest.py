@@ -594,16 +594,33 @@ class _Advice:
             why.append(f"It is not decided within this budget which is better: {more}.")
             if race.final:
                 choice.sort(key=lambda row: row.ms)
-        if not online[first]:
-            why.append(
-                "BPTT scores as high or higher, and no rule that was measured has its gradient."
-            )
         best = choice[0] if choice else None
-        if any(row.rule == TBPTT(1) for c in race.order[:2] for row in online[c]):
+        if not online[first]:
+            text = "BPTT scores as high or higher, and no rule that was measured has its gradient."
+            why.append(text)
+        if best and decided and not online[first]:
+            best, names = self._nearest(fitting, best)
+            text = (
+                f"What BPTT has learned no rule has yet. Of {names}, whose scores do not differ, "
+            )
+            why.append(f"{text}{best.name} is taken, whose gradient is the nearest to BPTT's.")
+        elif any(row.rule == TBPTT(1) for c in race.order[:2] for row in online[c]):
             why.append(
                 "The immediate gradient, TBPTT(1), is among these: so far no credit through time is needed."
             )
         return best, decided and bool(online[first]), why
+
+    def _nearest(self, fitting: Sequence[Candidate], best: Candidate) -> tuple[Candidate, str]:
+        """Of the rules that score as the best one does, the nearest to BPTT, and the names of all."""
+        ahead = self.race.best(self._name(self.rows.index(best)))
+        assert ahead is not None
+        level = list[Candidate]()
+        for row in fitting:
+            contender = self.race.best(self._name(self.rows.index(row)))
+            if contender and (row is best or self.race.level(contender, ahead)):
+                level.append(row)
+        nearest = max(level, key=lambda row: np.nan_to_num(row.mean_cosine))
+        return nearest, ", ".join(row.name for row in level)
 
     def _rows_of(self, contender: Contender) -> list[Candidate]:
         return [row for n, row in enumerate(self.rows) if self._name(n) == contender.name]

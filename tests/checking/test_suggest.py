@@ -838,9 +838,18 @@ class Work(Fakes):
     """`etpc.suggest` of such rules, which are numbered in the order in which they are measured, BPTT first.
 
     - `compiling`, `a_pass`: the seconds of each. - `broken`: which of these has a gradient that is NaN.
+    - `near`: the cosine of each with BPTT.
     """
 
-    def __init__(self, monkeypatch, compiling, a_pass, broken=None, skill=lambda n, k: k * (1 + n)):
+    def __init__(
+        self,
+        monkeypatch,
+        compiling,
+        a_pass,
+        broken=None,
+        skill=lambda n, k: k * (1 + n),
+        near=lambda n: 0.5,
+    ):
         skills = {n: lambda k, rate, n=n: skill(n, k) for n in range(len(a_pass))}
         super().__init__(monkeypatch, skills, a_pass)
         self.begun = 0
@@ -874,11 +883,11 @@ class Work(Fakes):
                 self.finite = self.comparable = way.rule != broken
 
             def cosine(self, reference):
-                return 0.5
+                return near(self.way.rule)
 
             def lags(self, reference):
                 self.way.run(4)
-                return 0.5, 0.5, 0.5
+                return (near(self.way.rule),) * 3
 
         def step_ms(way):
             way.run(1)
@@ -947,8 +956,26 @@ def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
 
 def test_where_bptt_is_ahead_the_next_is_suggested(monkeypatch):
     """It is no rule to compile with."""
-    Work(monkeypatch, [1.0] * 10, [0.01] * 10, skill=lambda n, k: 9 - n)
+    Work(monkeypatch, [1.0] * 10, [0.01] * 10, skill=lambda n, k: k * (9 - n))
     found = suggest(budget=20.0, rules=FEW)
     assert found.rule == etpc.D_RTRL()
     assert not found.decided
     assert any("BPTT scores as high or higher" in text for text in found.reasons)
+
+
+def test_where_bptt_alone_has_learned_the_nearest_of_equals_is_suggested(monkeypatch):
+    """Rule 2 is behind, however near it is; 3 scores as 1 does, and is nearer."""
+    scores = {0: 9.0, 1: 1.0, 2: 0.5, 3: 1.0}
+    rules = [etpc.D_RTRL(), etpc.D_RTRL(window=4), etpc.ES_D_RTRL(decay=0.9)]
+
+    def found(near):
+        skill = lambda n, k: k and scores[n]
+        Work(monkeypatch, [1.0] * 4, [0.01] * 4, skill=skill, near=lambda n: near[n])
+        return suggest(budget=20.0, rules=rules)
+
+    one = found({0: 1.0, 1: 0.2, 2: 0.9, 3: 0.6})
+    assert one.rule == rules[2]
+    assert not one.decided
+    text = next(text for text in one.reasons if text.startswith("What BPTT has learned"))
+    assert "D_RTRL(), ES_D_RTRL(decay=0.9), whose scores do not differ" in text
+    assert found({0: 1.0, 1: 0.8, 2: 0.9, 3: 0.6}).rule == rules[0]
