@@ -56,8 +56,9 @@ def compile(
     - `batch_size`: the number of examples that `memory` is for.
     - `passes`: the optimisations that run, by [name](../compiler.md#passes), such as
         `("filtered", "read_after")`; `None` for all, `()` for none. With an [`etpc.plan.Pass`][] among them, all
-        run in the order given: `(*etpc.plan.DEFAULT, mine)`. No pass changes a gradient, but for rounding.
-        [`program.passes`][etpc.Program.passes] says what each did.
+        run in the order given: `(*etpc.plan.DEFAULT, mine)`, or [before them](../extend.md#a-pass) where it gives a
+        trace another form. No pass changes a gradient, but for rounding. [`program.passes`][etpc.Program.passes] says
+        what each did.
 
     **Returns** the [`Program`][etpc.Program].
 
