@@ -3,6 +3,7 @@
 With `pytest --etpc-claims=claims.json`, pytest also checks the claims that `etpc claims` wrote.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +17,13 @@ import numpy as np
 from .algorithms import Algorithm, resolve
 from .checking.check import Check, check
 from .checking.compare import Report, verify
-from .errors import InputError, checked_list
+from .errors import AlgorithmError, InputError, checked_list
 from .files.disk import replacing
 from .files.record import read_record, record
 from .gradient.agreement import ROUNDING, default_tolerance, flat, flat_gradients, precision
 from .gradient.data import check_tolerance, one_step
 from .ir import check as check_program
-from .plan import Pass, PassReport
+from .plan import DEFAULT, Pass, PassReport
 from .run import Program, compile
 from .trace import StepFunction
 
@@ -120,9 +121,11 @@ def check_pass(
     batch_size: int | None = None,
     tolerance: float | None = None,
 ) -> PassReport:
-    """Check that with a pass alone a program gives the gradients, states and outputs of one without passes.
+    """Check that with a pass a program gives the gradients, states and outputs of one without passes.
 
-    Each runs the sequence twice, the second time with the traces of the first: in windows, and step by step.
+    It runs alone, before the default passes and after them. A program that `etpc.compile` refuses there, as the form of
+    a trace cannot serve what a default pass made of it, is not compared. Each program runs the sequence twice, the
+    second time with the traces of the first: in windows, and step by step.
 
     **Arguments:**
 
@@ -131,37 +134,46 @@ def check_pass(
     - `tolerance`: the largest relative error that counts as rounding; by default as for `etpc.verify`. A pass that
         rounds more, as one that carries traces in a less precise dtype, needs another one.
 
-    **Returns** what the pass did; that it did something is for the test to assert, by `changes`.
+    **Returns** what the pass did, alone or else where it did something; that it did is for the test to assert, by
+    `changes`.
 
     **Raises** `AssertionError` that says which gradient, state or output differs and by how much, or that all gradients
-    are zero; `etpc.AlgorithmError` where the pass makes no valid program; what `etpc.compile` and `value_and_grad`
-    raise.
+    are zero; `etpc.AlgorithmError` where the pass alone, or before the default ones, makes no valid program; what
+    `etpc.compile` and `value_and_grad` raise.
     """
     check_tolerance(tolerance)
     inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
-    plain, program = (
-        compile(model, algo, inputs=inputs, state=state, step=step, passes=run)
-        for run in ((), (pass_,))
+    compiled = lambda *passes: compile(
+        model, algo, inputs=inputs, state=state, step=step, passes=passes
     )
-    check_program(program.ir, f"The pass {pass_.name!r}")
+    plain, name = compiled(), f"The pass {pass_.name!r}"
+    programs = {name: compiled(pass_)}
+    if pass_ not in DEFAULT:
+        programs[f"{name}, before the default passes,"] = compiled(pass_, *DEFAULT)
+        with contextlib.suppress(AlgorithmError):
+            programs[f"{name}, after the default passes,"] = compiled(*DEFAULT, pass_)
     data = model, xs, targets, loss_fn, batch_size
-    want, got = _results(plain, *data), _results(program, *data)
+    want = _results(plain, *data)
     dtype = precision(plain.plan.analysis.step)
     limit = default_tolerance(dtype) if tolerance is None else tolerance
     if not any(value.any() for name, value in want.items() if name.startswith("the gradient")):
         raise AssertionError("All gradients are zero on this sequence, so nothing is compared.")
     size = lambda value: float(np.linalg.norm(value))
     least = ROUNDING * float(jnp.finfo(dtype).eps) * size(np.concatenate([*want.values()]))
-    off = {name: (size(got[name] - value), size(value)) for name, value in want.items()}
-    lines = [
-        f"  {name}: by {by:.1e} of {norm:.1e}"
-        for name, (by, norm) in off.items()
-        if not by <= limit * norm + least
-    ]
-    if lines:
-        head = f"The pass {pass_.name!r} changes more than rounding ({limit:.0e}) does under {plain.algorithm}:"
-        raise AssertionError("\n".join([head, *lines]))
-    return next(report for report in program.passes if report.name == pass_.name)
+    for which, program in programs.items():
+        check_program(program.ir, which)
+        got = _results(program, *data)
+        off = {what: (size(got[what] - value), size(value)) for what, value in want.items()}
+        lines = [
+            f"  {what}: by {by:.1e} of {norm:.1e}"
+            for what, (by, norm) in off.items()
+            if not by <= limit * norm + least
+        ]
+        if lines:
+            head = f"{which} changes more than rounding ({limit:.0e}) does under {plain.algorithm}:"
+            raise AssertionError("\n".join([head, *lines]))
+    own = [r for program in programs.values() for r in program.passes if r.name == pass_.name]
+    return next((report for report in own if report.changes), own[0])
 
 
 def _results(

@@ -11,6 +11,7 @@ import pytest
 from jax.experimental import sparse
 
 import etpc
+from etpc import algorithms, forms
 from tests.zoo.check import model
 
 
@@ -314,3 +315,21 @@ def test_what_is_advised_is_exact(name):
 
 def test_snap_gives_no_advice():
     assert told(gru, GRU, ONE, ".weight_ih", etpc.SnAp(1))[2] == (False, False)
+
+
+def test_arrays_of_several_dtypes_are_shown_with_theirs():
+    """Of a form that does not say what it holds either."""
+
+    class Rounded(forms.Trace):
+        exact, left_out = False, "it is rounded"
+        past = move = lambda self, site, *_: ()
+
+        def init(self, site, batch):
+            return jnp.zeros((batch, 3, 4), jnp.int8), jnp.zeros((batch, 4), site.dtype)
+
+    class Rule(algorithms.Algorithm):
+        def trace_form(self, kind):
+            return Rounded()
+
+    text = said(compiled(Rule()), ".up")
+    assert "in the form Rounded, 3x4 of int8 + 4 of float64: 44 bytes for one example" in text

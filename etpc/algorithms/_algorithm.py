@@ -120,7 +120,11 @@ class Algorithm:
 
     def analysis(self, step: Step) -> Analysis:
         """What the rule sees of a step: by default what `cut` and `reach` say. A rule may hold the data of some
-        operations alone, or change how credit passes back through the step."""
+        operations alone, by `analyse(step, cut=numbers)`; what it claims follows from that.
+
+        A rule may also analyse another step, made from this one, as one with other derivatives. What that leaves out is
+        for the rule to say: by an `Escape` in the `reach` of each operation that it is left out of, in an analysis with
+        `given=step`. Without that the rule is refused, as it would claim to be exact."""
         return analyse(step, cut=self.cut, steps=self.reach)
 
     def also(self, analysis: Analysis) -> str:

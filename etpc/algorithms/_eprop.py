@@ -49,6 +49,8 @@ class EProp(Algorithm):
     }
 
     def analysis(self, step: Step) -> Analysis:
+        """That of D-RTRL in which the readouts are not cut, so that the trace follows their leak; or of the step with
+        other weights on the way back, which answers for itself."""
         found = analyse(step)
         last = readouts(found)
         with_memory = [op.path for op in found.live if op.number in last]

@@ -28,6 +28,7 @@ class OSTL(Algorithm):
     name: ClassVar[str] = "ostl"
 
     def analysis(self, step: Step) -> Analysis:
+        """That of D-RTRL in which the operations within a layer are not cut."""
         found = analyse(step)
         return analyse(step, cut=found.cut - within_layers(found))
 

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._jax import Flat, result_type
+from ..errors import InputError
 from ..trace import Step
 from ._escapes import Escape, Influence, Reads
 from ._hidden import HiddenStates
@@ -81,6 +82,9 @@ class Analysis:
     findings: Findings
     tangents: Flat
     """The tangents of the new states, in parts, as a program; see `linearise`."""
+    given: Step | None = None
+    """The step whose gradients `reach` speaks of, where `step` is made from it: by these words a rule answers for all
+    that the change leaves out, with an `Escape` for each operation that it is left out of."""
 
     @cached_property
     def hidden(self) -> HiddenStates:
@@ -119,18 +123,24 @@ def analyse(
 
     - `step`: from [`etpc.trace.trace`][].
     - `cut`: whether the data of operations that mix positions is held constant, as in D-RTRL; or the numbers of those
-        whose data is.
+        whose data is. An element-wise operation has no such data, and its `kind.data` is `None`.
     - `steps`: keep in a block what is reached in so many steps; `None` for all that is ever reached.
 
-    **Raises** `MemoryLimitError` where the patterns would be too large to form.
+    **Raises** `MemoryLimitError` where the patterns would be too large to form; `InputError` for what is in `cut` and
+    is no number of an operation that mixes positions.
     """
     parts = split(step)
     hidden = HiddenStates.of(step)
     ops = parts.ops
     mixing = frozenset(op.number for op in ops if op.kind.data is not None)
-    held = (
-        mixing.intersection(cut) if isinstance(cut, Collection) else mixing if cut else frozenset()
-    )
+    held = frozenset(cut) if isinstance(cut, Collection) else mixing if cut else frozenset[int]()
+    if unknown := [n for n in held if n not in mixing]:
+        known = "; ".join(f"{op.number} ({op})" for op in ops if op.number in mixing)
+        raise InputError(
+            f"cut= takes the numbers of operations that mix positions, and {unknown[0]!r} is none of these: "
+            f"{known or 'this step has none'}. This is because their data can be held constant; an element-wise "
+            "operation has none. `etpc.analyse.split(step).ops` has all operations of a step."
+        )
     data = [data_of(op) for op in ops]
     wanted = [v for v in dict.fromkeys([*data, *parts.outputs]) if v is not None and v.is_float]
     tangents = linearise(step, parts, hidden, held, wanted)

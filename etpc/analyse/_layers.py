@@ -78,7 +78,7 @@ def with_random_feedback(step: Step, seed: int) -> Analysis:
         dataclasses.replace(r, escapes=(*r.escapes, other)) if is_upstream else r
         for r, is_upstream in zip(found.reach, upstream, strict=True)
     )
-    return dataclasses.replace(found, reach=reach)
+    return dataclasses.replace(found, reach=reach, given=step)
 
 
 def _mixing(analysis: Analysis) -> list[WeightOp]:

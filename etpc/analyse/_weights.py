@@ -22,14 +22,19 @@ class WeightOp:
     """
 
     number: int
+    """Its place among the operations of the step; what `analyse(step, cut=)` takes."""
     equation: Equation
     operand: int
+    """Which input of the equation the weight is."""
     weight: Variable
     parameters: tuple[int, ...]
     """The numbers of the array leaves of the model that the effective weight depends on."""
     path: str
+    """The path of the parameter, such as `.cell.weight_hh`; several are joined by commas."""
     marked: bool
+    """Whether the weight passed through `etpc.mark`."""
     kind: Kind
+    """What the operation does with data; `kind.data` is `None` where it is element-wise."""
 
     @property
     def size(self) -> int:

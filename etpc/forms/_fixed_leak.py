@@ -26,6 +26,10 @@ class FixedLeak(Recursion):
     def verdict(self) -> str:
         return "fixed leak"
 
+    @property
+    def held(self) -> str:
+        return "one entry for each use and state"
+
     def site_of(self, site: Site) -> Site:
         places = np.arange(site.block)
         return dataclasses.replace(site, transitions=Pairs(site.block, places, places))

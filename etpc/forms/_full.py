@@ -32,6 +32,10 @@ class Full(Trace):
     as_complex: bool = False
     exact = True
 
+    @property
+    def held(self) -> str:
+        return "one entry for each use and state"
+
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind
         if not site.factored:

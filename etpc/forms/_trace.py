@@ -30,6 +30,7 @@ class Site:
     """What a trace knows of the weight operation that it follows."""
 
     kind: Kind
+    """The weight operation: its sizes, and what it does with data."""
     block: int
     """m, the largest number of states that one output has a lasting influence on."""
     dtype: Any
@@ -202,7 +203,7 @@ class Trace:
     @property
     def held(self) -> str:
         """What the trace of one example holds, in words."""
-        return "one entry for each use and state"
+        return f"in the form {type(self).__name__}"
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         """The shapes of the arrays that hold the trace of one example, as the printed program shows them."""

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from ..analyse import WeightOp
 from ..errors import AlgorithmError, raise_together
-from ._program import After, Direct, Past, Term, Through, TraceProgram, terms_of
+from ..forms import AddsToFirst, ReadsEnd, Trace
+from ._program import After, Direct, Past, Term, Through, TraceNode, TraceProgram, terms_of
 
 
 def check(program: TraceProgram, by: str = "plan") -> None:
@@ -28,6 +29,22 @@ def _of_traces(program: TraceProgram) -> Iterator[str]:
             yield f"{node}: its dtype is {node.dtype}, and that of its operation {node.op.delta.dtype}."
         if node.blocks.shape != (node.op.size, size):
             yield f"{node}: its blocks have the shape {node.blocks.shape}, not {(node.op.size, size)}."
+        fewer = node.blocks.nnz < program.analysis.reach[node.op.number].block.nnz
+        if fewer and type(node.form).read is not Trace.read:
+            yield (
+                f"{node}: states are left out of its blocks, and its form has a `read` of its own, which may miss "
+                f"their credit. {_placed(node, 'drop_unlasting')}."
+            )
+        if any(len(feed.ops) > 1 for feed in node.feeds) and not node.form.joins:
+            yield (
+                f"{node}: its operations have their data side by side, and `joins` of its form is not True. "
+                f"{_placed(node, 'join_products')}, or say `joins = True` in the form, whose `past` gives rows then."
+            )
+        if node.form.reduces and not program.window.matters:
+            yield (
+                f"{node}: its form has `reduces = True`, and the window says that no gradient depends on its length. "
+                "Let the pass put `dataclasses.replace(program.window, matters=True, free=False)` into the program."
+            )
     ops = [op for node in program.traces for op in node.ops]
     for op in dict.fromkeys(op for op in ops if ops.count(op) > 1):
         yield f"{op.path} enters more than one trace."
@@ -67,6 +84,23 @@ def _of_op(program: TraceProgram, op: WeightOp, terms: tuple[Term, ...]) -> Iter
         yield "credit passes back through the window, which has the gradient within it."
     if sum(not isinstance(term, After) for term in _pasts(terms)) > 1:
         yield "its past counts twice."
+    for term in terms:
+        match term:
+            case After(trace) if not isinstance(trace.form, ReadsEnd):
+                yield _lacks(trace, "read_end", "read_after", "read after the step")
+            case Through(_, _, Past(trace)) if not isinstance(trace.form, AddsToFirst):
+                yield _lacks(trace, "first_data", "join_past", "added to the first step")
+
+
+def _lacks(node: TraceNode, method: str, by: str, how: str) -> str:
+    name = type(node.form).__name__
+    return f"its past is {how}, and {name} has no `{method}`. {_placed(node, by)}, or give {name} the method."
+
+
+def _placed(node: TraceNode, by: str) -> str:
+    """Where the pass that gave a trace its form is to run."""
+    name = type(node.form).__name__
+    return f"Let the pass that puts {name} there run before `{by}`, as in `passes=(mine, *etpc.plan.DEFAULT)`"
 
 
 def _pasts(terms: Iterable[Term]) -> list[Past | After]:

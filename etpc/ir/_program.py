@@ -68,9 +68,11 @@ class TraceNode:
     """One recursion that is carried."""
 
     form: Trace
+    """What says what is carried of it, how that moves, and what it gives to the gradient."""
     blocks: Pattern
     """Outputs x states: the states that the trace of each output holds."""
     feeds: tuple[Feed, ...]
+    """What enters it: one feed, or several of uses of one weight, whose traces are added up."""
     dtype: Any
     """What it is carried in: at least float32, and complex where the operations are. A pass may choose another one; it
     is computed in that of the operations at least."""
@@ -204,14 +206,18 @@ class TraceProgram:
     """What is carried, and what each gradient is the sum of: the artefact between plan and emission."""
 
     analysis: Analysis
+    """The step with its weight operations, as the rule sees it."""
     algorithm: Algorithm
+    """The rule."""
     traces: tuple[TraceNode, ...]
     grads: Grads
+    """For each operation that reaches a state, in order, the terms of its gradient in windows of any length."""
     step_grads: Grads
     """`grads` in windows of one step."""
     reads: Reads
     """How D and each F are read."""
     window: WindowSpec
+    """How many steps are processed at once, and how credit flows inside."""
     credited: frozenset[int]
     """The hidden states at which the credit of a step is taken, by the numbers of their leaves. Credit of the others
     is passed on to the states that they are computed from."""
@@ -222,6 +228,7 @@ class TraceProgram:
     pieces: bool = False
     """Whether loops over traces are cut into pieces that stay in a cache, on back ends that have one."""
     changes: tuple[Change, ...] = ()
+    """What passes changed, in order."""
 
     @cached_property
     def extends(self) -> Extension | None:

@@ -61,10 +61,15 @@ def settled(form: Trace, site: Site, path: str) -> Trace:
         raise AlgorithmError(
             f"{type(form).__name__}.settle returned {found!r} for {path}. Return `self`, or another form of trace."
         )
-    problems = list(_problems(found, site))
-    heading = f"The form of trace {type(found).__name__}, of {path}, cannot be used:"
-    raise_together(problems, AlgorithmError, heading if problems else "")
+    check_form(found, site, path)
     return found
+
+
+def check_form(form: Trace, site: Site, path: str) -> None:
+    """**Raises** `AlgorithmError` where a form of trace lacks something, with all that it lacks."""
+    problems = list(_problems(form, site))
+    heading = f"The form of trace {type(form).__name__}, of {path}, cannot be used:"
+    raise_together(problems, AlgorithmError, heading if problems else "")
 
 
 def _problems(form: Trace, site: Site) -> Iterator[str]:
@@ -96,4 +101,4 @@ def _problems(form: Trace, site: Site) -> Iterator[str]:
         yield "It has no `past`, so that nothing of what it carries enters the gradient."
 
 
-__all__ = ["check_choice", "settled"]
+__all__ = ["check_choice", "check_form", "settled"]

@@ -8,7 +8,7 @@ from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, WeightOp
 from ..errors import AlgorithmError, Code, MemoryLimitError, UnsupportedError, raise_together
 from ..ir import TraceProgram, check
-from ._choice import check_choice
+from ._choice import check_choice, check_form
 from ._plain import Why, ends, no_trace, plain
 from ._proofs import Proofs
 from ._records import Group, OpPlan, Plan
@@ -54,6 +54,8 @@ def plan(
             raise AlgorithmError(f"{by} returned {program!r}, which is no trace program.")
         if each not in DEFAULT:
             check(program, by)
+            for node in program.traces:
+                check_form(node.form, node.site, node.op.path)
     _check_memory(program, memory, batch_size)
     ops = tuple(_op_plan(program, op, untraced.get(op.number), choice) for op in analysis.ops)
     return Plan(program, ops, _groups(ops, analysis), tuple(passes))

@@ -23,6 +23,8 @@ class PassReport:
         return sum(change.bytes for change in self.changes)
 
     def __str__(self) -> str:
+        if not self.changes:
+            return f"{'nothing to do' if self.ran else 'left out'}: {self.name}"
         saved = f", {self.bytes:,} bytes fewer for one example" if self.bytes else ""
         paths: dict[str, list[str]] = {}
         for change in self.changes:

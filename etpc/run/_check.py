@@ -21,6 +21,7 @@ from ..gradient.agreement import (
 )
 from ..gradient.bptt import Objective, gradient_of
 from ..gradient.loss import Loss
+from ..plan import DEFAULT
 from ..trace import Step, warn_of_silence
 from ._carry import Carry
 from ._program import Program, without_past
@@ -142,9 +143,13 @@ def _refusal(
         f"{row.error:.2g}, where {tolerance:.0e} is allowed."
         for row in wrong
     ]
+    own = ", ".join(repr(each.name) for each in program.plan.passes if each not in DEFAULT)
+    such = f", such as {own}," if own else ""
     why = (
-        "This is because the rule or a form of its traces is wrong, or XLA compiles the program wrongly "
+        f"This is because the rule, a form of its traces or a pass{such} is wrong, or XLA compiles the program wrongly "
         "for this machine, dtype or size. Run `etpc.verify` of the model in float64: where it holds "
-        "there, it is the compilation, and another `window=` or version of jaxlib may be right."
+        "there, it is the compilation, and another `window=` or version of jaxlib may be right. `etpc.verify` takes no "
+        "`passes=`: to see whether a pass is wrong, compile with `passes=()` and check again. "
+        "`etpc.testing.check_pass` checks one."
     )
     return "\n".join([head, *lines, why])

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 
 from ..algorithms import Algorithm, resolve
+from ..analyse import Analysis, Step
 from ..emit import emit
 from ..errors import (
+    AlgorithmError,
     InputError,
     InputTypeError,
     SelectionError,
@@ -54,8 +56,9 @@ def compile(
     - `batch_size`: the number of examples that `memory` is for.
     - `passes`: the optimisations that run, by [name](../compiler.md#passes), such as
         `("filtered", "read_after")`; `None` for all, `()` for none. With an [`etpc.plan.Pass`][] among them, all
-        run in the order given: `(*etpc.plan.DEFAULT, mine)`. No pass changes a gradient, but for rounding.
-        [`program.passes`][etpc.Program.passes] says what each did.
+        run in the order given: `(*etpc.plan.DEFAULT, mine)`, or [before them](../extend.md#a-pass) where it gives a
+        trace another form. No pass changes a gradient, but for rounding. [`program.passes`][etpc.Program.passes] says
+        what each did.
 
     **Returns** the [`Program`][etpc.Program].
 
@@ -73,7 +76,7 @@ def compile(
         _blame_axes(error, model, inputs, state, step)
         raise
     planned = plan(
-        algorithm.analysis(traced),
+        _analysed(algorithm, traced),
         algorithm,
         chosen,
         memory=memory,
@@ -81,6 +84,28 @@ def compile(
         passes=run,
     )
     return Program(planned, emit(planned.ir), step)
+
+
+def _analysed(algorithm: Algorithm, step: Step) -> Analysis:
+    """What a rule sees of a step.
+
+    **Raises** `AlgorithmError` where it analyses another step, and does not say what that leaves out.
+    """
+    found: Any = algorithm.analysis(step)
+    name = type(algorithm).__name__
+    if not isinstance(found, Analysis):
+        raise AlgorithmError(
+            f"{name}.analysis returned {found!r}. Return an `etpc.analyse.Analysis`."
+        )
+    if (found.given or found.step) is not step:
+        raise AlgorithmError(
+            f"{name}.analysis returned the analysis of another step than the one that it was given. This is because a "
+            "gradient is claimed to be exact where nothing is known to leave its trace, and what the other step leaves "
+            "out is not known. Hold the data of operations by `etpc.analyse.analyse(step, cut=numbers)`. Or say what "
+            "is left out, by an `etpc.analyse.Escape` in the `reach` of each operation that it is left out of, and "
+            "return the analysis with `given=step`, by which the rule answers for that."
+        )
+    return found
 
 
 def _blame_axes(error: Exception, model: Any, inputs: Any, state: Any, step: Any) -> None:

@@ -2,6 +2,7 @@
 
 import textwrap
 
+import jax
 import jax.numpy as jnp
 
 from ..analyse import Analysis
@@ -65,10 +66,8 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     text.append(
         f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
     )
-    dtype = jnp.dtype(p.node.dtype).name
-    text.append(
-        f"Its trace is {p.node.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
-    )
+    arrays = f"{p.node.form.held}, {_arrays_text(p, p.node)}"
+    text.append(f"Its trace is {arrays}: {p.trace_bytes:,} bytes for one example.")
     if not p.owns and p.op in p.node.feeds[0].ops:
         text.append(
             "It is carried in the trace of another weight, as the products of both are added up."
@@ -88,6 +87,15 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     lines += ["At most, for one example:"]
     lines += [f"  {row}" for row in table(["rule", "block", "bytes"], rows)]
     return "\n".join(lines)
+
+
+def _arrays_text(p: OpPlan, node: TraceNode) -> str:
+    """Shapes and dtype of the arrays that hold a trace; each with its own where a form carries several dtypes."""
+    carry = jax.eval_shape(lambda: node.form.init(node.site, 1))
+    dtypes = {a.dtype for a in carry}
+    if len(dtypes) == 1 or tuple(a.shape[1:] for a in carry) != node.shapes:
+        return f"{shape_text(p)} of {jnp.dtype(node.dtype).name}"
+    return " + ".join(f"{'x'.join(map(str, a.shape[1:]))} of {a.dtype.name}" for a in carry)
 
 
 def _left_out(plan: Plan, p: OpPlan, width: int) -> list[str]:

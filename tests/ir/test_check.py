@@ -10,12 +10,28 @@ import jax.numpy as jnp
 import pytest
 
 import etpc
+from etpc.forms import Trace
 from etpc.ir import After, Feed, Past, Through, check
 from etpc.plan import DEFAULT
 from tests.helpers import cell
 from tests.pages import ROOT
 from tests.passes.networks import INPUTS
 from tests.passes.test_passes import NETWORKS, RULES
+
+
+class Plain(Trace):
+    """A form that can do nothing that only some forms can, and reads credit in its own way."""
+
+    exact = False
+
+    def read(self, site, signals, path, carry):
+        return signals.through()
+
+
+class Reduced(Trace):
+    exact = False
+    reduces = True
+
 
 LSTM = eqx.nn.LSTMCell(8, 16, key=jax.random.key(0))
 OPTIONS = dict(inputs=jnp.zeros(8), state=(jnp.zeros(16),) * 2, step=cell)
@@ -29,9 +45,9 @@ def graded(op, *terms):
     return dataclasses.replace(PROGRAM, grads={**PROGRAM.grads, op: terms})
 
 
-def traced(node, **changes):
+def traced(node, program=PROGRAM, **changes):
     """The program with another trace in the place of one."""
-    return PROGRAM.replaced({node: dataclasses.replace(node, **changes)})
+    return program.replaced({node: dataclasses.replace(node, **changes)})
 
 
 def replace(**changes):
@@ -39,6 +55,7 @@ def replace(**changes):
 
 
 DIRECT, THROUGH, PAST = PROGRAM.grads[OP]
+AT_END = replace(step_grads={**PROGRAM.step_grads, OP: (After(BIAS),)})
 BREAKAGES = {
     "no traces": (replace(traces=()), "it has no trace, and a past"),
     "two traces for one": (
@@ -72,6 +89,23 @@ BREAKAGES = {
     ),
     "blocks of fewer outputs": (traced(BIAS, blocks=BIAS.blocks[:3]), "its blocks have the shape"),
     "a real operation, complex": (traced(BIAS, dtype=jnp.dtype("complex64")), "its dtype is"),
+    "no form that reads the end": (
+        traced(BIAS, AT_END, form=Plain()),
+        "and Plain has no `read_end`. Let the .* before `read_after`, as in `passes=.mine, .*, or ",
+    ),
+    "no form that adds to the first": (
+        traced(JOINED, form=Plain()),
+        "Plain has no `first_data`. Let the pass that puts Plain there run before `join_past`",
+    ),
+    "no form that joins": (
+        traced(JOINED, form=Plain()),
+        "`joins` of its form is not True. .* before `join_products`, .* or say `joins = True`",
+    ),
+    "credit of states that are left out": (
+        traced(BIAS, form=Plain()),
+        "a `read` of its own, .* before `drop_unlasting`",
+    ),
+    "a trace that is reduced": (traced(BIAS, form=Reduced()), "window says that no gradient dep"),
     "integers": (traced(BIAS, dtype=jnp.dtype("int32")), "its dtype is int32, and that of its op"),
 }
 

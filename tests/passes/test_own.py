@@ -4,13 +4,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import etpc
+from etpc.forms import Trace
 from etpc.ir import Change, Direct, Through
 from etpc.plan import DEFAULT, Pass, chosen
 from etpc.testing import check_pass
-from tests.helpers import distance, loss
+from tests.helpers import distance, loss, normal
 from tests.marks import few
 from tests.passes.test_passes import (
     BATCH,
@@ -110,6 +112,104 @@ def test_a_pass_that_changes_a_gradient_is_found():
     assert "the state" not in text
     with pytest.raises(AssertionError, match=r"\(1e-09\)"):
         checked(in_dtype("float32"), "GRU", "windows")
+
+
+def test_a_pass_is_checked_beside_the_default_ones_too():
+    """A pass that finds something there alone, and takes it for what it is not."""
+
+    def after(program):
+        return (
+            of_step(program).noted(Change("late", "", "no traces")) if program.changes else program
+        )
+
+    with pytest.raises(AssertionError, match="'late', after the default passes, changes more"):
+        checked(Pass("late", "no traces", after), "GRU", "windows")
+
+    def same(program):
+        return program.noted(Change("late", "", "nothing")) if program.changes else program
+
+    assert (
+        str(checked(Pass("late", "x", same), "GRU", "windows")) == "late: x\n  the program: nothing"
+    )
+    idle = Pass("idle", "nothing", lambda program: program)
+    assert str(checked(idle, "GRU", "windows")) == "nothing to do: idle"
+
+
+@dataclasses.dataclass(frozen=True)
+class Same(Trace):
+    """Another form, without what only some forms can do."""
+
+    inner: Trace
+    times: float = 1.0
+    exact = True
+
+    def init(self, site, batch):
+        return self.inner.init(site, batch)
+
+    def follow(self, site, factors, carry):
+        return self.inner.follow(site, factors, carry)
+
+    def read(self, site, signals, path, carry):
+        return self.inner.read(site, signals, path, carry)
+
+    def past(self, site, start, carry):
+        return self.inner.past(site, self.times * start, carry)
+
+    def move(self, site, passage, path, carry, start):
+        return self.inner.move(site, passage, path, carry, start)
+
+
+def in_form(form):
+    """A pass that puts another form in the place of each."""
+
+    def run(program):
+        new = {n: dataclasses.replace(n, form=form(n.form)) for n in program.traces}
+        changes = [Change("other", n.op.path, "another form") for n in new]
+        return program.replaced(new).noted(*changes)
+
+    return Pass("other", "another form", run)
+
+
+@pytest.mark.parametrize("rule", few(["steps", "decay", "decay, steps"], "steps"))
+def test_a_form_that_a_pass_puts_there_is_asked_for_what_it_has_alone(rule):
+    other = in_form(Same)
+    assert checked(other, "GRU", rule).changes
+    want = plain("GRU", rule)
+    assert distance(results(compiled("GRU", rule, (other, *DEFAULT)), "GRU"), want) < 1e-11
+    method = "first_data" if "decay" in rule else "read_end"
+    with pytest.raises(etpc.AlgorithmError, match=f"'other' made (.*\n)*.*Same has no `{method}`"):
+        compiled("GRU", rule, (*DEFAULT, other))
+
+
+def test_a_form_that_a_pass_puts_there_is_checked():
+    class Unsaid(Trace):
+        exact = False
+        init = past = move = lambda self, site, batch, *_: ()
+
+    with pytest.raises(
+        etpc.AlgorithmError, match=r"form of trace Unsaid(.*\n)*.*`left_out` does not"
+    ):
+        compiled("GRU", "windows", (in_form(lambda _: Unsaid()),))
+
+
+def test_a_learner_names_the_pass_that_may_be_wrong():
+    step = lambda w, x, v: ((v := 0.9 * v + w @ x), v)
+    w, xs, targets = normal(3, 2), normal(12, 2, seed=1), normal(12, 3, seed=2)
+    options = dict(inputs=xs[0], state=jnp.zeros(3), step=step)
+    program = etpc.compile(w, **options, passes=(in_form(lambda form: Same(form, 2.0)),))
+    learner = etpc.online(program, loss, optax.sgd(0.1), every=2)
+    words = (
+        r"a form of its traces or a pass, such as 'other', is wrong, .*`passes=\(\)`.*check_pass"
+    )
+    with pytest.raises(etpc.VerificationError, match=words):
+        learner.check(w, learner.init(w)[1], xs, targets)
+
+
+def test_a_name_of_a_pass_of_ones_own_is_answered_with_how_it_is_given():
+    with pytest.raises(
+        etpc.InputError, match=r"'mine'.* given itself, as .*\(\"read_after\", mine\)"
+    ):
+        chosen(("mine",))
 
 
 def test_a_pass_that_makes_no_program_is_refused():

@@ -55,7 +55,8 @@ def chosen(passes: Collection[str | Pass] | None) -> tuple[Pass, ...]:
         hint = near(str(unknown[0]), list(PASSES))
         raise InputError(
             f"There is no pass {unknown[0]!r}.{hint} passes= takes the names of passes, {example}. "
-            f"The passes: {', '.join(PASSES)}."
+            f"The passes: {', '.join(PASSES)}. A pass of your own is given itself, as an `etpc.plan.Pass`, also among "
+            'names, as in ("read_after", mine).'
         )
     if not any(isinstance(p, Pass) for p in passes):
         return tuple(p for p in DEFAULT if p.name in passes)
