@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import re
-import statistics
 from pathlib import Path
 
 import equinox as eqx
@@ -429,16 +428,13 @@ def test_the_page_of_suggestions() -> None:
     assert "On 1 of 1 tasks" in page
 
 
-def test_the_page_has_the_suggestions_of_the_record() -> None:
-    page = (DOCS / "choose.md").read_text().split("## What it suggests on tasks")[1]
-    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if " ± " in line]
+def test_the_pages_have_the_suggestions_of_the_record() -> None:
     record = json.loads((DOCS / "suggested.json").read_text())
-    assert tuple(record) == suggested.TASKS
-    for (name, found), row in zip(record.items(), rows, strict=True):
-        full = arms.load(suggested.SCORES / f"{name}.json")
-        shown = zip(found["scores"].values(), (row[2], row[4], row[5]), strict=True)
-        for (arm, scores), text in shown:
-            assert scores == [r.score for r in full if r.arm == arm]
-            digits = len(text.split(" ")[0].split(".")[1])
-            values = statistics.fmean(scores), statistics.stdev(scores)
-            assert text == " ± ".join(f"{value:.{digits}f}" for value in values), name
+    assert tuple(record) == (*suggested.TASKS, *suggested.NEW)
+    for name, found in record.items():
+        full = suggested.scores_of(name)
+        assert found["all"] == full
+        assert all(scores == full[arm] for arm, scores in found["scores"].values())
+        assert found["within"] == suggested.is_within(found["scores"], "bits" in found["unit"])
+    assert suggested.table(record) in (DOCS / "choose.md").read_text()
+    assert suggested.page(record) == (DOCS / "tasks" / "suggested.md").read_text()

@@ -132,7 +132,9 @@ def make_task(text: str) -> Task:
         name="Next character",
         make_model=lambda key: Network(size, key),
         batch=lambda key, number: stream(moving, number),
-        fixed=lambda: [stream(moving, n) for n in range(len(train) // READERS // STEPS)],
+        fixed=lambda: [
+            stream(moving, jnp.asarray(n)) for n in range(len(train) // READERS // STEPS)
+        ],
         loss_fn=bits,
         score=bits_per_character,
         chance=frequencies(train, test, size)[1],

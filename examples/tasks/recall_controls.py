@@ -129,8 +129,8 @@ def scaled(rule: Any, factor: float) -> Gradient:
 
 def remembering(model: Network) -> Network:
     """Its update gate is mostly shut at first, so that the state hardly fades."""
-    bias = model.cell.bias.at[UNITS : 2 * UNITS].add(4.0)
-    return eqx.tree_at(lambda m: m.cell.bias, model, bias)
+    shut = lambda bias: bias.at[UNITS : 2 * UNITS].add(4.0)
+    return eqx.tree_at(lambda m: m.cell.bias, model, replace_fn=shut)
 
 
 def share(task: Task, gradient: Gradient, of_step_0: Gradient, change: Change) -> float:
