@@ -69,8 +69,11 @@ class Data:
 
     def held(self, seed: int) -> list[Batch]:
         """What a training with a seed is judged on."""
-        if self.single:
-            return [self._parts[seed][1]]
+        return [self._parts[seed][1]] if self.single else self._held
+
+    @cached_property
+    def _held(self) -> list[Batch]:
+        """The batches that are held out, which are drawn once and judged on many times."""
         return [self._weighted(self._get(number)) for number in range(self.count)]
 
     @cached_property

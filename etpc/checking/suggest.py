@@ -334,6 +334,11 @@ def _rtrl_work(batch: Batch, cut: Program) -> int:
     return work * (batch.size or 1)
 
 
+def _racer(row: Candidate) -> Hashable:
+    """The name under which a row trains: rules that are exact are one."""
+    return "exact" if row.exact else row.name
+
+
 class _Advice:
     """What has been measured, BPTT first, and the suggestion that follows from it.
 
@@ -427,7 +432,7 @@ class _Advice:
 
     def _is_slow(self, n: int) -> bool:
         """Whether the first comparison of a rule that has not trained takes more than a quarter of the budget."""
-        if n < 2 or self.race.best(self._name(n)):  # BPTT and the first rule always train
+        if n < 2 or self.race.best(_racer(self.rows[n])):  # BPTT and the first rule always train
             return False
         return self._seconds(n, FIRST * len(self.race.rates)) > self.budget / 4
 
@@ -437,29 +442,25 @@ class _Advice:
         fast = [n for n in range(len(self.rows)) if not self._is_slow(n)]
         for n in sorted(fast, key=lambda n: self.rows[n].ms):
             if self._fits(self.rows[n]) and (n or not self.batch.every):
-                self.race.add(self._name(n), self.ways[n])
+                self.race.add(_racer(self.rows[n]), self.ways[n])
         lags = sum(self._seconds(n, self.ways[n].passes) for n in fast)
         self.race.run(end - min(lags, self.budget / 4))
 
-    def _trained(self, n: int) -> Candidate:
+    def _trained(self, row: Candidate) -> Candidate:
         """A row with what was found of it in the race."""
-        contender = self.race.best(self._name(n))
+        contender = self.race.best(_racer(row))
         if contender is None:
-            return self.rows[n]
+            return row
         training, size = contender.trainings[0], self.batch.size or 1
         counts = sorted(training.judged)
         return dataclasses.replace(
-            self.rows[n],
+            row,
             losses=tuple(training.losses),
             rate=contender.rate,
             score=contender.score(counts[-1]),
             spread=contender.spread(counts[-1]),
             curve=tuple((k * size, k * contender.way.shortest, training.at(k)[0]) for k in counts),
         )
-
-    def _name(self, n: int) -> Hashable:
-        """Under which a row trains: rules that are exact are one."""
-        return "exact" if self.rows[n].exact else self.rows[n].name
 
     def _fits(self, row: Candidate) -> bool:
         return self.time is None or row.ms <= self.time
@@ -518,7 +519,7 @@ class _Advice:
             left.append("what was left when it was interrupted")
         elif names:
             left.append(f"{names}, as the budget of {self.budget:g} s was spent")
-        rows = tuple(map(self._trained, range(len(self.rows))))
+        rows = tuple(map(self._trained, self.rows))
         return Suggestion(rule, rows, self.lags, tuple(reasons), tuple(left), decided, self)
 
     def _divergence(self) -> list[str]:
@@ -600,30 +601,24 @@ class _Advice:
             why.append(text)
         if best and decided and not online[first]:
             best, names = self._nearest(fitting, best)
-            text = (
-                f"What BPTT has learned no rule has yet. Of {names}, whose scores do not differ, "
-            )
-            why.append(f"{text}{best.name} is taken, whose gradient is the nearest to BPTT's.")
+            text = f"What BPTT has learned no rule has yet. Of {names}, whose scores do not differ,"
+            why.append(f"{text} {best.name} is taken, whose gradient is the nearest to BPTT's.")
         elif any(row.rule == TBPTT(1) for c in race.order[:2] for row in online[c]):
-            why.append(
-                "The immediate gradient, TBPTT(1), is among these: so far no credit through time is needed."
-            )
+            text = "The immediate gradient, TBPTT(1), is among these: so far no credit through time is needed."
+            why.append(text)
         return best, decided and bool(online[first]), why
 
     def _nearest(self, fitting: Sequence[Candidate], best: Candidate) -> tuple[Candidate, str]:
         """Of the rules that score as the best one does, the nearest to BPTT, and the names of all."""
-        ahead = self.race.best(self._name(self.rows.index(best)))
+        ahead = self.race.best(_racer(best))
         assert ahead is not None
-        level = list[Candidate]()
-        for row in fitting:
-            contender = self.race.best(self._name(self.rows.index(row)))
-            if contender and (row is best or self.race.level(contender, ahead)):
-                level.append(row)
+        trained = [(row, self.race.best(_racer(row))) for row in fitting]
+        level = [row for row, racer in trained if racer and self.race.level(racer, ahead)]
         nearest = max(level, key=lambda row: np.nan_to_num(row.mean_cosine))
         return nearest, ", ".join(row.name for row in level)
 
     def _rows_of(self, contender: Contender) -> list[Candidate]:
-        return [row for n, row in enumerate(self.rows) if self._name(n) == contender.name]
+        return [row for row in self.rows if _racer(row) == contender.name]
 
     def _escaping(self, rules: Sequence[Candidate]) -> list[str]:
         """What D-RTRL ignores, and whether it matters."""
