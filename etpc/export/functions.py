@@ -1,7 +1,6 @@
 """Functions of one state as files: for what acts and learns, or whatever else goes on from call to call."""
 
 import dataclasses
-import functools
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -44,14 +43,10 @@ class ExportedFunctions(Modules):
         return f"Functions of one state: {', '.join(name.split('.')[0] for name in self.modules)}."
 
     def __getattr__(self, name: str) -> Callable[..., tuple[dict[str, Any], list[Array]]]:
-        if f"{name}.mlirbc" not in vars(self).get("modules", ()):
+        file = f"{name}.mlirbc"
+        if file not in vars(self).get("modules", ()):
             raise AttributeError(f"There is no {name!r}. {self.about}")
-        return functools.partial(self._called, f"{name}.mlirbc")
-
-    def _called(
-        self, file: str, state: Mapping[str, Any], *arguments: Any
-    ) -> tuple[dict[str, Any], list[Array]]:
-        return self._run(file, state, {"input": arguments})
+        return lambda state, *arguments: self._run(file, state, {"input": arguments})
 
     def into(self, like: Any, state: Mapping[str, Any] | None = None) -> Any:
         """A state as the tree that functions of Python go on with.

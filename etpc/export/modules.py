@@ -81,17 +81,18 @@ class Tree(NamedTuple):
         leaves = Leaves.of(tree, root, numbers=True)
         values = [a if hasattr(a, "dtype") else jnp.asarray(a) for a in leaves.split(tree)]
         names = [path if path == root else root + path for path in leaves.paths]
-        kinds = [v if is_key(v) else a for v, a in zip(values, leaves.avals, strict=True)]
-        described = [Leaf.of(name, kind, role) for name, kind in zip(names, kinds, strict=True)]
-        return cls(leaves, range(len(values)), values, described)
+        return cls._all(leaves, values, names, role)
 
     @classmethod
     def of_state(cls, state: Any) -> "Tree":
         """The arrays, which are named by their paths."""
         leaves = Leaves.of(state, "state")
-        values = leaves.split(state)
+        return cls._all(leaves, leaves.split(state), leaves.paths, "state")
+
+    @classmethod
+    def _all(cls, leaves: Leaves, values: list[Any], names: Sequence[str], role: str) -> "Tree":
         kinds = [v if is_key(v) else a for v, a in zip(values, leaves.avals, strict=True)]
-        described = [Leaf.of(*of, "state") for of in zip(leaves.paths, kinds, strict=True)]
+        described = [Leaf.of(name, kind, role) for name, kind in zip(names, kinds, strict=True)]
         return cls(leaves, range(len(values)), values, described)
 
     @classmethod
