@@ -245,6 +245,14 @@ class Trial:
         """What [`Program.silent`][etpc.Program.silent] says of the sequence."""
         return self.shown.silent(self.model, self.xs, self.carry, mask=self.mask)
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """A sentence on the weights whose gradient is zero under any rule, if there are some."""
+        claims = self.shown.claims.values()
+        paths = ", ".join(c.path for c in claims if c.claim == "unused" and c.uses)
+        text = "unused: no derivative of an output depends on it, as behind a spike without a surrogate"
+        return (f"{paths}: {text}",) if paths else ()
+
     @cached_property
     def remarks(self) -> tuple[str, ...]:
         """Sentences on what BPTT goes back through."""

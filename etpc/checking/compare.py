@@ -104,7 +104,7 @@ class Comparison:
     def remarks(self) -> tuple[str, ...]:
         """Things that a reader should know. The verdict does not depend on them."""
         approximate = [r for r in self.rows if r.claim in ("approximate", "current step")]
-        found = () if self.trial is None else self.trial.remarks
+        found = () if self.trial is None else (*self.trial.remarks, *self.trial.unused)
         return (*found, *remarks_on(row.cosine for row in approximate))
 
     @cached_property

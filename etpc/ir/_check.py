@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ..analyse import WeightOp
 from ..errors import AlgorithmError, raise_together
 from ..forms import AddsToFirst, ReadsEnd, Trace
-from ._program import After, Direct, Past, Term, Through, TraceNode, TraceProgram, terms_of
+from ._program import After, Direct, Past, Term, Through, TraceNode, TraceProgram, terms_of, words
 
 
 def check(program: TraceProgram, by: str = "plan") -> None:
@@ -74,9 +74,9 @@ def _of_op(program: TraceProgram, op: WeightOp, terms: tuple[Term, ...]) -> Iter
     for term in terms:
         if isinstance(term, Through) and term.past is not None and Through(*term[:2]) in own:
             if term.past not in own:
-                yield f"the past that {term} is joined with is not its own."
+                yield f"the past that '{words(term)}' is joined with is not its own."
         elif term not in own and not all_at_end:
-            yield f"{term} does not belong to it."
+            yield f"'{words(term)}' does not belong to it."
     if node is None and any(isinstance(term, Past | After) for term in terms):
         yield "it has no trace, and a past."
     directs = [term for term in terms if isinstance(term, Direct | Through)]

@@ -307,7 +307,7 @@ class TraceProgram:
 
     def as_dict(self) -> dict[str, Any]:
         """The program, ready for JSON: traces, the terms of each gradient as texts, and the window."""
-        names, place = self.names(), self._place
+        names, name = self.names(), self._place.__getitem__
         traces = [
             {
                 "form": form_text(node.form),
@@ -319,7 +319,7 @@ class TraceProgram:
             }
             for node in self.traces
         ]
-        of = lambda grads: {names[op]: [_text(t, place) for t in ts] for op, ts in grads.items()}
+        of = lambda grads: {names[op]: [words(t, name) for t in ts] for op, ts in grads.items()}
         window = dataclasses.asdict(self.window)
         return dict(
             traces=traces, grads=of(self.grads), step_grads=of(self.step_grads), window=window
@@ -384,18 +384,18 @@ def form_text(form: Any) -> str:
 
 
 def _sum(terms: Iterable[Term], place: Mapping[TraceNode, str]) -> str:
-    return " + ".join(_text(term, place) for term in terms) or "in that of another use"
+    return " + ".join(words(term, place.__getitem__) for term in terms) or "in that of another use"
 
 
-def _text(term: Term, place: Mapping[TraceNode, str]) -> str:
+def words(term: Term, name: Callable[[TraceNode], str] = str) -> str:
     """A term in words."""
     match term:
         case Direct():
             return "direct"
         case Through(_, trace, past):
-            through = "the step" if trace is None else place[trace]
-            return f"through {through}" + (f" joined with {_text(past, place)}" if past else "")
+            through = "the step" if trace is None else name(trace)
+            return f"through {through}" + (f" joined with {words(past, name)}" if past else "")
         case Past(trace, slot):
-            return f"past {place[trace]}" + (f".{slot}" if len(trace.feeds[0].ops) > 1 else "")
+            return f"past {name(trace)}" + (f".{slot}" if len(trace.feeds[0].ops) > 1 else "")
         case After(trace):
-            return f"after {place[trace]}"
+            return f"after {name(trace)}"

@@ -167,6 +167,20 @@ def test_claims(name):
     assert "ok  (exact means a relative error of at most 1e-09)" in str(report)
 
 
+def test_weights_behind_a_spike_without_a_surrogate_are_named():
+    """Their gradient is zero by claim, which holds: so it is said that they learn nothing."""
+
+    def step(w, x, v):
+        v = 0.9 * v + w["win"] @ x + w["rec"] @ (v > 1).astype(v.dtype)
+        return w["out"] @ (v > 1).astype(v.dtype), v
+
+    w = {"out": jnp.ones((2, 4)), "rec": jnp.eye(4), "spare": jnp.ones(2), "win": jnp.ones((4, I))}
+    report = etpc.verify(w, *data(), squared, step=step, state=jnp.zeros(4))
+    assert report.ok
+    (remark,) = report.remarks
+    assert remark.startswith("['rec'], ['win']: unused")
+
+
 # --- negative controls ----------------------------------------------------------------------------
 
 

@@ -73,7 +73,7 @@ BREAKAGES = {
         graded(OP, DIRECT, THROUGH._replace(past=PAST), PAST),
         "past counts twice",
     ),
-    "the place of another": (graded(IH, *PROGRAM.grads[HH]), f"`grads` of {IH.path}: Direct"),
+    "the place of another": (graded(IH, *PROGRAM.grads[HH]), f"`grads` of {IH.path}: 'direct'"),
     "a past of another": (
         graded(HH, PROGRAM.grads[HH][0], Through(HH, JOINED, Past(JOINED, 0))),
         "is joined with is not its own",
@@ -82,7 +82,10 @@ BREAKAGES = {
         graded(OP, DIRECT, Through(OP, JOINED), PAST),
         "does not belong to it",
     ),
-    "all at the end, and more": (graded(OP, DIRECT, After(BIAS)), "After.* does not belong to it"),
+    "all at the end, and more": (
+        graded(OP, DIRECT, After(BIAS)),
+        "'after TraceNode.*' does not belong to it",
+    ),
     "credit through the window": (
         replace(window=dataclasses.replace(PROGRAM.window, credit="window")),
         "has the gradient within it",
