@@ -130,13 +130,14 @@ class Race:
 
     What is next follows from what has been reached, wherever the race stopped.
 
-    - `order`: of the two that were left after most `updates`, or if none were yet, of the last comparison: the best
-        first. It is `final` where two were left.
+    - `guests`: names that are no rules, such as BPTT's. They go along to the end, and take no place of a rule.
+    - `order`: of those that were left after most `updates`, or if none were yet, of the last comparison: the best
+        first, each at its best rate. It is `final` where two rules were left.
     """
 
     def __init__(self, batch: Batch, data: Data, score: Any, rates: Sequence[float]):
         self.batch, self.data, self.score, self.rates = batch, data, score, rates
-        self.contenders: list[Contender] = []
+        self.contenders, self.guests = list[Contender](), set[Hashable]()
         self.order, self.updates, self.final = list[Contender](), 0, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
 
@@ -173,17 +174,22 @@ class Race:
         """What is next, and what would be after that."""
         for bracket in itertools.count():
             playing, updates = self.contenders, FIRST << bracket
-            while len(playing) > 2:
+            while len(self._rules(playing)) > 2:
                 for contender in playing:
                     yield from self._to(contender, 0, updates)
                 order = self._compare(playing, updates, final=False)
-                playing = order[: max(2, -(-len(playing) // 2))]
+                rules, half = self._rules(order), lambda group: -(-len(group) // 2)
+                guests = [c for c in order if c not in rules]
+                playing = rules[: max(2, half(rules))] + guests[: half(guests)]
                 updates *= 2
             for contender, seed in itertools.product(playing, range(SEEDS)):
                 yield from self._to(contender, seed, updates)
             if all(c.diverged for c in playing):
                 return
             self._compare(playing, updates, final=True)
+
+    def _rules(self, contenders: Sequence[Contender]) -> list[Contender]:
+        return [c for c in contenders if c.name not in self.guests]
 
     def _to(self, contender: Contender, seed: int, updates: int) -> Iterator[Piece]:
         """Train until so many updates, and judge there."""
@@ -208,13 +214,13 @@ class Race:
 
     def _compare(self, playing: Sequence[Contender], updates: int, final: bool) -> list[Contender]:
         """Order contenders: in turns the best after so many updates, and the best within the time in which the fastest
-        comes so far. The best rate of each rule is before the other ones. It is done once: times get shorter."""
+        rule comes so far. The best rate of each rule is before the other ones. It is done once: times get shorter."""
         if (updates, *playing) in self._compared:
             return self._compared[updates, *playing]
         if final:
             order = sorted(playing, key=lambda c: c.score(updates), reverse=True)
         else:
-            shortest = min(c.way.shortest for c in playing)
+            shortest = min(c.way.shortest for c in self._rules(playing))
             within = lambda c: updates * shortest / (c.way.shortest or 1)
             by_updates = sorted(playing, key=lambda c: c.trainings[0].at(updates), reverse=True)
             by_time = sorted(playing, key=lambda c: c.trainings[0].at(within(c)), reverse=True)
@@ -223,7 +229,8 @@ class Race:
         place = {c: names[:n].count(c.name) for n, c in enumerate(order)}
         order.sort(key=lambda c: place[c])
         if updates >= self.updates if final else not self.final:
-            self.order, self.updates, self.final = order, updates, final
+            self.order = [c for c in order if place[c] == 0]
+            self.updates, self.final = updates, final
         self._compared[updates, *playing] = order
         return order
 

@@ -440,9 +440,10 @@ class _Advice:
         if not self.reference.comparable or not any(map(self._fits, self.rows[1:])):
             return
         fast = [n for n in range(len(self.rows)) if not self._is_slow(n)]
-        for n in sorted(fast, key=lambda n: self.rows[n].ms):
-            if self._fits(self.rows[n]) and (n or not self.batch.every):
-                self.race.add(_racer(self.rows[n]), self.ways[n])
+        playing = [n for n in fast if self._fits(self.rows[n]) and (n or not self.batch.every)]
+        self.race.guests = {_racer(self.rows[0])} - {_racer(self.rows[n]) for n in playing if n}
+        for n in sorted(playing, key=lambda n: self.rows[n].ms):
+            self.race.add(_racer(self.rows[n]), self.ways[n])
         lags = sum(self._seconds(n, self.ways[n].passes) for n in fast)
         self.race.run(end - min(lags, self.budget / 4))
 
@@ -563,50 +564,48 @@ class _Advice:
     def _winner(self, fitting: Sequence[Candidate]) -> tuple[Candidate | None, bool, list[str]]:
         """The rule that scores highest, or is faster where that is not decided; and why."""
         race, more = self.race, f"go on with `suggestion.go_on(budget={5 * self.budget:g})`"
-        if not race.order:
+        updates, bptt = race.updates, [c for c in race.order if c.name in race.guests]
+        online = {c: [row for row in self._rows_of(c) if row in fitting] for c in race.order}
+        rules = [c for c in race.order if online[c]][:2]
+        if not rules:
             return None, False, [f"The budget left no time to compare scores: {more}."]
-        updates, start = race.updates, race.start[0][0].mean()
         shown = [
             f"{c.score(updates):.3g} ± {c.spread(updates):.1g} by "
             f"{' = '.join(row.name for row in self._rows_of(c))} at {c.rate:.2g} times the rate"
-            for c in race.order[:2]
+            for c in rules + bptt
         ]
-        text = (
-            f"After {updates} updates the best scores on what is held out are {' and '.join(shown)}"
-        )
-        why = [f"{text}; that of the first weights is {start:.3g}."]
+        text = f"After {updates} updates the best scores on what is held out are {', '.join(shown)}"
+        why = [f"{text}; that of the first weights is {race.start[0][0].mean():.3g}."]
         why += [] if race.score else ["Scores are minus the loss."]
         if not race.data.parted:
             why.append("There is one example, which is what scores are of: nothing is held out.")
         if race.data.repeats:
             why.append(f"The data was repeated after {race.data.repeats} batches.")
-        first, *others = race.order
-        if not race.ahead(first, None):
+        if not race.ahead(race.order[0], None):
             text = "longer, at other rates, or not at all: no rule may learn this task"
             return None, False, [*why, f"Nothing was learned: try {text}. To train longer, {more}."]
         edges = {min(race.rates): "lowest", max(race.rates): "highest"}
+        first, *others = rules
         if first.rate in edges and len(edges) > 1:
             why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
-        other = next((c for c in others if c.name != first.name), None)
-        decided = other is None or (race.final and race.ahead(first, other))
-        online = {c: [row for row in self._rows_of(c) if row in fitting] for c in race.order}
-        choice = [min(online[c], key=lambda row: row.ms) for c in (first, *others) if online[c]]
+        decided = not others or (race.final and race.ahead(first, others[0]))
+        choice = [min(online[c], key=lambda row: row.ms) for c in rules]
+        best, behind = choice[0], race.final and any(race.ahead(c, first) for c in bptt)
+        if behind:
+            why.append("BPTT scores higher: what it has learned no rule has yet.")
         if not decided:
-            why.append(f"It is not decided within this budget which is better: {more}.")
-            if race.final:
-                choice.sort(key=lambda row: row.ms)
-        best = choice[0] if choice else None
-        if not online[first]:
-            text = "BPTT scores as high or higher, and no rule that was measured has its gradient."
-            why.append(text)
-        if best and decided and not online[first]:
-            best, names = self._nearest(fitting, best)
-            text = f"What BPTT has learned no rule has yet. Of {names}, whose scores do not differ,"
-            why.append(f"{text} {best.name} is taken, whose gradient is the nearest to BPTT's.")
-        elif any(row.rule == TBPTT(1) for c in race.order[:2] for row in online[c]):
+            why.append(f"It is not decided within this budget which rule is better: {more}.")
+            if behind:
+                best, names = self._nearest(fitting, best)
+                text = f"Of {names}, whose scores do not differ, {best.name} is taken"
+                why.append(f"{text}, whose gradient is the nearest to BPTT's.")
+            elif race.final:
+                best = min(choice, key=lambda row: row.ms)
+        level = rules[:1] if decided else rules
+        if not behind and any(row.rule == TBPTT(1) for c in level for row in online[c]):
             text = "The immediate gradient, TBPTT(1), is among these: so far no credit through time is needed."
             why.append(text)
-        return best, decided and bool(online[first]), why
+        return best, decided, why
 
     def _nearest(self, fitting: Sequence[Candidate], best: Candidate) -> tuple[Candidate, str]:
         """Of the rules that score as the best one does, the nearest to BPTT, and the names of all."""

@@ -954,13 +954,20 @@ def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
     assert found.left_out == ("ES_D_RTRL(decay=0.99), whose gradient is NaN or infinite",)
 
 
-def test_where_bptt_is_ahead_the_next_is_suggested(monkeypatch):
-    """It is no rule to compile with."""
-    Work(monkeypatch, [1.0] * 10, [0.01] * 10, skill=lambda n, k: k * (9 - n))
-    found = suggest(budget=20.0, rules=FEW)
+@pytest.mark.parametrize("rules", [None, FEW])
+@pytest.mark.parametrize("ahead", [True, False])
+def test_bptt_takes_no_place_of_a_rule(monkeypatch, rules, ahead):
+    """It is no rule to compile with. The last two are rules, and BPTT trains along to the end, best or worst."""
+    skill = lambda n, k: k * (9 - n) if n or ahead else -k
+    Work(monkeypatch, [1.0] * 10, [0.01] * 10, skill=skill)
+    found = suggest(budget=100.0, rules=rules)
     assert found.rule == etpc.D_RTRL()
-    assert not found.decided
-    assert any("BPTT scores as high or higher" in text for text in found.reasons)
+    assert found.decided
+    assert ("BPTT scores higher: what it has learned no rule has yet." in found.reasons) == ahead
+    race = found.advice.race
+    assert race.final
+    assert [c.name for c in race.order].index("exact") == (0 if ahead else 2)
+    assert [len(t.losses) >= race.updates for c in race.order for t in c.trainings] == [True] * 6
 
 
 def test_where_bptt_alone_has_learned_the_nearest_of_equals_is_suggested(monkeypatch):
@@ -976,6 +983,5 @@ def test_where_bptt_alone_has_learned_the_nearest_of_equals_is_suggested(monkeyp
     one = found({0: 1.0, 1: 0.2, 2: 0.9, 3: 0.6})
     assert one.rule == rules[2]
     assert not one.decided
-    text = next(text for text in one.reasons if text.startswith("What BPTT has learned"))
-    assert "D_RTRL(), ES_D_RTRL(decay=0.9), whose scores do not differ" in text
+    assert any("Of D_RTRL(), ES_D_RTRL(decay=0.9), whose scores do not" in t for t in one.reasons)
     assert found({0: 1.0, 1: 0.8, 2: 0.9, 3: 0.6}).rule == rules[0]
