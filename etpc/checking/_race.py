@@ -131,14 +131,13 @@ class Race:
     What is next follows from what has been reached, wherever the race stopped.
 
     - `guests`: names that are no rules, such as BPTT's. They go along to the end, and take no place of a rule.
-    - `order`: of those that were left after most `updates`, or if none were yet, of the last comparison: the best
-        first, each at its best rate. It is `final` where two rules were left.
+    - `updates`: of the longest comparison of two that were left; of the last comparison, if none were yet.
     """
 
     def __init__(self, batch: Batch, data: Data, score: Any, rates: Sequence[float]):
         self.batch, self.data, self.score, self.rates = batch, data, score, rates
         self.contenders, self.guests = list[Contender](), set[Hashable]()
-        self.order, self.updates, self.final = list[Contender](), 0, False
+        self.updates, self._final = 0, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
 
     @cached_property
@@ -228,19 +227,25 @@ class Race:
         names = [c.name for c in order]
         place = {c: names[:n].count(c.name) for n, c in enumerate(order)}
         order.sort(key=lambda c: place[c])
-        if updates >= self.updates if final else not self.final:
-            self.order = [c for c in order if place[c] == 0]
-            self.updates, self.final = updates, final
+        if updates >= self.updates if final else not self._final:
+            self.updates, self._final = updates, final
         self._compared[updates, *playing] = order
         return order
 
     # --- the answer ---
 
-    def ahead(self, one: Contender, other: Contender | None, last: int | None = None) -> bool:
-        """Whether one scores higher than another, or than the first weights, after the `last` updates, by default
-        those of the order: with each seed that both have, and in the mean by two standard errors over what is held
-        out."""
-        last = self.updates if last is None else last
+    @property
+    def order(self) -> list[Contender]:
+        """Who went as far as `updates`, in any bracket: the highest score first, of equal ones the faster, each at its
+        best rate."""
+        far = [c for c in self.contenders if self.updates and self.updates in c.trainings[0].judged]
+        far.sort(key=lambda c: (-c.score(self.updates), c.way.shortest))
+        return [c for n, c in enumerate(far) if c.name not in [one.name for one in far[:n]]]
+
+    def ahead(self, one: Contender, other: Contender | None) -> bool:
+        """Whether one scores higher than another, or than the first weights, after `updates`: with each seed that both
+        have, and in the mean by two standard errors over what is held out."""
+        last = self.updates
         if math.isinf(one.score(last)) or (other and other.diverged):
             return math.isfinite(one.score(last))
         then = last if other else 0
@@ -252,10 +257,10 @@ class Race:
         means = [float(gap.mean()) for gap in gaps]
         return min(means) > 0 and float(np.mean(means)) > 2 * max(map(error, gaps))
 
-    def level(self, one: Contender, other: Contender) -> bool:
-        """Whether the other is not ahead of one, after as many updates as both have."""
-        both = set(one.trainings[0].judged) & set(other.trainings[0].judged)
-        return max(both) > 0 and not self.ahead(other, one, max(both))
+    def decided(self, one: Contender, other: Contender) -> bool:
+        """Whether one is ahead of another, with all seeds."""
+        trained = all(self.updates in t.judged for c in (one, other) for t in c.trainings)
+        return self.ahead(one, other) and (trained or other.diverged)
 
     def best(self, name: Hashable) -> Contender | None:
         """Of a rule, the rate that went furthest; of several, the one with the highest score there."""

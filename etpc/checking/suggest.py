@@ -195,9 +195,9 @@ def suggest(
     by side, each at several learning rates, from the same weights on the same data, and are compared by how they score
     on what is held out, after equal numbers of examples and in equal time: in rounds, the better half going on with
     twice the updates, and the last two with two seeds (successive halving). Then all go on again, until the budget is
-    spent. Suggested is the rule that scores highest; where the last two do not differ beyond their spread, the faster
-    one. How near gradients are to those of BPTT, by how far they reach back, is measured at the weights that are best
-    by then, and explains the scores.
+    spent. Suggested is the rule that scores highest; of equal ones the faster; and where BPTT alone has learned
+    something, the one whose gradient is the nearest to BPTT's. How near gradients are to those of BPTT, by how far they
+    reach back, is measured at the weights that are best by then, and explains the scores.
 
     **Arguments:**
 
@@ -554,15 +554,15 @@ class _Advice:
             why.append(f"Too slow to train within this budget: {', '.join(slow)}.")
         if best is not None:
             nearest = max(fitting, key=lambda row: np.nan_to_num(row.mean_cosine))
-            text = f"{best.name} has {best.nearness}"
-            if nearest.mean_cosine > best.mean_cosine + NEAR:
+            text, lower = f"{best.name} has {best.nearness}", nearest.score <= best.score
+            if nearest.mean_cosine > best.mean_cosine + NEAR and lower:
                 other = f"{nearest.name} ({nearest.mean_cosine:.2f})"
                 text += f"; a nearer gradient, that of {other}, does not score higher"
             why.append(f"{text}.")
         return best, decided, why
 
     def _winner(self, fitting: Sequence[Candidate]) -> tuple[Candidate | None, bool, list[str]]:
-        """The rule that scores highest, or is faster where that is not decided; and why."""
+        """The rule that scores highest; whether this is decided; and why."""
         race, more = self.race, f"go on with `suggestion.go_on(budget={5 * self.budget:g})`"
         updates, bptt = race.updates, [c for c in race.order if c.name in race.guests]
         online = {c: [row for row in self._rows_of(c) if row in fitting] for c in race.order}
@@ -581,40 +581,26 @@ class _Advice:
             why.append("There is one example, which is what scores are of: nothing is held out.")
         if race.data.repeats:
             why.append(f"The data was repeated after {race.data.repeats} batches.")
-        if not race.ahead(race.order[0], None):
+        if not any(race.ahead(c, None) for c in rules):
+            if any(race.ahead(c, None) for c in bptt):
+                text = "What BPTT has learned no rule has yet, so the nearest gradient is taken"
+                best = max(fitting, key=lambda row: np.nan_to_num(row.mean_cosine))
+                return best, False, [*why, f"{text}: {more}."]
             text = "longer, at other rates, or not at all: no rule may learn this task"
             return None, False, [*why, f"Nothing was learned: try {text}. To train longer, {more}."]
         edges = {min(race.rates): "lowest", max(race.rates): "highest"}
         first, *others = rules
         if first.rate in edges and len(edges) > 1:
             why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
-        decided = not others or (race.final and race.ahead(first, others[0]))
-        choice = [min(online[c], key=lambda row: row.ms) for c in rules]
-        best, behind = choice[0], race.final and any(race.ahead(c, first) for c in bptt)
-        if behind:
-            why.append("BPTT scores higher: what it has learned no rule has yet.")
+        decided = all(race.decided(first, other) for other in others)
         if not decided:
             why.append(f"It is not decided within this budget which rule is better: {more}.")
-            if behind:
-                best, names = self._nearest(fitting, best)
-                text = f"Of {names}, whose scores do not differ, {best.name} is taken"
-                why.append(f"{text}, whose gradient is the nearest to BPTT's.")
-            elif race.final:
-                best = min(choice, key=lambda row: row.ms)
-        level = rules[:1] if decided else rules
-        if not behind and any(row.rule == TBPTT(1) for c in level for row in online[c]):
+        if any(race.ahead(c, first) for c in bptt):
+            why.append("BPTT scores higher.")
+        elif any(row.rule == TBPTT(1) for c in rules[: 2 - decided] for row in online[c]):
             text = "The immediate gradient, TBPTT(1), is among these: so far no credit through time is needed."
             why.append(text)
-        return best, decided, why
-
-    def _nearest(self, fitting: Sequence[Candidate], best: Candidate) -> tuple[Candidate, str]:
-        """Of the rules that score as the best one does, the nearest to BPTT, and the names of all."""
-        ahead = self.race.best(_racer(best))
-        assert ahead is not None
-        trained = [(row, self.race.best(_racer(row))) for row in fitting]
-        level = [row for row, racer in trained if racer and self.race.level(racer, ahead)]
-        nearest = max(level, key=lambda row: np.nan_to_num(row.mean_cosine))
-        return nearest, ", ".join(row.name for row in level)
+        return min(online[first], key=lambda row: row.ms), decided, why
 
     def _rows_of(self, contender: Contender) -> list[Candidate]:
         return [row for row in self.rows if _racer(row) == contender.name]
