@@ -554,8 +554,8 @@ class _Advice:
             why.append(f"Too slow to train within this budget: {', '.join(slow)}.")
         if best is not None:
             nearest = max(fitting, key=lambda row: np.nan_to_num(row.mean_cosine))
-            text, lower = f"{best.name} has {best.nearness}", nearest.score <= best.score
-            if nearest.mean_cosine > best.mean_cosine + NEAR and lower:
+            text, score = f"{best.name} has {best.nearness}", lambda row: self._trained(row).score
+            if nearest.mean_cosine > best.mean_cosine + NEAR and score(nearest) <= score(best):
                 other = f"{nearest.name} ({nearest.mean_cosine:.2f})"
                 text += f"; a nearer gradient, that of {other}, does not score higher"
             why.append(f"{text}.")

@@ -6,7 +6,7 @@
 Each task gives batches, the initial weights of seed 0 and Adam at the task's rate. Then each rule that was suggested
 trains in full, at the rate that was suggested, with ten seeds. The scores of other rules are those in `docs/tasks/`, of
 full trainings with a rate for each rule and windows of the task's own length. Tasks that the file of `--json` has are
-not run again.
+not asked about again, and get the scores that are in `docs/tasks/` now.
 """
 
 import argparse
@@ -88,12 +88,14 @@ def scores_of(name: str) -> dict[str, list[float]]:
     return scores
 
 
-def compared(task: Task, scores: Mapping[str, list[float]]) -> dict[str, Any]:
-    """The scores of BPTT, and of the best rule that was run on the task."""
-    sign = -1 if "bits" in task.unit else 1
+def brought_up_to_date(name: str, record: dict[str, Any]) -> None:
+    """The record of a task with the scores of full trainings as they are now: of all rules, the best one, and BPTT."""
+    scores, less_is_better = scores_of(name), "bits" in record["unit"]
     rules = [arm for arm in scores if arm not in ("BPTT", "exact gradient")]
-    best = max(rules, key=lambda arm: sign * statistics.fmean(scores[arm]))
-    return {"best": [best, scores[best]], "BPTT": ["BPTT", scores["BPTT"]]}
+    best = (min if less_is_better else max)(rules, key=lambda arm: statistics.fmean(scores[arm]))
+    columns = record["scores"]
+    columns |= {"best": [best, scores[best]], "BPTT": ["BPTT", scores["BPTT"]]}
+    record |= {"all": scores, "within": is_within(columns, less_is_better)}
 
 
 def spread(scores: list[float]) -> tuple[float, float]:
@@ -108,28 +110,25 @@ def shown(scores: list[float]) -> str:
 
 def is_within(columns: Mapping[str, Any], less_is_better: bool) -> bool:
     """Whether the suggested rule scores within the seeds of the best: by no more than both standard deviations less."""
-    if "suggested" not in columns or not columns["suggested"][1]:
+    if not columns["suggested"][1]:
         return False
     (mean, off), (best, best_off) = (spread(columns[name][1]) for name in ("suggested", "best"))
     return (mean - best if less_is_better else best - mean) <= off + best_off
 
 
-def asked(name: str, task: Task, budget: float) -> tuple[dict[str, Any], etpc.Candidate | None]:
+def asked(task: Task, budget: float) -> tuple[dict[str, Any], etpc.Candidate | None]:
     """What is found on a task, as it is written to the file; and the row of the rule that is suggested."""
     advice = suggestion(task, budget)
     print(f"\n## {task.name}\n\n{advice}\n", flush=True)
-    scores = scores_of(name)
     record = {
         "task": task.name,
         "unit": task.unit,
         "rule": str(advice.rule),
         "decided": advice.decided,
         "budget": budget,
-        "within": False,
         "reasons": advice.reasons,
         "text": str(advice),
-        "scores": compared(task, scores),
-        "all": scores,
+        "scores": {"suggested": ["no rule", []]},
     }
     return record, next((row for row in advice.rows[1:] if row.rule == advice.rule), None)
 
@@ -141,8 +140,7 @@ def table(found: Mapping[str, Any]) -> str:
         "|---|---|---:|---|---:|---:|---|",
     ]
     for one in found.values():
-        columns = {"suggested": ["no rule", []], **one["scores"]}
-        own, best, bptt = (columns[name] for name in ("suggested", "best", "BPTT"))
+        own, best, bptt = (one["scores"][name] for name in ("suggested", "best", "BPTT"))
         decided = "" if one["decided"] else " (not decided)"
         cells = [
             one["task"],
@@ -194,23 +192,23 @@ def main() -> None:
     found = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     seeds, chosen = args.seeds, dict[str, tuple[Task, etpc.Candidate]]()
     for name in [args.tasks[0], args.tasks[-1]] if FAST else args.tasks:
-        if name in found and "suggested" in found[name]["scores"]:
+        if name in found:
             continue
         if (task := task_of(name)) is None:
             print(f"{name}: its data is not installed")
             continue
         task, seeds = (fast(task), 1) if FAST else (task, args.seeds)
-        found[name], row = asked(name, task, 1.0 if FAST else args.budget)
+        found[name], row = asked(task, 1.0 if FAST else args.budget)
         if row is not None:
             chosen[name] = task, row
     for name, (task, row) in chosen.items():
         assert row.rule is not None
         scores = fully_trained(task, row.rule, row.rate or 1.0, seeds)
-        columns = found[name]["scores"]
-        columns["suggested"] = [row.name, scores]
-        found[name]["within"] = is_within(columns, "bits" in task.unit)
-        if args.json:
-            args.json.write_text(json.dumps(found, indent=1))
+        found[name]["scores"]["suggested"] = [row.name, scores]
+    for name, record in found.items():
+        brought_up_to_date(name, record)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
     print(table(found))
     if args.page:
         args.page.write_text(page(found))

@@ -986,10 +986,11 @@ def test_what_is_suggested(monkeypatch, scores):
     wanted = {(9, 0, 0, 0): rules[1], (0, 0, 0, 0): None, (9, 1, 2, 2): rules[2]}
     assert found.rule == wanted.get(scores, rules[2])
     assert not found.decided
-    assert any("What BPTT has learned no rule" in text for text in found.reasons) == (
-        sum(scores) == 9
-    )
+    alone = any("What BPTT has learned no rule" in text for text in found.reasons)
+    assert alone == (sum(scores) == 9)
     assert any("Nothing was learned" in text for text in found.reasons) == (sum(scores) == 0)
+    nearer = "a nearer gradient, that of D_RTRL(window=4) (0.90), does not score higher"
+    assert any(nearer in text for text in found.reasons) == any(scores[1:])
 
 
 def test_who_went_as_far_in_a_later_bracket_counts(monkeypatch):
