@@ -130,14 +130,14 @@ class Race:
 
     What is next follows from what has been reached, wherever the race stopped.
 
-    - `order`: of the two that were left after most `updates`, or if none were yet, of the last comparison: the best
-        first. It is `final` where two were left.
+    - `guests`: names that are no rules, such as BPTT's. They go along to the end, and take no place of a rule.
+    - `updates`: of the longest comparison of two that were left; of the last comparison, if none were yet.
     """
 
     def __init__(self, batch: Batch, data: Data, score: Any, rates: Sequence[float]):
         self.batch, self.data, self.score, self.rates = batch, data, score, rates
-        self.contenders: list[Contender] = []
-        self.order, self.updates, self.final = list[Contender](), 0, False
+        self.contenders, self.guests = list[Contender](), set[Hashable]()
+        self.updates, self._final = 0, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
 
     @cached_property
@@ -173,17 +173,22 @@ class Race:
         """What is next, and what would be after that."""
         for bracket in itertools.count():
             playing, updates = self.contenders, FIRST << bracket
-            while len(playing) > 2:
+            while len(self._rules(playing)) > 2:
                 for contender in playing:
                     yield from self._to(contender, 0, updates)
                 order = self._compare(playing, updates, final=False)
-                playing = order[: max(2, -(-len(playing) // 2))]
+                rules, half = self._rules(order), lambda group: -(-len(group) // 2)
+                guests = [c for c in order if c not in rules]
+                playing = rules[: max(2, half(rules))] + guests[: half(guests)]
                 updates *= 2
             for contender, seed in itertools.product(playing, range(SEEDS)):
                 yield from self._to(contender, seed, updates)
             if all(c.diverged for c in playing):
                 return
             self._compare(playing, updates, final=True)
+
+    def _rules(self, contenders: Sequence[Contender]) -> list[Contender]:
+        return [c for c in contenders if c.name not in self.guests]
 
     def _to(self, contender: Contender, seed: int, updates: int) -> Iterator[Piece]:
         """Train until so many updates, and judge there."""
@@ -208,13 +213,13 @@ class Race:
 
     def _compare(self, playing: Sequence[Contender], updates: int, final: bool) -> list[Contender]:
         """Order contenders: in turns the best after so many updates, and the best within the time in which the fastest
-        comes so far. The best rate of each rule is before the other ones. It is done once: times get shorter."""
+        rule comes so far. The best rate of each rule is before the other ones. It is done once: times get shorter."""
         if (updates, *playing) in self._compared:
             return self._compared[updates, *playing]
         if final:
             order = sorted(playing, key=lambda c: c.score(updates), reverse=True)
         else:
-            shortest = min(c.way.shortest for c in playing)
+            shortest = min(c.way.shortest for c in self._rules(playing))
             within = lambda c: updates * shortest / (c.way.shortest or 1)
             by_updates = sorted(playing, key=lambda c: c.trainings[0].at(updates), reverse=True)
             by_time = sorted(playing, key=lambda c: c.trainings[0].at(within(c)), reverse=True)
@@ -222,18 +227,25 @@ class Race:
         names = [c.name for c in order]
         place = {c: names[:n].count(c.name) for n, c in enumerate(order)}
         order.sort(key=lambda c: place[c])
-        if updates >= self.updates if final else not self.final:
-            self.order, self.updates, self.final = order, updates, final
+        if updates >= self.updates if final else not self._final:
+            self.updates, self._final = updates, final
         self._compared[updates, *playing] = order
         return order
 
     # --- the answer ---
 
-    def ahead(self, one: Contender, other: Contender | None, last: int | None = None) -> bool:
-        """Whether one scores higher than another, or than the first weights, after the `last` updates, by default
-        those of the order: with each seed that both have, and in the mean by two standard errors over what is held
-        out."""
-        last = self.updates if last is None else last
+    @property
+    def order(self) -> list[Contender]:
+        """Who went as far as `updates`, in any bracket: the highest score first, of equal ones the faster, each at its
+        best rate."""
+        far = [c for c in self.contenders if self.updates and self.updates in c.trainings[0].judged]
+        far.sort(key=lambda c: (-c.score(self.updates), c.way.shortest))
+        return [c for n, c in enumerate(far) if c.name not in [one.name for one in far[:n]]]
+
+    def ahead(self, one: Contender, other: Contender | None) -> bool:
+        """Whether one scores higher than another, or than the first weights, after `updates`: with each seed that both
+        have, and in the mean by two standard errors over what is held out."""
+        last = self.updates
         if math.isinf(one.score(last)) or (other and other.diverged):
             return math.isfinite(one.score(last))
         then = last if other else 0
@@ -245,10 +257,10 @@ class Race:
         means = [float(gap.mean()) for gap in gaps]
         return min(means) > 0 and float(np.mean(means)) > 2 * max(map(error, gaps))
 
-    def level(self, one: Contender, other: Contender) -> bool:
-        """Whether the other is not ahead of one, after as many updates as both have."""
-        both = set(one.trainings[0].judged) & set(other.trainings[0].judged)
-        return max(both) > 0 and not self.ahead(other, one, max(both))
+    def decided(self, one: Contender, other: Contender) -> bool:
+        """Whether one is ahead of another, with all seeds."""
+        trained = all(self.updates in t.judged for c in (one, other) for t in c.trainings)
+        return self.ahead(one, other) and (trained or other.diverged)
 
     def best(self, name: Hashable) -> Contender | None:
         """Of a rule, the rate that went furthest; of several, the one with the highest score there."""

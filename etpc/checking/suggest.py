@@ -195,9 +195,9 @@ def suggest(
     by side, each at several learning rates, from the same weights on the same data, and are compared by how they score
     on what is held out, after equal numbers of examples and in equal time: in rounds, the better half going on with
     twice the updates, and the last two with two seeds (successive halving). Then all go on again, until the budget is
-    spent. Suggested is the rule that scores highest; where the last two do not differ beyond their spread, the faster
-    one. How near gradients are to those of BPTT, by how far they reach back, is measured at the weights that are best
-    by then, and explains the scores.
+    spent. Suggested is the rule that scores highest; of equal ones the faster; and where BPTT alone has learned
+    something, the one whose gradient is the nearest to BPTT's. How near gradients are to those of BPTT, by how far they
+    reach back, is measured at the weights that are best by then, and explains the scores.
 
     **Arguments:**
 
@@ -440,9 +440,10 @@ class _Advice:
         if not self.reference.comparable or not any(map(self._fits, self.rows[1:])):
             return
         fast = [n for n in range(len(self.rows)) if not self._is_slow(n)]
-        for n in sorted(fast, key=lambda n: self.rows[n].ms):
-            if self._fits(self.rows[n]) and (n or not self.batch.every):
-                self.race.add(_racer(self.rows[n]), self.ways[n])
+        playing = [n for n in fast if self._fits(self.rows[n]) and (n or not self.batch.every)]
+        self.race.guests = {_racer(self.rows[0])} - {_racer(self.rows[n]) for n in playing if n}
+        for n in sorted(playing, key=lambda n: self.rows[n].ms):
+            self.race.add(_racer(self.rows[n]), self.ways[n])
         lags = sum(self._seconds(n, self.ways[n].passes) for n in fast)
         self.race.run(end - min(lags, self.budget / 4))
 
@@ -553,69 +554,53 @@ class _Advice:
             why.append(f"Too slow to train within this budget: {', '.join(slow)}.")
         if best is not None:
             nearest = max(fitting, key=lambda row: np.nan_to_num(row.mean_cosine))
-            text = f"{best.name} has {best.nearness}"
-            if nearest.mean_cosine > best.mean_cosine + NEAR:
+            text, score = f"{best.name} has {best.nearness}", lambda row: self._trained(row).score
+            if nearest.mean_cosine > best.mean_cosine + NEAR and score(nearest) <= score(best):
                 other = f"{nearest.name} ({nearest.mean_cosine:.2f})"
                 text += f"; a nearer gradient, that of {other}, does not score higher"
             why.append(f"{text}.")
         return best, decided, why
 
     def _winner(self, fitting: Sequence[Candidate]) -> tuple[Candidate | None, bool, list[str]]:
-        """The rule that scores highest, or is faster where that is not decided; and why."""
+        """The rule that scores highest; whether this is decided; and why."""
         race, more = self.race, f"go on with `suggestion.go_on(budget={5 * self.budget:g})`"
-        if not race.order:
+        updates, bptt = race.updates, [c for c in race.order if c.name in race.guests]
+        online = {c: [row for row in self._rows_of(c) if row in fitting] for c in race.order}
+        rules = [c for c in race.order if online[c]][:2]
+        if not rules:
             return None, False, [f"The budget left no time to compare scores: {more}."]
-        updates, start = race.updates, race.start[0][0].mean()
         shown = [
             f"{c.score(updates):.3g} ± {c.spread(updates):.1g} by "
             f"{' = '.join(row.name for row in self._rows_of(c))} at {c.rate:.2g} times the rate"
-            for c in race.order[:2]
+            for c in rules + bptt
         ]
-        text = (
-            f"After {updates} updates the best scores on what is held out are {' and '.join(shown)}"
-        )
-        why = [f"{text}; that of the first weights is {start:.3g}."]
+        text = f"After {updates} updates the best scores on what is held out are {', '.join(shown)}"
+        why = [f"{text}; that of the first weights is {race.start[0][0].mean():.3g}."]
         why += [] if race.score else ["Scores are minus the loss."]
         if not race.data.parted:
             why.append("There is one example, which is what scores are of: nothing is held out.")
         if race.data.repeats:
             why.append(f"The data was repeated after {race.data.repeats} batches.")
-        first, *others = race.order
-        if not race.ahead(first, None):
+        if not any(race.ahead(c, None) for c in rules):
+            if any(race.ahead(c, None) for c in bptt):
+                text = "What BPTT has learned no rule has yet, so the nearest gradient is taken"
+                best = max(fitting, key=lambda row: np.nan_to_num(row.mean_cosine))
+                return best, False, [*why, f"{text}: {more}."]
             text = "longer, at other rates, or not at all: no rule may learn this task"
             return None, False, [*why, f"Nothing was learned: try {text}. To train longer, {more}."]
         edges = {min(race.rates): "lowest", max(race.rates): "highest"}
+        first, *others = rules
         if first.rate in edges and len(edges) > 1:
             why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
-        other = next((c for c in others if c.name != first.name), None)
-        decided = other is None or (race.final and race.ahead(first, other))
-        online = {c: [row for row in self._rows_of(c) if row in fitting] for c in race.order}
-        choice = [min(online[c], key=lambda row: row.ms) for c in (first, *others) if online[c]]
+        decided = all(race.decided(first, other) for other in others)
         if not decided:
-            why.append(f"It is not decided within this budget which is better: {more}.")
-            if race.final:
-                choice.sort(key=lambda row: row.ms)
-        best = choice[0] if choice else None
-        if not online[first]:
-            text = "BPTT scores as high or higher, and no rule that was measured has its gradient."
-            why.append(text)
-        if best and decided and not online[first]:
-            best, names = self._nearest(fitting, best)
-            text = f"What BPTT has learned no rule has yet. Of {names}, whose scores do not differ,"
-            why.append(f"{text} {best.name} is taken, whose gradient is the nearest to BPTT's.")
-        elif any(row.rule == TBPTT(1) for c in race.order[:2] for row in online[c]):
+            why.append(f"It is not decided within this budget which rule is better: {more}.")
+        if any(race.ahead(c, first) for c in bptt):
+            why.append("BPTT scores higher.")
+        elif any(row.rule == TBPTT(1) for c in rules[: 2 - decided] for row in online[c]):
             text = "The immediate gradient, TBPTT(1), is among these: so far no credit through time is needed."
             why.append(text)
-        return best, decided and bool(online[first]), why
-
-    def _nearest(self, fitting: Sequence[Candidate], best: Candidate) -> tuple[Candidate, str]:
-        """Of the rules that score as the best one does, the nearest to BPTT, and the names of all."""
-        ahead = self.race.best(_racer(best))
-        assert ahead is not None
-        trained = [(row, self.race.best(_racer(row))) for row in fitting]
-        level = [row for row, racer in trained if racer and self.race.level(racer, ahead)]
-        nearest = max(level, key=lambda row: np.nan_to_num(row.mean_cosine))
-        return nearest, ", ".join(row.name for row in level)
+        return min(online[first], key=lambda row: row.ms), decided, why
 
     def _rows_of(self, contender: Contender) -> list[Candidate]:
         return [row for row in self.rows if _racer(row) == contender.name]

@@ -64,7 +64,7 @@ gradient is compared there."""
 class Arm:
     """A learning rule under the name it has in tables; `None` is BPTT.
 
-    A `main` arm is run with all seeds, the others with the first three.
+    A `main` arm is run with all seeds, the others with the first three; so is each that is asked for by name.
     """
 
     name: str
@@ -783,12 +783,13 @@ def main(task: Task) -> None:
     arms = {arm.name: arm for arm in default_arms(task)}
     parser = argparse.ArgumentParser(description=f"Learn by several rules: {task.name}.")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--arms", nargs="+", choices=list(arms), default=list(arms))
+    parser.add_argument("--arms", nargs="+", choices=list(arms), help="these alone, with all seeds")
     parser.add_argument("--json", type=Path, help="write the rows here, arm by arm")
     parser.add_argument("--plot", type=Path, help="write the learning curves here")
     parser.add_argument("--rate", type=float, help="for all arms, in place of the grid")
     args = parser.parse_args()
-    chosen, seeds = [arms[name] for name in args.arms], range(args.seeds)
+    asked = [dataclasses.replace(arms[name], main=True) for name in args.arms or ()]
+    chosen, seeds = asked or list(arms.values()), range(args.seeds)
     if args.rate:
         task = dataclasses.replace(task, rate=args.rate)
     if FAST:

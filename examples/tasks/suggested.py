@@ -3,9 +3,10 @@
     python -m examples.tasks.suggested                  # a table; two minutes and more for each task
     python -m examples.tasks.suggested --json docs/suggested.json --page docs/tasks/suggested.md
 
-Each task gives batches, the initial weights of seed 0 and Adam at the task's rate. The scores are those in
-`docs/tasks/`, of full trainings with a rate for each rule and windows of the task's own length. Tasks that the file of
-`--json` has are not run again.
+Each task gives batches, the initial weights of seed 0 and Adam at the task's rate. Then each rule that was suggested
+trains in full, at the rate that was suggested, with ten seeds. The scores of other rules are those in `docs/tasks/`, of
+full trainings with a rate for each rule and windows of the task's own length. Tasks that the file of `--json` has are
+not asked about again, and get the scores that are in `docs/tasks/` now.
 """
 
 import argparse
@@ -21,8 +22,9 @@ import jax.numpy as jnp
 import optax
 
 import etpc
+from etpc.algorithms import Algorithm
 
-from .arms import FAST, Task, default_arms, fast, load
+from .arms import FAST, Arm, Learner, Task, evaluator, fast, load, measured, trained
 
 TASKS = (
     *("copying", "dms", "memory_chain", "evidence", "conductance", "sequential_digits"),
@@ -69,25 +71,13 @@ def suggestion(task: Task, budget: float) -> etpc.Suggestion:
     )
 
 
-def arm_of(task: Task, rule: Any) -> str:
-    """The arm of a task that is the same rule, with windows and look-back of the task's length; of truncations the one
-    of about as many steps."""
-    if rule == etpc.RTRL(window=rule.window):
-        return "exact gradient" if task.every else "BPTT"
-    kind = lambda rule: (
-        type(rule),
-        getattr(rule, "main", None),
-        rule.backprop,
-        bool(rule.lookback),
-    )
-    if isinstance(rule, etpc.TBPTT) and rule.steps > 1:
-        truncated = {
-            a.rule.steps: a.name
-            for a in default_arms(task)
-            if isinstance(a.rule, etpc.TBPTT) and a.name == str(a.rule)
-        }
-        return truncated[min(truncated, key=lambda steps: abs(steps - rule.steps))]
-    return next(a.name for a in default_arms(task) if a.rule and kind(a.rule) == kind(rule))
+def fully_trained(task: Task, rule: Algorithm, rate: float, seeds: int) -> list[float]:
+    """The scores of a rule, found as those of the arms of a task are; the rate is relative to the task's."""
+    learner = Learner(task, Arm(str(rule), rule))
+    measure = measured(learner, None if task.curriculum else evaluator(task))
+    chunk = max(1, task.updates // task.points)
+    runs = (trained(learner, seed, rate * task.rate, measure, chunk) for seed in range(seeds))
+    return [statistics.fmean(run.curve[-task.last :]) for run in runs]
 
 
 def scores_of(name: str) -> dict[str, list[float]]:
@@ -98,16 +88,14 @@ def scores_of(name: str) -> dict[str, list[float]]:
     return scores
 
 
-def compared(task: Task, scores: Mapping[str, list[float]], rule: Any) -> dict[str, Any]:
-    """The scores of the rule, of BPTT, and of the best rule that was run on the task."""
-    sign = -1 if "bits" in task.unit else 1
+def brought_up_to_date(name: str, record: dict[str, Any]) -> None:
+    """The record of a task with the scores of full trainings as they are now: of all rules, the best one, and BPTT."""
+    scores, less_is_better = scores_of(name), "bits" in record["unit"]
     rules = [arm for arm in scores if arm not in ("BPTT", "exact gradient")]
-    best = max(rules, key=lambda arm: sign * statistics.fmean(scores[arm]))
-    suggested = None if rule is None else arm_of(task, rule)
-    arms = {"suggested": suggested, "best": best, "BPTT": "BPTT"}
-    return {
-        column: [arm, scores.get(arm or "", [])] for column, arm in arms.items() if arm is not None
-    }
+    best = (min if less_is_better else max)(rules, key=lambda arm: statistics.fmean(scores[arm]))
+    columns = record["scores"]
+    columns |= {"best": [best, scores[best]], "BPTT": ["BPTT", scores["BPTT"]]}
+    record |= {"all": scores, "within": is_within(columns, less_is_better)}
 
 
 def spread(scores: list[float]) -> tuple[float, float]:
@@ -122,33 +110,27 @@ def shown(scores: list[float]) -> str:
 
 def is_within(columns: Mapping[str, Any], less_is_better: bool) -> bool:
     """Whether the suggested rule scores within the seeds of the best: by no more than both standard deviations less."""
-    if "suggested" not in columns or not columns["suggested"][1]:
+    if not columns["suggested"][1]:
         return False
     (mean, off), (best, best_off) = (spread(columns[name][1]) for name in ("suggested", "best"))
     return (mean - best if less_is_better else best - mean) <= off + best_off
 
 
-def asked(name: str, budget: float) -> dict[str, Any] | None:
-    """What is found on a task, as it is written to the file; `None` where its data is not installed."""
-    if (task := task_of(name)) is None:
-        return None
-    task = fast(task) if FAST else task
+def asked(task: Task, budget: float) -> tuple[dict[str, Any], etpc.Candidate | None]:
+    """What is found on a task, as it is written to the file; and the row of the rule that is suggested."""
     advice = suggestion(task, budget)
     print(f"\n## {task.name}\n\n{advice}\n", flush=True)
-    scores = scores_of(name)
-    columns = compared(task, scores, advice.rule)
-    return {
+    record = {
         "task": task.name,
         "unit": task.unit,
         "rule": str(advice.rule),
         "decided": advice.decided,
         "budget": budget,
-        "within": is_within(columns, "bits" in task.unit),
         "reasons": advice.reasons,
         "text": str(advice),
-        "scores": columns,
-        "all": scores,
+        "scores": {"suggested": ["no rule", []]},
     }
+    return record, next((row for row in advice.rows[1:] if row.rule == advice.rule), None)
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -158,8 +140,7 @@ def table(found: Mapping[str, Any]) -> str:
         "|---|---|---:|---|---:|---:|---|",
     ]
     for one in found.values():
-        columns = {"suggested": ["no rule", []], **one["scores"]}
-        own, best, bptt = (columns[name] for name in ("suggested", "best", "BPTT"))
+        own, best, bptt = (one["scores"][name] for name in ("suggested", "best", "BPTT"))
         decided = "" if one["decided"] else " (not decided)"
         cells = [
             one["task"],
@@ -178,7 +159,8 @@ ABOUT = """\
 
 This page is generated by `python -m examples.tasks.suggested`; how to read it is on
 [Which rule, which window, which rank?](../choose.md). Scores are of full trainings: mean and standard deviation over
-seeds. A suggestion is within the seeds if it is behind the best rule by no more than both deviations."""
+seeds, ten of what was suggested, at the rate that was suggested. A suggestion is within the seeds if it is behind the
+best rule by no more than both deviations."""
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -203,20 +185,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What etpc.suggest says on each task.")
     parser.add_argument("tasks", nargs="*", default=[*TASKS, *NEW])
     parser.add_argument("--budget", type=float, default=120.0, help="seconds for each task")
+    parser.add_argument("--seeds", type=int, default=10, help="of the trainings in full")
     parser.add_argument("--json", type=Path, help="write what was found here, task by task")
     parser.add_argument("--page", type=Path, help="write the page of the documentation here")
     args = parser.parse_args()
     found = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    seeds, chosen = args.seeds, dict[str, tuple[Task, etpc.Candidate]]()
     for name in [args.tasks[0], args.tasks[-1]] if FAST else args.tasks:
-        if name in found and "all" in found[name]:
+        if name in found:
             continue
-        one = asked(name, 1.0 if FAST else args.budget)
-        if one is None:
+        if (task := task_of(name)) is None:
             print(f"{name}: its data is not installed")
             continue
-        found[name] = one
-        if args.json:
-            args.json.write_text(json.dumps(found, indent=1))
+        task, seeds = (fast(task), 1) if FAST else (task, args.seeds)
+        found[name], row = asked(task, 1.0 if FAST else args.budget)
+        if row is not None:
+            chosen[name] = task, row
+    for name, (task, row) in chosen.items():
+        assert row.rule is not None
+        scores = fully_trained(task, row.rule, row.rate or 1.0, seeds)
+        found[name]["scores"]["suggested"] = [row.name, scores]
+    for name, record in found.items():
+        brought_up_to_date(name, record)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
     print(table(found))
     if args.page:
         args.page.write_text(page(found))

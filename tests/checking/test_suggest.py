@@ -721,7 +721,7 @@ class Track(Fakes):
     def bracket(self):
         """Work until two are left for the first time."""
         for _, work in self.race.pieces():
-            if self.race.final:
+            if self.race._final:
                 return
             work()
 
@@ -736,7 +736,7 @@ def test_the_better_half_goes_on(monkeypatch):
     wanted = {0: [16, 0], 3: [16, 0], 4: [32, 0], 5: [32, 0], 6: [64, 64], 7: [64, 64]}
     assert {n: track.updates()[f"rule {n}", 1] for n in wanted} == wanted
     assert [c.name for c in track.race.order] == ["rule 7", "rule 6"]
-    assert (track.race.updates, track.race.final) == (64, True)
+    assert track.race.updates == 64
     assert track.race.ahead(*track.race.order)
     assert not track.race.ahead(*track.race.order[::-1])
 
@@ -754,6 +754,10 @@ def test_the_best_rate_of_each_rule_is_before_second_ones(monkeypatch):
     assert track.updates()["worse", 3] == [16, 0]
     best = track.race.best("good")
     assert (best.rate, best.score(128), best.spread(128)) == (3, 13, 0)
+    track.race.run(track.now + 2000)
+    order = track.race.order
+    assert [(c.name, c.rate) for c in order[:2]] == [("good", 3), ("bad", 3)]
+    assert len({c.name for c in order}) == len(order) == 3
 
 
 def test_who_is_better_in_equal_time_goes_on_too(monkeypatch):
@@ -954,28 +958,54 @@ def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
     assert found.left_out == ("ES_D_RTRL(decay=0.99), whose gradient is NaN or infinite",)
 
 
-def test_where_bptt_is_ahead_the_next_is_suggested(monkeypatch):
-    """It is no rule to compile with."""
-    Work(monkeypatch, [1.0] * 10, [0.01] * 10, skill=lambda n, k: k * (9 - n))
-    found = suggest(budget=20.0, rules=FEW)
+@pytest.mark.parametrize("rules", [None, FEW])
+@pytest.mark.parametrize("ahead", [True, False])
+def test_bptt_takes_no_place_of_a_rule(monkeypatch, rules, ahead):
+    """It is no rule to compile with. The last two are rules, and BPTT trains along to the end, best or worst."""
+    skill = lambda n, k: k * (9 - n) if n or ahead else -k
+    Work(monkeypatch, [1.0] * 10, [0.01] * 10, skill=skill)
+    found = suggest(budget=100.0, rules=rules)
     assert found.rule == etpc.D_RTRL()
-    assert not found.decided
-    assert any("BPTT scores as high or higher" in text for text in found.reasons)
+    assert found.decided
+    assert ("BPTT scores higher." in found.reasons) == ahead
+    race = found.advice.race
+    names = [c.name for c in race.order]
+    assert names.index("exact") == (0 if ahead else len(names) - 1)
+    last = [c for c in race.order if all(len(t.losses) >= race.updates for t in c.trainings)]
+    assert len(last) == 3
 
 
-def test_where_bptt_alone_has_learned_the_nearest_of_equals_is_suggested(monkeypatch):
-    """Rule 2 is behind, however near it is; 3 scores as 1 does, and is nearer."""
-    scores = {0: 9.0, 1: 1.0, 2: 0.5, 3: 1.0}
+@pytest.mark.parametrize("scores", [(9, 0, 0, 0), (0, 0, 0, 0), (9, 1, 2, 2), (0, 1, 1, 1)])
+def test_what_is_suggested(monkeypatch, scores):
+    """The highest score, of equal ones the faster; the nearest to BPTT where that alone has learned."""
     rules = [etpc.D_RTRL(), etpc.D_RTRL(window=4), etpc.ES_D_RTRL(decay=0.9)]
+    near, seconds = [1.0, 0.2, 0.9, 0.6], [0.01, 0.02, 0.02, 0.01]
+    skill = lambda n, k: k and float(scores[n])
+    Work(monkeypatch, [1.0] * 4, seconds, skill=skill, near=near.__getitem__)
+    found = suggest(budget=20.0, rules=rules)
+    wanted = {(9, 0, 0, 0): rules[1], (0, 0, 0, 0): None, (9, 1, 2, 2): rules[2]}
+    assert found.rule == wanted.get(scores, rules[2])
+    assert not found.decided
+    alone = any("What BPTT has learned no rule" in text for text in found.reasons)
+    assert alone == (sum(scores) == 9)
+    assert any("Nothing was learned" in text for text in found.reasons) == (sum(scores) == 0)
+    nearer = "a nearer gradient, that of D_RTRL(window=4) (0.90), does not score higher"
+    assert any(nearer in text for text in found.reasons) == any(scores[1:])
 
-    def found(near):
-        skill = lambda n, k: k and scores[n]
-        Work(monkeypatch, [1.0] * 4, [0.01] * 4, skill=skill, near=lambda n: near[n])
-        return suggest(budget=20.0, rules=rules)
 
-    one = found({0: 1.0, 1: 0.2, 2: 0.9, 3: 0.6})
-    assert one.rule == rules[2]
-    assert not one.decided
-    text = next(text for text in one.reasons if text.startswith("What BPTT has learned"))
-    assert "D_RTRL(), ES_D_RTRL(decay=0.9), whose scores do not differ" in text
-    assert found({0: 1.0, 1: 0.8, 2: 0.9, 3: 0.6}).rule == rules[0]
+def test_who_went_as_far_in_a_later_bracket_counts(monkeypatch):
+    """Who is out before the last two, and the best as soon as it comes as far as they."""
+    skill = CONSTANT | {"late": lambda n, rate: 100.0 * (n > 20)}
+    track = Track(monkeypatch, skill, dict.fromkeys(skill, 1.0))
+    track.bracket()
+    assert track.race.updates == 128
+    assert [c.name for c in track.race.order] == ["rule 7", "rule 6"]
+    for _, work in track.race.pieces():
+        if 128 in {c.name: c for c in track.race.contenders}["late"].trainings[0].judged:
+            break
+        work()
+    assert track.race.updates == 128
+    late, other = track.race.order[:2]
+    assert (late.name, other.name) == ("late", "rule 7")
+    assert track.race.ahead(late, other)
+    assert not track.race.decided(late, other)  # with one seed
