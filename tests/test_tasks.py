@@ -385,18 +385,20 @@ def test_a_suggestion_is_trained_as_an_arm_is() -> None:
     """With the same data, weights, and clipped gradients: an arm at that rate has the same scores."""
     task = dataclasses.replace(memory_chain.TASK, updates=6, points=3, test_batches=1)
     rule = etpc.D_RTRL(window=9, backprop="full")
-    scores = suggested.fully_trained(task, rule, 3.0, 2)
-    task = dataclasses.replace(task, rate=3 * task.rate)
-    rows = arms.run(task, [arms.Arm("arm", rule)], range(2), tune=False)
-    assert scores == [row.score for row in rows if row.arm == "arm"]
-    columns = {"suggested": ["D-RTRL", [1.0, 0.99]]}
+    best, kept = suggested.fully_trained(task, rule, 3.0, 2)
+    for scores, tune in ((best, True), (kept, False)):
+        tried = task if tune else dataclasses.replace(task, rate=3 * task.rate)
+        rows = arms.run(tried, [arms.Arm("arm", rule)], range(2), tune=tune)
+        assert scores == [row.score for row in rows if row.arm == "arm"]
+    columns = {"suggested": ["D-RTRL", [1.0, 0.99]], "kept": [3.0, [0.5, 0.51]]}
     record = {"unit": "accuracy", "scores": columns}
     suggested.brought_up_to_date("memory_chain", record)
     assert len(columns["BPTT"][1]) == 10
     assert min(columns["best"][1]) > 0.99
     assert record["within"]
-    assert not suggested.is_within(columns | {"best": ["better", [2.0, 2.01]]}, False)
-    assert not suggested.is_within(columns | {"suggested": ["no rule", []]}, False)
+    assert not record["within_kept"]
+    assert suggested.is_within(columns, "kept", True)
+    assert not suggested.is_within(columns | {"suggested": ["no rule", []]}, "suggested", False)
 
 
 def test_the_tasks_that_are_asked_about() -> None:
@@ -409,16 +411,17 @@ def test_the_tasks_that_are_asked_about() -> None:
 def test_the_page_of_suggestions() -> None:
     columns = {
         "suggested": ["D-RTRL", [0.9, 0.8]],
+        "kept": [1 / 3, [0.5, 0.5]],
         "best": ["full", [0.95, 0.9]],
         "BPTT": ["BPTT", [1]],
     }
-    one = dict(task="a", unit="accuracy", decided=False, within=True, text="said", scores=columns)
-    page = suggested.page({"a": one | {"all": dict(columns.values())}})
-    row = (
-        "| a | D-RTRL (not decided) | 0.850 ± 0.071 | full | 0.925 ± 0.035 | 1.000 ± 0.000 | yes |"
+    one = dict(
+        task="a", unit="accuracy", decided=False, within=True, within_kept=False, text="said"
     )
-    assert row in page.splitlines()
-    assert "On 1 of 1 tasks" in page
+    page = suggested.page({"a": one | {"scores": columns, "all": dict([columns["best"]])}})
+    row = "| a | D-RTRL (not decided) | 0.850 ± 0.071 | 0.500 ± 0.000 (x 0.33) | full | 0.925 ± 0.035 |"
+    assert f"{row} 1.000 ± 0.000 | yes, **no** |" in page.splitlines()
+    assert "On 1 of 1 tasks the suggested rule is within the seeds; on 0 at" in page
 
 
 def test_the_pages_have_the_suggestions_of_the_record() -> None:
@@ -428,6 +431,6 @@ def test_the_pages_have_the_suggestions_of_the_record() -> None:
         again = json.loads(json.dumps(found))
         suggested.brought_up_to_date(name, again)
         assert again == found
-        assert len(found["scores"]["suggested"][1]) == 10
+        assert [len(found["scores"][name][1]) for name in ("suggested", "kept")] == [10, 10]
     assert suggested.table(record) in (DOCS / "choose.md").read_text()
     assert suggested.page(record) == (DOCS / "tasks" / "suggested.md").read_text()

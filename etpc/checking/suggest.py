@@ -91,13 +91,6 @@ class Candidate:
         by_lag = "mean cosine by lag" if any(not math.isnan(c) for c in self.by_lag) else "cosine"
         return f"a {by_lag} of {self.mean_cosine:.2f} with BPTT"
 
-    @property
-    def loss(self) -> float | None:
-        """The mean loss of the last fifth of the training, infinite where one is NaN; `None` without a training."""
-        last = self.losses[-max(1, len(self.losses) // 5) :]
-        mean = sum(last) / len(last) if last else None
-        return math.inf if mean is not None and math.isnan(mean) else mean
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Suggestion:
@@ -144,7 +137,7 @@ class Suggestion:
         """Numbers, texts, lists and dictionaries of them, as `etpc suggest --json` prints them; `None` for a number
         that is not finite."""
         text = lambda rule: None if rule is None else str(rule)
-        own = lambda row: {"rule": text(row.rule), "loss": row.loss, "updates": row.updates}
+        own = lambda row: {"rule": text(row.rule), "updates": row.updates}
         rows = [dataclasses.asdict(row) | own(row) for row in self.rows]
         fields = dict(lags=self.lags, rows=rows, reasons=self.reasons, left_out=self.left_out)
         return record("etpc-suggestion/1", rule=text(self.rule), decided=self.decided, **fields)

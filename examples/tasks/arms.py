@@ -55,6 +55,9 @@ GRID = (1.0, 1 / 3, 3.0)
 
 TUNING_SEED = 100
 
+DRAWN = 5
+"""So many arms are drawn at least."""
+
 SETTLING = 20
 """So many batches follow the directions of credit at weights that other arms have trained, before the
 gradient is compared there."""
@@ -736,7 +739,7 @@ def lag_table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Learning curves of the arms with the most seeds: the mean over the seeds, and their range."""
+    """Learning curves of the arms with the most seeds, five at least: the mean over the seeds, and their range."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
@@ -745,7 +748,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
     styles = ["-", "--", "-.", ":"]
     seeds = Counter(row.arm for row in rows)
-    arms = [name for name in seeds if seeds[name] == max(seeds.values())]
+    fewest = sorted(seeds.values(), reverse=True)[:DRAWN][-1]
+    arms = [name for name in seeds if seeds[name] >= fewest]
     for i, name in enumerate(arms):
         same = [row for row in rows if row.arm == name]
         curves = jnp.asarray([row.curve for row in same])
