@@ -419,8 +419,10 @@ def test_the_page_of_suggestions() -> None:
         task="a", unit="accuracy", decided=False, within=True, within_kept=False, text="said"
     )
     page = suggested.page({"a": one | {"scores": columns, "all": dict([columns["best"]])}})
-    row = "| a | D-RTRL (not decided) | 0.850 ± 0.071 | 0.500 ± 0.000 (x 0.33) | full | 0.925 ± 0.035 |"
-    assert f"{row} 1.000 ± 0.000 | yes, **no** |" in page.splitlines()
+    row = (
+        "| a | yes, **no** | D-RTRL (not decided) | 0.850 ± 0.071 | 0.500 ± 0.000 (x 0.33) | full |"
+    )
+    assert f"{row} 0.925 ± 0.035 | 1.000 ± 0.000 |" in page.splitlines()
     assert "On 1 of 1 tasks the suggested rule is within the seeds; on 0 at" in page
 
 

@@ -144,20 +144,19 @@ def asked(task: Task, budget: float) -> tuple[dict[str, Any], etpc.Candidate | N
 
 def table(found: Mapping[str, Any]) -> str:
     """A Markdown table with a line for each task."""
-    heads = ("task", "suggested", "its score", "at the suggested rate", "best of all rules")
-    heads += ("its score", "BPTT", "within the seeds")
-    lines = [f"| {' | '.join(heads)} |", "|---|---|---:|---:|---|---:|---:|---|"]
+    heads = ("task", "within", "suggested", "its score", "at the suggested rate")
+    heads += ("best of all rules", "its score", "BPTT")
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---:|---:|---|---:|---:|"]
     yes = {True: "yes", False: "**no**"}
     for one in found.values():
         own, kept, best, bptt = (one["scores"][n] for n in ("suggested", "kept", "best", "BPTT"))
         decided = "" if one["decided"] else " (not decided)"
         within = [one["within"], one["within_kept"]]
-        cells = [one["task"], own[0] + decided, shown(own[1])]
+        cells = [one["task"], ", ".join(yes[w] for w in dict.fromkeys(within))]
+        cells += [own[0] + decided, shown(own[1])]
         cells += ["" if kept[0] is None else f"{shown(kept[1])} (x {kept[0]:.2g})"]
         cells += [best[0], shown(best[1]), shown(bptt[1])]
-        lines.append(
-            f"| {' | '.join(cells)} | {', '.join(yes[w] for w in dict.fromkeys(within))} |"
-        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
