@@ -176,7 +176,7 @@ class Race:
             while len(self._rules(playing)) > 2:
                 for contender in playing:
                     yield from self._to(contender, 0, updates)
-                order = self._compare(playing, updates, final=False)
+                order = self._compare(playing, updates)
                 rules, half = self._rules(order), lambda group: -(-len(group) // 2)
                 guests = [c for c in order if c not in rules]
                 playing = rules[: max(2, half(rules))] + guests[: half(guests)]
@@ -185,7 +185,8 @@ class Race:
                 yield from self._to(contender, seed, updates)
             if all(c.diverged for c in playing):
                 return
-            self._compare(playing, updates, final=True)
+            if updates >= self.updates:
+                self.updates, self._final = updates, True
 
     def _rules(self, contenders: Sequence[Contender]) -> list[Contender]:
         return [c for c in contenders if c.name not in self.guests]
@@ -211,24 +212,21 @@ class Race:
         nothing, weights = math.nan * training.judged[0], training.state[0]
         training.judged[updates] = nothing if training.diverged else self.judge(weights, seed)
 
-    def _compare(self, playing: Sequence[Contender], updates: int, final: bool) -> list[Contender]:
+    def _compare(self, playing: Sequence[Contender], updates: int) -> list[Contender]:
         """Order contenders: in turns the best after so many updates, and the best within the time in which the fastest
         rule comes so far. The best rate of each rule is before the other ones. It is done once: times get shorter."""
         if (updates, *playing) in self._compared:
             return self._compared[updates, *playing]
-        if final:
-            order = sorted(playing, key=lambda c: c.score(updates), reverse=True)
-        else:
-            shortest = min(c.way.shortest for c in self._rules(playing))
-            within = lambda c: updates * shortest / (c.way.shortest or 1)
-            by_updates = sorted(playing, key=lambda c: c.trainings[0].at(updates), reverse=True)
-            by_time = sorted(playing, key=lambda c: c.trainings[0].at(within(c)), reverse=True)
-            order = list(dict.fromkeys(itertools.chain(*zip(by_updates, by_time, strict=True))))
+        shortest = min(c.way.shortest for c in self._rules(playing))
+        within = lambda c: updates * shortest / (c.way.shortest or 1)
+        by_updates = sorted(playing, key=lambda c: c.trainings[0].at(updates), reverse=True)
+        by_time = sorted(playing, key=lambda c: c.trainings[0].at(within(c)), reverse=True)
+        order = list(dict.fromkeys(itertools.chain(*zip(by_updates, by_time, strict=True))))
         names = [c.name for c in order]
         place = {c: names[:n].count(c.name) for n, c in enumerate(order)}
         order.sort(key=lambda c: place[c])
-        if updates >= self.updates if final else not self._final:
-            self.updates, self._final = updates, final
+        if not self._final:
+            self.updates = updates
         self._compared[updates, *playing] = order
         return order
 
