@@ -10,8 +10,8 @@ import numpy as np
 
 from ..errors import InputError, InputTypeError, checked_count
 
-SEEDS = 2
-"""So many trainings of one rule see different data."""
+SEEDS = 8
+"""So many trainings of one rule see different data, at most."""
 
 HELD = 256, 8
 """So many examples are held out of a stream, in so many batches at most."""
@@ -96,7 +96,7 @@ class Data:
         self._fill(number + 1)
         if number >= len(self._kept):
             self.repeats = len(self._kept) - self.count
-            number = self.count + (number - self.count) % self.repeats
+            number = self.count + int(np.random.default_rng(number).integers(self.repeats))
         return self._kept[number]
 
     def _fill(self, count: int) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from time import monotonic
@@ -105,15 +106,19 @@ class Contender:
     def diverged(self) -> bool:
         return self.trainings[0].diverged
 
+    def at(self, updates: float, seeds: int) -> tuple[float, ...]:
+        """As of a training, the means over the first ones."""
+        return tuple(np.mean([t.at(updates) for t in self.trainings[:seeds]], 0).tolist())
+
     def score(self, updates: int) -> float:
         """The mean over the trainings that went so far."""
         return float(np.mean([t.at(updates)[0] for t in self.trainings if updates in t.judged]))
 
     def spread(self, updates: int) -> float:
-        """The standard error of the score over what is held out; half the difference of seeds where that is more."""
+        """The standard error of the score over what is held out; that over seeds where it is more."""
         scores = [t.judged[updates][0] for t in self.trainings if updates in t.judged]
-        means = [float(score.mean()) for score in scores]
-        return max(error(np.concatenate(scores)), (max(means) - min(means)) / 2)
+        means = np.array([score.mean() for score in scores])
+        return max(error(np.concatenate(scores)), error(means))
 
 
 def error(values: np.ndarray) -> float:
@@ -126,7 +131,8 @@ class Race:
 
     In each bracket all begin; the better half goes on with twice the updates, until two rules are left, which train
     with two seeds. The next bracket compares all for the first time at twice the updates: scores may be noise before a
-    task is learned. Better is who scores higher after equal numbers of updates or in equal time.
+    task is learned. Better is who scores higher after equal numbers of updates or in equal time. In the place of more
+    than the `longest` number of updates, the better half trains with one seed more.
 
     What is next follows from what has been reached, wherever the race stopped.
 
@@ -134,8 +140,16 @@ class Race:
     - `updates`: of the longest comparison of two that were left; of the last comparison, if none were yet.
     """
 
-    def __init__(self, batch: Batch, data: Data, score: Any, rates: Sequence[float]):
+    def __init__(
+        self,
+        batch: Batch,
+        data: Data,
+        score: Any,
+        rates: Sequence[float],
+        longest: int | None = None,
+    ):
         self.batch, self.data, self.score, self.rates = batch, data, score, rates
+        self.longest = longest or sys.maxsize
         self.contenders, self.guests = list[Contender](), set[Hashable]()
         self.updates, self._final = 0, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
@@ -172,20 +186,23 @@ class Race:
     def pieces(self) -> Iterator[Piece]:
         """What is next, and what would be after that."""
         for bracket in itertools.count():
-            playing, updates = self.contenders, FIRST << bracket
+            playing, updates, seeds = self.contenders, min(FIRST << bracket, self.longest), 1
+            whole = updates == self.longest
             while len(self._rules(playing)) > 2:
-                for contender in playing:
-                    yield from self._to(contender, 0, updates)
-                order = self._compare(playing, updates, final=False)
+                for contender, seed in itertools.product(playing, range(seeds)):
+                    yield from self._to(contender, seed, updates)
+                order = self._compare(playing, updates, seeds, final=False)
                 rules, half = self._rules(order), lambda group: -(-len(group) // 2)
                 guests = [c for c in order if c not in rules]
                 playing = rules[: max(2, half(rules))] + guests[: half(guests)]
-                updates *= 2
-            for contender, seed in itertools.product(playing, range(SEEDS)):
+                seeds += updates == self.longest
+                updates = min(2 * updates, self.longest)
+            seeds = SEEDS if whole else 2
+            for contender, seed in itertools.product(playing, range(seeds)):
                 yield from self._to(contender, seed, updates)
-            if all(c.diverged for c in playing):
+            self._compare(playing, updates, seeds, final=True)
+            if whole or all(c.diverged for c in playing):
                 return
-            self._compare(playing, updates, final=True)
 
     def _rules(self, contenders: Sequence[Contender]) -> list[Contender]:
         return [c for c in contenders if c.name not in self.guests]
@@ -211,25 +228,26 @@ class Race:
         nothing, weights = math.nan * training.judged[0], training.state[0]
         training.judged[updates] = nothing if training.diverged else self.judge(weights, seed)
 
-    def _compare(self, playing: Sequence[Contender], updates: int, final: bool) -> list[Contender]:
+    def _compare(
+        self, playing: Sequence[Contender], updates: int, seeds: int, final: bool
+    ) -> list[Contender]:
         """Order contenders: in turns the best after so many updates, and the best within the time in which the fastest
-        rule comes so far. The best rate of each rule is before the other ones. It is done once: times get shorter."""
-        if (updates, *playing) in self._compared:
-            return self._compared[updates, *playing]
-        if final:
-            order = sorted(playing, key=lambda c: c.score(updates), reverse=True)
-        else:
+        rule comes so far; after the longest, by the updates alone. The best rate of each rule is before the other ones.
+        It is done once: times get shorter."""
+        if (updates, seeds, *playing) in self._compared:
+            return self._compared[updates, seeds, *playing]
+        order = sorted(playing, key=lambda c: c.at(updates, seeds), reverse=True)
+        if not final and updates < self.longest:
             shortest = min(c.way.shortest for c in self._rules(playing))
             within = lambda c: updates * shortest / (c.way.shortest or 1)
-            by_updates = sorted(playing, key=lambda c: c.trainings[0].at(updates), reverse=True)
-            by_time = sorted(playing, key=lambda c: c.trainings[0].at(within(c)), reverse=True)
-            order = list(dict.fromkeys(itertools.chain(*zip(by_updates, by_time, strict=True))))
+            by_time = sorted(playing, key=lambda c: c.at(within(c), seeds), reverse=True)
+            order = list(dict.fromkeys(itertools.chain(*zip(order, by_time, strict=True))))
         names = [c.name for c in order]
         place = {c: names[:n].count(c.name) for n, c in enumerate(order)}
         order.sort(key=lambda c: place[c])
         if updates >= self.updates if final else not self._final:
             self.updates, self._final = updates, final
-        self._compared[updates, *playing] = order
+        self._compared[updates, seeds, *playing] = order
         return order
 
     # --- the answer ---
@@ -243,8 +261,8 @@ class Race:
         return [c for n, c in enumerate(far) if c.name not in [one.name for one in far[:n]]]
 
     def ahead(self, one: Contender, other: Contender | None) -> bool:
-        """Whether one scores higher than another, or than the first weights, after `updates`: with each seed that both
-        have, and in the mean by two standard errors over what is held out."""
+        """Whether one scores higher than another, or than the first weights, after `updates`: in the mean by two
+        standard errors over what is held out, and over the seeds that both have, of two seeds with each."""
         last = self.updates
         if math.isinf(one.score(last)) or (other and other.diverged):
             return math.isfinite(one.score(last))
@@ -255,12 +273,13 @@ class Race:
             if last in a.judged and then in b.judged
         ]
         means = [float(gap.mean()) for gap in gaps]
-        return min(means) > 0 and float(np.mean(means)) > 2 * max(map(error, gaps))
+        least = 2 * error(np.array(means)) if len(means) > 2 else float(np.mean(means)) - min(means)
+        return float(np.mean(means)) > max(least, *(2 * error(gap) for gap in gaps))
 
     def decided(self, one: Contender, other: Contender) -> bool:
-        """Whether one is ahead of another, with all seeds."""
-        trained = all(self.updates in t.judged for c in (one, other) for t in c.trainings)
-        return self.ahead(one, other) and (trained or other.diverged)
+        """Whether one is ahead of another, with two seeds or more."""
+        seeds = [sum(self.updates in t.judged for t in c.trainings) for c in (one, other)]
+        return self.ahead(one, other) and (min(seeds) > 1 or other.diverged)
 
     def best(self, name: Hashable) -> Contender | None:
         """Of a rule, the rate that went furthest; of several, the one with the highest score there."""

@@ -648,6 +648,15 @@ def test_each_form_of_data_and_model_trains(monkeypatch, name):
     assert any("The data was repeated after 4 batches." in t for t in found.reasons) == repeated
 
 
+def test_data_that_is_repeated_is_seen_whole():
+    """By each training, whatever the number of batches is."""
+    batches = [(np.full((2, 1), n), np.zeros((2, 1))) for n in range(12)]
+    data = Data(batches, 1)
+    for seed in range(2):
+        seen = {int(data.training(seed, n)[0][0, 0]) for n in range(200)}
+        assert seen == set(range(data.count, 12))
+
+
 # --- the race -------------------------------------------------------------------------------------
 
 
@@ -702,13 +711,13 @@ class Fakes:
 class Track(Fakes):
     """A race of such rules."""
 
-    def __init__(self, monkeypatch, skill, seconds, rates=(1.0,), noise=0.0):
+    def __init__(self, monkeypatch, skill, seconds, rates=(1.0,), noise=0.0, longest=None):
         super().__init__(monkeypatch, skill, dict(seconds), noise)
 
         batch, data = object.__new__(Batch), object.__new__(Data)
         batch.start, batch.arrays, batch.padded = (None, None), None, lambda *_: None
         data.training = lambda *_: ()
-        self.race = _race.Race(batch, data, None, rates)
+        self.race = _race.Race(batch, data, None, rates, longest)
         for rule in skill:
             self.race.add(rule, self.Way(rule))
 
@@ -812,6 +821,37 @@ def test_a_rule_is_added_once_and_may_come_late(monkeypatch):
     track.race.run(track.now + 400)
     assert track.race.order[0].name == "late"
     assert track.race.order[0].trainings[1].losses
+
+
+def test_after_the_longest_come_more_seeds(monkeypatch):
+    """No training is longer, the better half gets one seed more each time, and then the race is over."""
+    track = Track(monkeypatch, CONSTANT, SECONDS, noise=1.0, longest=40)
+    assert not track.race.run(1e9)
+    counts = track.updates()
+    assert {max(losses) for losses in counts.values()} == {40}
+    assert {losses[0] for losses in counts.values()} == {40}
+    seeds = sorted(sum(n == 40 for n in losses) for losses in counts.values())
+    assert seeds[-2:] == [_race.SEEDS] * 2
+    assert seeds[:4] == [1] * 4
+    first, other = track.race.order[:2]
+    assert {first.name, other.name} <= {"rule 5", "rule 6", "rule 7"}
+    assert first.spread(40) == pytest.approx(1 / math.sqrt(16 * _race.SEEDS), rel=0.5)
+
+
+def test_which_rate_is_the_best_depends_on_how_long_you_train(monkeypatch):
+    """A high rate is ahead at first, and a low one in the end; so the fast rule is not ahead for being fast."""
+    skill = {
+        "a": lambda n, rate: min(n * rate, 200 / rate),
+        "b": lambda n, rate: min(n * rate, 100 / rate) / 2,
+        "fast": lambda n, rate: n * rate / 20,
+    }
+    seconds = {"a": 1.0, "b": 1.0, "fast": 0.001}
+    best = {}
+    for longest in (20, 1000):
+        track = Track(monkeypatch, skill, seconds, rates=(0.5, 1.0, 3.0), longest=longest)
+        track.race.run(1e9)
+        best[longest] = track.race.order[0].name, track.race.order[0].rate
+    assert best == {20: ("a", 3.0), 1000: ("a", 0.5)}
 
 
 def test_who_diverges_is_last_and_rests(monkeypatch):
