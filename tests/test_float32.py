@@ -201,9 +201,10 @@ def test_filtered_inputs_with_small_gains_under_every_rule():
     net = Cascade(weights(16, 4), pair(0.9, 0.7), pair(1.0, 1e-4), weights(6, 16), pair(0.8, 0.9))
     xs, targets = normal(64, 4, steps=2 * W), normal(64, 6, steps=2 * W, seed=1)
     state = (jnp.zeros(16), jnp.zeros(16), jnp.zeros(6))
+    own_forms = ("KF-RTRL", "fixed leak", "presynaptic")
     for rule in rules:
         program = etpc.compile(net, RULES[rule], inputs=xs[0, 0], state=state)
         found = {op.path: isinstance(op.form, Filtered) for op in program.ops}
-        assert found[".out"]
-        assert found[".into"] or rule in ("RTRL", "SnAp", "decay", "rank")
+        assert found[".out"] != (rule in own_forms)
+        assert found[".into"] or rule in ("RTRL", "SnAp", "UORO", "low-passed", *own_forms)
     assert not single.wrong(single.errors(net, chosen(rules), xs, targets, state, call, squared))

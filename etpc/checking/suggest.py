@@ -20,7 +20,7 @@ from ..plan import DEFAULT_MEMORY
 from ..run import Program, check_optimizer
 from ..show import edits, table
 from ..trace import StepFunction
-from ._data import SEEDS, Data
+from ._data import Data
 from ._lags import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
 from ._race import FIRST, Contender, Race
@@ -543,14 +543,14 @@ class _Advice:
                 f"{fitting[0].name} is the only rule that was measured, with {fitting[0].nearness}"
             )
             return None, False, [f"{text}. Take a larger budget= to compare it with others."]
-        best, decided, why = self._winner(fitting)
+        nearest = max(fitting, key=lambda row: np.nan_to_num(row.mean_cosine))
+        best, decided, why = self._winner(fitting, nearest)
         if exact and not (best and decided):
             return exact, False, [UNLESS, *why]
         slow = [row.name for n, row in enumerate(self.rows) if self._is_slow(n)]
         if slow:
             why.append(f"Too slow to train within this budget: {', '.join(slow)}.")
         if best is not None:
-            nearest = max(fitting, key=lambda row: np.nan_to_num(row.mean_cosine))
             text, score = f"{best.name} has {best.nearness}", lambda row: self._trained(row).score
             if nearest.mean_cosine > best.mean_cosine + NEAR and score(nearest) <= score(best):
                 other = f"{nearest.name} ({nearest.mean_cosine:.2f})"
@@ -558,9 +558,12 @@ class _Advice:
             why.append(f"{text}.")
         return best, decided, why
 
-    def _winner(self, fitting: Sequence[Candidate]) -> tuple[Candidate | None, bool, list[str]]:
+    def _winner(
+        self, fitting: Sequence[Candidate], nearest: Candidate
+    ) -> tuple[Candidate | None, bool, list[str]]:
         """The rule that scores highest; whether this is decided; and why."""
         race, more = self.race, f"go on with `suggestion.go_on(budget={5 * self.budget:g})`"
+        more = f"take more than `updates={race.longest}`" if self.over else more
         updates, bptt = race.updates, [c for c in race.order if c.name in race.guests]
         online = {c: [row for row in self._rows_of(c) if row in fitting] for c in race.order}
         rules = [c for c in race.order if online[c]][:2]
@@ -581,8 +584,7 @@ class _Advice:
         if not any(race.ahead(c, None) for c in rules):
             if any(race.ahead(c, None) for c in bptt):
                 text = "What BPTT has learned no rule has yet, so the nearest gradient is taken"
-                best = max(fitting, key=lambda row: np.nan_to_num(row.mean_cosine))
-                return best, False, [*why, f"{text}: {more}."]
+                return nearest, False, [*why, f"{text}: {more}."]
             text = "longer, at other rates, or not at all: no rule may learn this task"
             return None, False, [*why, f"Nothing was learned: try {text}. To train longer, {more}."]
         edges = {min(race.rates): "lowest", max(race.rates): "highest"}
@@ -591,7 +593,7 @@ class _Advice:
             why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
         decided = all(race.decided(first, other) for other in others)
         if not decided:
-            within = f"with {SEEDS} seeds" if self.over else "within this budget"
+            within = f"with {race.seeds} seeds" if self.over else "within this budget"
             text = f"It is not decided {within} which rule is better"
             why.append(f"{text}." if self.over else f"{text}: {more}.")
         if any(race.ahead(c, first) for c in bptt):
