@@ -10,8 +10,8 @@ import numpy as np
 
 from ..errors import InputError, InputTypeError, checked_count
 
-SEEDS = 2
-"""So many trainings of one rule see different data."""
+SEEDS = 8
+"""Of a stream, so many trainings of one rule at most see different data."""
 
 HELD = 256, 8
 """So many examples are held out of a stream, in so many batches at most."""
@@ -31,7 +31,7 @@ class Data:
 
     - `first`: the one that gradients are measured on, as it was given.
     - `single`: whether there is no other.
-    - `count`: how many are held out.
+    - `count`: how many are held out. The others are numbered in the order in which they are first asked for.
     - `repeats`: how many batches of an iterable are gone through again and again; 0 where all were new.
 
     **Raises** `InputError` and `InputTypeError` where it is none of these.
@@ -49,6 +49,7 @@ class Data:
             )
         self._more, self._ended = iter(batches), False
         self._kept, self.repeats = list[Batch](), 0
+        self._numbers = dict[tuple[int, int], int]()
         self.first = self._get(0)
         self.count = min(-(-HELD[0] // self._size), HELD[1])
         if self._draw is None:
@@ -61,15 +62,21 @@ class Data:
         """Whether what is held out was not trained on."""
         return not self.single or self._parts[0][0] is not self._parts[0][1]
 
+    @property
+    def seeds(self) -> int:
+        """How many trainings see different data, at most."""
+        return len(self._parts) if self.single else SEEDS
+
     def training(self, seed: int, number: int) -> Batch:
         """What an update of a training with a seed is made of."""
         if self.single:
-            return self._parts[seed][0]
-        return self._weighted(self._get(self.count + SEEDS * number + seed))
+            return self._parts[seed % len(self._parts)][0]
+        number = self._numbers.setdefault((seed, number), len(self._numbers))
+        return self._weighted(self._get(self.count + number))
 
     def held(self, seed: int) -> list[Batch]:
         """What a training with a seed is judged on."""
-        return [self._parts[seed][1]] if self.single else self._held
+        return [self._parts[seed % len(self._parts)][1]] if self.single else self._held
 
     @cached_property
     def _held(self) -> list[Batch]:
@@ -84,8 +91,8 @@ class Data:
         counting = np.atleast_1d(np.asarray(mask.any(0)))
         number, count = np.cumsum(counting) - 1, int(counting.sum())
         if count < 2:
-            return [(whole, whole)] * SEEDS
-        out = [number % PART == seed % min(PART, count) for seed in range(SEEDS)]
+            return [(whole, whole)]
+        out = [number % PART == seed for seed in range(min(PART, count))]
         return [
             ((xs, targets, mask * ~held[None]), (xs, targets, mask * held[None])) for held in out
         ]
@@ -96,7 +103,7 @@ class Data:
         self._fill(number + 1)
         if number >= len(self._kept):
             self.repeats = len(self._kept) - self.count
-            number = self.count + (number - self.count) % self.repeats
+            number = self.count + int(np.random.default_rng(number).integers(self.repeats))
         return self._kept[number]
 
     def _fill(self, count: int) -> None:

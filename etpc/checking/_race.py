@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from time import monotonic
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..gradient.loss import Loss, finite_where_masked
-from ._data import SEEDS, Data
+from ._data import Data
 from ._lags import Batch, Way
 from ._progress import show
 
@@ -105,15 +106,21 @@ class Contender:
     def diverged(self) -> bool:
         return self.trainings[0].diverged
 
+    def at(self, updates: float, seeds: int) -> tuple[float, ...]:
+        """As of a training, the means over the first ones."""
+        return tuple(np.mean([t.at(updates) for t in self.trainings[:seeds]], 0).tolist())
+
+    def scores(self, updates: int) -> list[float]:
+        """Of the trainings that went so far."""
+        return [t.at(updates)[0] for t in self.trainings if updates in t.judged]
+
     def score(self, updates: int) -> float:
-        """The mean over the trainings that went so far."""
-        return float(np.mean([t.at(updates)[0] for t in self.trainings if updates in t.judged]))
+        return float(np.mean(self.scores(updates)))
 
     def spread(self, updates: int) -> float:
-        """The standard error of the score over what is held out; half the difference of seeds where that is more."""
+        """The standard error of the score over what is held out; that over seeds where it is more."""
         scores = [t.judged[updates][0] for t in self.trainings if updates in t.judged]
-        means = [float(score.mean()) for score in scores]
-        return max(error(np.concatenate(scores)), (max(means) - min(means)) / 2)
+        return max(error(np.concatenate(scores)), error(np.array(self.scores(updates))))
 
 
 def error(values: np.ndarray) -> float:
@@ -121,21 +128,47 @@ def error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else 0.0
 
 
+def best_first(group: Sequence[Contender], updates: int) -> list[Contender]:
+    """The highest score after so many updates first, of equal ones the faster, then the lower loss.
+
+    Who trained with more seeds was chosen for high scores with the first ones. So with each seed scores count above the
+    mean of those who trained with the most seeds.
+    """
+    most = max((len(c.scores(updates)) for c in group), default=0)
+    far = [c.scores(updates) for c in group if len(c.scores(updates)) == most]
+    usual = [
+        np.mean([score for score in row if math.isfinite(score)] or [0.0])
+        for row in zip(*far, strict=True)
+    ]
+    above = lambda c: np.mean(np.subtract(c.scores(updates), usual[: len(c.scores(updates))]))
+    return sorted(group, key=lambda c: (-above(c), c.way.shortest, -c.trainings[0].at(updates)[1]))
+
+
 class Race:
     """Contenders, what they have reached, and the order of the work.
 
     In each bracket all begin; the better half goes on with twice the updates, until two rules are left, which train
     with two seeds. The next bracket compares all for the first time at twice the updates: scores may be noise before a
-    task is learned. Better is who scores higher after equal numbers of updates or in equal time.
+    task is learned. Better is who scores higher after equal numbers of updates or in equal time. In the place of more
+    than the `longest` number of updates, the better half trains with one seed more.
 
     What is next follows from what has been reached, wherever the race stopped.
 
     - `guests`: names that are no rules, such as BPTT's. They go along to the end, and take no place of a rule.
     - `updates`: of the longest comparison of two that were left; of the last comparison, if none were yet.
+    - `seeds`: of the two that are left, after the longest number of updates.
     """
 
-    def __init__(self, batch: Batch, data: Data, score: Any, rates: Sequence[float]):
+    def __init__(
+        self,
+        batch: Batch,
+        data: Data,
+        score: Any,
+        rates: Sequence[float],
+        longest: int | None = None,
+    ):
         self.batch, self.data, self.score, self.rates = batch, data, score, rates
+        self.longest, self.seeds = (longest, data.seeds) if longest else (sys.maxsize, 2)
         self.contenders, self.guests = list[Contender](), set[Hashable]()
         self.updates, self._final = 0, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
@@ -147,7 +180,7 @@ class Race:
     @cached_property
     def start(self) -> list[np.ndarray]:
         """Of the first weights, what the judge finds with each seed."""
-        return [self.judge(self.batch.arrays, seed) for seed in range(SEEDS)]
+        return [self.judge(self.batch.arrays, seed) for seed in range(self.seeds)]
 
     def add(self, name: Hashable, way: Way) -> None:
         """Let a rule begin, at each rate, unless it is one with another that has begun."""
@@ -172,21 +205,26 @@ class Race:
     def pieces(self) -> Iterator[Piece]:
         """What is next, and what would be after that."""
         for bracket in itertools.count():
-            playing, updates = self.contenders, FIRST << bracket
+            playing, updates, seeds = self.contenders, min(FIRST << bracket, self.longest), 1
+            last = updates == self.longest
             while len(self._rules(playing)) > 2:
-                for contender in playing:
-                    yield from self._to(contender, 0, updates)
-                order = self._compare(playing, updates)
+                for contender, seed in itertools.product(playing, range(seeds)):
+                    yield from self._to(contender, seed, updates)
+                order = self._compare(playing, updates, seeds)
                 rules, half = self._rules(order), lambda group: -(-len(group) // 2)
                 guests = [c for c in order if c not in rules]
                 playing = rules[: max(2, half(rules))] + guests[: half(guests)]
-                updates *= 2
-            for contender, seed in itertools.product(playing, range(SEEDS)):
+                seeds = min(seeds + (updates == self.longest), self.seeds)
+                updates = min(2 * updates, self.longest)
+            seeds = self.seeds if last else max(seeds, 2)
+            for contender, seed in itertools.product(playing, range(seeds)):
                 yield from self._to(contender, seed, updates)
             if all(c.diverged for c in playing):
                 return
             if updates >= self.updates:
                 self.updates, self._final = updates, True
+            if last:
+                return
 
     def _rules(self, contenders: Sequence[Contender]) -> list[Contender]:
         return [c for c in contenders if c.name not in self.guests]
@@ -212,37 +250,38 @@ class Race:
         nothing, weights = math.nan * training.judged[0], training.state[0]
         training.judged[updates] = nothing if training.diverged else self.judge(weights, seed)
 
-    def _compare(self, playing: Sequence[Contender], updates: int) -> list[Contender]:
+    def _compare(self, playing: Sequence[Contender], updates: int, seeds: int) -> list[Contender]:
         """Order contenders: in turns the best after so many updates, and the best within the time in which the fastest
-        rule comes so far. The best rate of each rule is before the other ones. It is done once: times get shorter."""
-        if (updates, *playing) in self._compared:
-            return self._compared[updates, *playing]
-        shortest = min(c.way.shortest for c in self._rules(playing))
-        within = lambda c: updates * shortest / (c.way.shortest or 1)
-        by_updates = sorted(playing, key=lambda c: c.trainings[0].at(updates), reverse=True)
-        by_time = sorted(playing, key=lambda c: c.trainings[0].at(within(c)), reverse=True)
-        order = list(dict.fromkeys(itertools.chain(*zip(by_updates, by_time, strict=True))))
+        rule comes so far; after the longest number of updates, by the scores alone. The best rate of each rule is
+        before the other ones. It is done once: times get shorter."""
+        if (updates, seeds, *playing) in self._compared:
+            return self._compared[updates, seeds, *playing]
+        order = sorted(playing, key=lambda c: c.at(updates, seeds), reverse=True)
+        if updates < self.longest:
+            shortest = min(c.way.shortest for c in self._rules(playing))
+            within = lambda c: updates * shortest / (c.way.shortest or 1)
+            by_time = sorted(playing, key=lambda c: c.at(within(c), seeds), reverse=True)
+            order = list(dict.fromkeys(itertools.chain(*zip(order, by_time, strict=True))))
         names = [c.name for c in order]
         place = {c: names[:n].count(c.name) for n, c in enumerate(order)}
         order.sort(key=lambda c: place[c])
         if not self._final:
             self.updates = updates
-        self._compared[updates, *playing] = order
+        self._compared[updates, seeds, *playing] = order
         return order
 
     # --- the answer ---
 
     @property
     def order(self) -> list[Contender]:
-        """Who went as far as `updates`, in any bracket: the highest score first, of equal ones the faster, each at its
-        best rate."""
+        """Who went as far as `updates`, in any bracket, the best first, each at its best rate."""
         far = [c for c in self.contenders if self.updates and self.updates in c.trainings[0].judged]
-        far.sort(key=lambda c: (-c.score(self.updates), c.way.shortest))
+        far = best_first(far, self.updates)
         return [c for n, c in enumerate(far) if c.name not in [one.name for one in far[:n]]]
 
     def ahead(self, one: Contender, other: Contender | None) -> bool:
-        """Whether one scores higher than another, or than the first weights, after `updates`: with each seed that both
-        have, and in the mean by two standard errors over what is held out."""
+        """Whether one scores higher than another, or than the first weights, after `updates`: in the mean by two
+        standard errors over what is held out, and over the seeds that both have, of two seeds with each."""
         last = self.updates
         if math.isinf(one.score(last)) or (other and other.diverged):
             return math.isfinite(one.score(last))
@@ -252,17 +291,18 @@ class Race:
             for a, b in zip(one.trainings, (other or one).trainings, strict=True)
             if last in a.judged and then in b.judged
         ]
-        means = [float(gap.mean()) for gap in gaps]
-        return min(means) > 0 and float(np.mean(means)) > 2 * max(map(error, gaps))
+        means = np.array([gap.mean() for gap in gaps])
+        least = 2 * error(means) if len(means) > 2 else means.mean() - means.min()
+        return bool(means.mean() > max(least, *(2 * error(gap) for gap in gaps)))
 
     def decided(self, one: Contender, other: Contender) -> bool:
-        """Whether one is ahead of another, with all seeds."""
-        trained = all(self.updates in t.judged for c in (one, other) for t in c.trainings)
-        return self.ahead(one, other) and (trained or other.diverged)
+        """Whether one is ahead of another, with two seeds or more."""
+        seeds = min(len(c.scores(self.updates)) for c in (one, other))
+        return self.ahead(one, other) and (seeds > 1 or other.diverged)
 
     def best(self, name: Hashable) -> Contender | None:
-        """Of a rule, the rate that went furthest; of several, the one with the highest score there."""
+        """Of a rule, the rate that went furthest; of several, the best one there."""
         mine = [c for c in self.contenders if c.name == name and c.trainings[0].losses]
         furthest = max((max(c.trainings[0].judged) for c in mine), default=0)
-        key = lambda c: (furthest in c.trainings[0].judged, c.trainings[0].at(furthest))
-        return max(mine, key=key, default=None)
+        far = [c for c in mine if furthest in c.trainings[0].judged]
+        return next(iter(best_first(far, furthest)), None)

@@ -54,8 +54,8 @@ class Candidate:
     - `exact`: whether every gradient is claimed to be exact. Such rules train as one.
     - `losses`: before each update of its longest training.
     - `rate`: of this training, relative to that of the optimiser; `None` where it did not train.
-    - `score`, `spread`: the mean over what is held out, and its standard error, or half the difference of two seeds
-        where that is more; `nan` without a training.
+    - `score`, `spread`: the mean over what is held out, and its standard error, or that over the seeds where it is
+        more; `nan` without a training.
     - `compile_s`: how long it took to compile.
     - `curve`: the number of examples, the seconds of training and the score, at each comparison.
     """
@@ -172,6 +172,7 @@ def suggest(
     optimiser: Any = None,
     rules: Sequence[Algorithm | str] | None = None,
     rates: Sequence[float] = (1.0, 1 / 3, 3.0),
+    updates: int | None = None,
     budget: float = 120,
     memory: int | None = None,
     time: float | None = None,
@@ -208,6 +209,8 @@ def suggest(
     - `optimiser`: one of Optax; by default Adam at 3e-3, and clipped gradients.
     - `rules`: algorithms or their names, to try in place of the usual ones. BPTT is always there.
     - `rates`: multiples of its learning rate: what each update changes is multiplied by them.
+    - `updates`: for how many updates you will train. Rules are compared after no more, and then with more seeds. Of
+        fewer updates other rules and higher rates are the best. By default they train as long as the budget lets them.
     - `budget`: so many seconds are taken, or up to a tenth more. Each piece of work begins only if it fits, by the time
         that those before it took. More is taken where BPTT and the first rule need more, which are always measured, and
         where a rule takes longer to compile than all before it.
@@ -260,7 +263,8 @@ def suggest(
         optimiser = _adam()
     batch = _batch(trial, every, optimiser, found.single)
     tried = [resolve(rule) for rule in rules or ()] or _rules(batch, cut)
-    race = Race(batch, found, score, [float(rate) for rate in rates])
+    longest = None if updates is None else checked_count("updates", updates)
+    race = Race(batch, found, score, [float(rate) for rate in rates], longest)
     return _Advice(race, tried, memory, time).go_on(budget, begun)
 
 
@@ -345,7 +349,7 @@ class _Advice:
         self.lags = tuple(pairwise((reach - 1) * batch.window for reach in batch.reaches))
         """The ranges of steps before the last window."""
         self.trains = batch.optimiser is not None
-        self.compiling, self.interrupted, self.budget = 0.0, False, 0.0
+        self.compiling, self.interrupted, self.budget, self.over = 0.0, False, 0.0, False
         self.left_out = list[str]()
         begun = monotonic()
         bptt = Reverse(batch)
@@ -438,7 +442,7 @@ class _Advice:
         for n in sorted(playing, key=lambda n: self.rows[n].ms):
             self.race.add(_racer(self.rows[n]), self.ways[n])
         lags = sum(self._seconds(n, self.ways[n].passes) for n in fast)
-        self.race.run(end - min(lags, self.budget / 4))
+        self.over = not self.race.run(end - min(lags, self.budget / 4))
 
     def _trained(self, row: Candidate) -> Candidate:
         """A row with what was found of it in the race."""
@@ -559,6 +563,7 @@ class _Advice:
     ) -> tuple[Candidate | None, bool, list[str]]:
         """The rule that scores highest; whether this is decided; and why."""
         race, more = self.race, f"go on with `suggestion.go_on(budget={5 * self.budget:g})`"
+        more = f"take more than `updates={race.longest}`" if self.over else more
         updates, bptt = race.updates, [c for c in race.order if c.name in race.guests]
         online = {c: [row for row in self._rows_of(c) if row in fitting] for c in race.order}
         rules = [c for c in race.order if online[c]][:2]
@@ -588,7 +593,9 @@ class _Advice:
             why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
         decided = all(race.decided(first, other) for other in others)
         if not decided:
-            why.append(f"It is not decided within this budget which rule is better: {more}.")
+            within = f"with {race.seeds} seeds" if self.over else "within this budget"
+            text = f"It is not decided {within} which rule is better"
+            why.append(f"{text}." if self.over else f"{text}: {more}.")
         if any(race.ahead(c, first) for c in bptt):
             why.append("BPTT scores higher.")
         elif any(row.rule == TBPTT(1) for c in rules[: 2 - decided] for row in online[c]):

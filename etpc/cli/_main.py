@@ -239,6 +239,7 @@ def _suggest(arguments: argparse.Namespace) -> Answer:
         optimiser=arguments.optimiser and parse_optimiser(arguments.optimiser),
         score=task.score,
         every=arguments.every,
+        updates=arguments.updates,
         budget=arguments.budget,
     )
     fits = suggestion.rule is not None
@@ -492,6 +493,8 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
         add("--optimiser", metavar="NAME:RATE", help=f"{OPTIMISER} (adam:3e-3)")
         every = "steps between updates, where they come within a sequence"
         add("--every", type=_count, metavar="W", help=every)
+        updates = "for how many updates you will train (as long as the budget lets it)"
+        add("--updates", type=_count, metavar="N", help=updates)
         budget = "how long to train and measure, in s (120)"
         add("--budget", type=_positive, default=120.0, metavar="S", help=budget)
     if name == "bench":

@@ -67,6 +67,7 @@ def suggestion(task: Task, budget: float) -> etpc.Suggestion:
         optimiser=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(task.rate)),
         every=task.every,
         batch_size=task.batch_size,
+        updates=task.updates,
         budget=budget,
     )
 

@@ -9,6 +9,7 @@ import pickle
 import re
 import sys
 import types
+import zlib
 
 import equinox as eqx
 import jax
@@ -563,13 +564,16 @@ def test_streams_are_held_out_and_trained_on_apart():
 
     data = Data(endless(), 64)
     assert [number(b) for b in data.held(0)] == [number(b) for b in data.held(1)] == [0, 1, 2, 3]
-    assert [number(data.training(0, n)) for n in range(3)] == [4, 6, 8]
-    assert [number(data.training(1, n)) for n in (2, 0, 1)] == [9, 5, 7]
+    assert [number(data.training(0, n)) for n in range(3)] == [4, 5, 6]
+    assert [number(data.training(1, n)) for n in (2, 0)] == [7, 8]
+    assert [number(data.training(seed, 0)) for seed in (1, 0)] == [8, 4]
     assert taken == list(range(16))
     assert data.repeats == 0
     short = Data([numbered(n) for n in range(9)], 64)
     assert [number(b) for b in short.held(0)] == [0, 1]
-    assert [number(short.training(0, n)) for n in range(5)] == [2, 4, 6, 8, 3]
+    assert [number(short.training(0, n)) for n in range(7)] == [*range(2, 9)]
+    assert short.repeats == 0
+    assert {number(short.training(1, n)) for n in range(100)} == {*range(2, 9)}
     assert short.repeats == 7
 
 
@@ -673,7 +677,7 @@ class Fakes:
                 fakes.now += 0.1
                 rule, rate, updates = weights if isinstance(weights, tuple) else ("none", 1, 0)
                 score = fakes.skill[rule](updates, rate) if updates else 0.0
-                rng = np.random.default_rng([updates, seed, hash(rule) % 1000])
+                rng = np.random.default_rng([updates, seed, zlib.crc32(str(rule).encode())])
                 return score + noise * rng.normal(size=(2, 16))
 
         class Way(Online):
@@ -702,13 +706,13 @@ class Fakes:
 class Track(Fakes):
     """A race of such rules."""
 
-    def __init__(self, monkeypatch, skill, seconds, rates=(1.0,), noise=0.0):
+    def __init__(self, monkeypatch, skill, seconds, rates=(1.0,), noise=0.0, longest=None):
         super().__init__(monkeypatch, skill, dict(seconds), noise)
 
         batch, data = object.__new__(Batch), object.__new__(Data)
         batch.start, batch.arrays, batch.padded = (None, None), None, lambda *_: None
-        data.training = lambda *_: ()
-        self.race = _race.Race(batch, data, None, rates)
+        data.training, data.single = lambda *_: (), False
+        self.race = _race.Race(batch, data, None, rates, longest)
         for rule in skill:
             self.race.add(rule, self.Way(rule))
 
@@ -812,6 +816,52 @@ def test_a_rule_is_added_once_and_may_come_late(monkeypatch):
     track.race.run(track.now + 400)
     assert track.race.order[0].name == "late"
     assert track.race.order[0].trainings[1].losses
+
+
+def test_after_the_longest_come_more_seeds(monkeypatch):
+    """No training is longer, the better half gets one seed more each time, and then the race is over."""
+    track = Track(monkeypatch, CONSTANT, SECONDS, noise=1.0, longest=40)
+    assert not track.race.run(1e9)
+    counts = track.updates()
+    assert {max(losses) for losses in counts.values()} == {40}
+    assert {losses[0] for losses in counts.values()} == {40}
+    seeds = sorted(sum(n == 40 for n in losses) for losses in counts.values())
+    assert seeds[-2:] == [track.race.seeds] * 2
+    assert seeds[:4] == [1] * 4
+    first, other = track.race.order[:2]
+    assert {first.name, other.name} <= {"rule 5", "rule 6", "rule 7"}
+    assert first.spread(40) == pytest.approx(1 / math.sqrt(16 * track.race.seeds), rel=0.5)
+
+
+def test_a_rule_left_behind_does_not_win_by_the_luck_of_the_others_with_the_first_seed(
+    monkeypatch,
+):
+    """Of equal rules those that trained with all seeds are less lucky in the mean than with the first one."""
+    higher = 0
+    for n in range(8):
+        equal = {f"rule {n}.{k}": lambda updates, rate: 0.0 for k in range(32)}
+        track = Track(monkeypatch, equal, dict.fromkeys(equal, 1.0), noise=4.0, longest=10)
+        track.race.run(1e9)
+        first, *others = track.race.order
+        assert len(first.scores(10)) == track.race.seeds
+        higher += any(c.score(10) > first.score(10) for c in others)
+    assert higher
+
+
+def test_which_rate_is_the_best_depends_on_how_long_you_train(monkeypatch):
+    """A high rate is ahead at first, and a low one in the end; so the fast rule is not ahead for being fast."""
+    skill = {
+        "a": lambda n, rate: min(n * rate, 200 / rate),
+        "b": lambda n, rate: min(n * rate, 100 / rate) / 2,
+        "fast": lambda n, rate: n * rate / 20,
+    }
+    seconds = {"a": 1.0, "b": 1.0, "fast": 0.001}
+    best = {}
+    for longest in (20, 1000):
+        track = Track(monkeypatch, skill, seconds, rates=(0.5, 1.0, 3.0), longest=longest)
+        track.race.run(1e9)
+        best[longest] = track.race.order[0].name, track.race.order[0].rate
+    assert best == {20: ("a", 3.0), 1000: ("a", 0.5)}
 
 
 def test_who_diverges_is_last_and_rests(monkeypatch):
