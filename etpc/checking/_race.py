@@ -128,22 +128,6 @@ def error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else 0.0
 
 
-def best_first(group: Sequence[Contender], updates: int) -> list[Contender]:
-    """The highest score after so many updates first, of equal ones the faster, then the lower loss.
-
-    Who trained with more seeds was chosen for high scores with the first ones. So with each seed scores count above the
-    mean of those who trained with the most seeds.
-    """
-    most = max((len(c.scores(updates)) for c in group), default=0)
-    far = [c.scores(updates) for c in group if len(c.scores(updates)) == most]
-    usual = [
-        np.mean([score for score in row if math.isfinite(score)] or [0.0])
-        for row in zip(*far, strict=True)
-    ]
-    above = lambda c: np.mean(np.subtract(c.scores(updates), usual[: len(c.scores(updates))]))
-    return sorted(group, key=lambda c: (-above(c), c.way.shortest, -c.trainings[0].at(updates)[1]))
-
-
 class Race:
     """Contenders, what they have reached, and the order of the work.
 
@@ -272,11 +256,25 @@ class Race:
 
     # --- the answer ---
 
+    def ranked(self, updates: int) -> list[Contender]:
+        """Who went so far, in any bracket: the highest score first, of equal ones the faster, then the lower loss.
+
+        Who trained with more seeds was chosen for high scores with the first ones. So with each seed scores count above
+        the mean of those who trained with the most seeds.
+        """
+        scores = {c: found for c in self.contenders if (found := c.scores(updates))}
+        most = max(map(len, scores.values()), default=0)
+        rows = [row for row in scores.values() if len(row) == most and all(map(math.isfinite, row))]
+        usual = np.mean(rows or [[0.0] * most], 0)
+        above = {c: float(np.mean(row - usual[: len(row)])) for c, row in scores.items()}
+        return sorted(
+            scores, key=lambda c: (-above[c], c.way.shortest, -c.trainings[0].at(updates)[1])
+        )
+
     @property
     def order(self) -> list[Contender]:
-        """Who went as far as `updates`, in any bracket, the best first, each at its best rate."""
-        far = [c for c in self.contenders if self.updates and self.updates in c.trainings[0].judged]
-        far = best_first(far, self.updates)
+        """Who went as far as `updates`, the best first, each at its best rate."""
+        far = self.ranked(self.updates) if self.updates else []
         return [c for n, c in enumerate(far) if c.name not in [one.name for one in far[:n]]]
 
     def ahead(self, one: Contender, other: Contender | None) -> bool:
@@ -304,5 +302,4 @@ class Race:
         """Of a rule, the rate that went furthest; of several, the best one there."""
         mine = [c for c in self.contenders if c.name == name and c.trainings[0].losses]
         furthest = max((max(c.trainings[0].judged) for c in mine), default=0)
-        far = [c for c in mine if furthest in c.trainings[0].judged]
-        return next(iter(best_first(far, furthest)), None)
+        return next((c for c in self.ranked(furthest) if c in mine), None)
