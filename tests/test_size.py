@@ -10,8 +10,8 @@ PACKAGE = {
     "_jax": 1908,
     "algorithms": 1603,
     "analyse": 2312,
-    "checking": 3004,
-    "cli": 1161,
+    "checking": 3056,
+    "cli": 1164,
     "draw": 878,
     "emit": 2496,
     "equations": 2484,
@@ -30,10 +30,10 @@ PACKAGE = {
     "training": 286,
 }
 TESTS = {
-    ".": 11644,
+    ".": 11662,
     "algorithms": 1368,
     "analyse": 1421,
-    "checking": 2551,
+    "checking": 2623,
     "device": 1246,
     "draw": 509,
     "emit": 953,

@@ -120,7 +120,7 @@ class Contender:
     def spread(self, updates: int) -> float:
         """The standard error of the score over what is held out; that over seeds where it is more."""
         scores = [t.judged[updates][0] for t in self.trainings if updates in t.judged]
-        return max(error(np.concatenate(scores)), error(np.array(self.scores(updates))))
+        return max(error(np.concatenate(scores)), error(np.array([s.mean() for s in scores])))
 
 
 def error(values: np.ndarray) -> float:
@@ -140,7 +140,7 @@ class Race:
 
     - `guests`: names that are no rules, such as BPTT's. They go along to the end, and take no place of a rule.
     - `updates`: of the longest comparison of two that were left; of the last comparison, if none were yet.
-    - `seeds`: of the two that are left, after the longest number of updates.
+    - `seeds`: of the two that are left, after the longest number of updates; then the race is `over`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Race:
         self.batch, self.data, self.score, self.rates = batch, data, score, rates
         self.longest, self.seeds = (longest, data.seeds) if longest else (sys.maxsize, 2)
         self.contenders, self.guests = list[Contender](), set[Hashable]()
-        self.updates, self._final = 0, False
+        self.updates, self._final, self.over = 0, False, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
 
     @cached_property
@@ -177,7 +177,7 @@ class Race:
 
     def run(self, end: float) -> bool:
         """Work until no piece fits; see `Race`. **Returns** whether one was left."""
-        begun = monotonic()
+        begun, self.over = monotonic(), False
         for seconds, work in self.pieces():
             now = monotonic()
             if now + seconds > end:
@@ -200,7 +200,7 @@ class Race:
                 playing = rules[: max(2, half(rules))] + guests[: half(guests)]
                 seeds = min(seeds + (updates == self.longest), self.seeds)
                 updates = min(2 * updates, self.longest)
-            seeds = self.seeds if last else max(seeds, 2)
+            seeds = self.seeds if last else min(max(seeds, 2), self.seeds)
             for contender, seed in itertools.product(playing, range(seeds)):
                 yield from self._to(contender, seed, updates)
             if all(c.diverged for c in playing):
@@ -208,6 +208,7 @@ class Race:
             if updates >= self.updates:
                 self.updates, self._final = updates, True
             if last:
+                self.over = True
                 return
 
     def _rules(self, contenders: Sequence[Contender]) -> list[Contender]:

@@ -209,7 +209,7 @@ def suggest(
     - `optimiser`: one of Optax; by default Adam at 3e-3, and clipped gradients.
     - `rules`: algorithms or their names, to try in place of the usual ones. BPTT is always there.
     - `rates`: multiples of its learning rate: what each update changes is multiplied by them.
-    - `updates`: for how many updates you will train. Rules are compared after no more, and then with more seeds. Of
+    - `updates`: for how many updates you will train. Rules are compared after no more, and then with more seeds. After
         fewer updates other rules and higher rates are the best. By default they train as long as the budget lets them.
     - `budget`: so many seconds are taken, or up to a tenth more. Each piece of work begins only if it fits, by the time
         that those before it took. More is taken where BPTT and the first rule need more, which are always measured, and
@@ -349,7 +349,7 @@ class _Advice:
         self.lags = tuple(pairwise((reach - 1) * batch.window for reach in batch.reaches))
         """The ranges of steps before the last window."""
         self.trains = batch.optimiser is not None
-        self.compiling, self.interrupted, self.budget, self.over = 0.0, False, 0.0, False
+        self.compiling, self.interrupted, self.budget = 0.0, False, 0.0
         self.left_out = list[str]()
         begun = monotonic()
         bptt = Reverse(batch)
@@ -442,7 +442,7 @@ class _Advice:
         for n in sorted(playing, key=lambda n: self.rows[n].ms):
             self.race.add(_racer(self.rows[n]), self.ways[n])
         lags = sum(self._seconds(n, self.ways[n].passes) for n in fast)
-        self.over = not self.race.run(end - min(lags, self.budget / 4))
+        self.race.run(end - min(lags, self.budget / 4))
 
     def _trained(self, row: Candidate) -> Candidate:
         """A row with what was found of it in the race."""
@@ -563,7 +563,7 @@ class _Advice:
     ) -> tuple[Candidate | None, bool, list[str]]:
         """The rule that scores highest; whether this is decided; and why."""
         race, more = self.race, f"go on with `suggestion.go_on(budget={5 * self.budget:g})`"
-        more = f"take more than `updates={race.longest}`" if self.over else more
+        more = f"take more than `updates={race.longest}`" if race.over else more
         updates, bptt = race.updates, [c for c in race.order if c.name in race.guests]
         online = {c: [row for row in self._rows_of(c) if row in fitting] for c in race.order}
         rules = [c for c in race.order if online[c]][:2]
@@ -593,9 +593,10 @@ class _Advice:
             why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
         decided = all(race.decided(first, other) for other in others)
         if not decided:
-            within = f"with {race.seeds} seeds" if self.over else "within this budget"
-            text = f"It is not decided {within} which rule is better"
-            why.append(f"{text}." if self.over else f"{text}: {more}.")
+            seeds = "one seed" if race.seeds == 1 else f"{race.seeds} seeds"
+            within = f"with {seeds}" if race.over else "within this budget"
+            end = "" if race.over else f": {more}"
+            why.append(f"It is not decided {within} which rule is better{end}.")
         if any(race.ahead(c, first) for c in bptt):
             why.append("BPTT scores higher.")
         elif any(row.rule == TBPTT(1) for c in rules[: 2 - decided] for row in online[c]):

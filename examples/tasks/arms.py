@@ -509,13 +509,15 @@ def trained(learner: Learner, seed: int, rate: float, measure: Any, chunk: int) 
     return Trained(weights, level, carry, batches, curve, last)
 
 
-def tuned(learner: Learner, measure: Any, chunk: int) -> float:
-    """The rate of the grid with the lowest loss at the end; with a curriculum, the highest level."""
+def tuned(learner: Learner, measure: Any, chunk: int, seeds: int = 1) -> float:
+    """The rate of the grid with the lowest loss at the end; with a curriculum, the highest level. Means over seeds,
+    which are other ones than those of the scores."""
 
     def rank(rate: float) -> tuple[float, float]:
-        end = trained(learner, TUNING_SEED, rate, measure, chunk)
-        loss = end.loss if end.loss == end.loss else float("inf")
-        return (-float(end.level) if learner.task.curriculum else 0.0), loss
+        ends = [trained(learner, TUNING_SEED + n, rate, measure, chunk) for n in range(seeds)]
+        loss = statistics.fmean(end.loss if end.loss == end.loss else float("inf") for end in ends)
+        level = statistics.fmean(float(end.level) for end in ends)
+        return (-level if learner.task.curriculum else 0.0), loss
 
     return min((factor * learner.task.rate for factor in GRID), key=rank)
 

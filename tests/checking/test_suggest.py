@@ -619,6 +619,10 @@ FORMS = {
     "with a mask": ((*PADDED, MASK), {}),
     "as four arguments": (PADDED, dict(mask=MASK)),
     "one sequence": (jax.tree.map(lambda a: a[:, 0], drawn(0)), dict(batch_size=None)),
+    "one sequence, few updates": (
+        jax.tree.map(lambda a: a[:, 0], drawn(0)),
+        dict(batch_size=None, updates=20),
+    ),
     "a list": ([drawn(n) for n in range(5)], {}),
     "an endless iterator": (map(drawn, itertools.count()), {}),
     "a list with masks": ([(*drawn(n), (1 + n) * MASK) for n in range(5)], {}),
@@ -647,7 +651,7 @@ def test_each_form_of_data_and_model_trains(monkeypatch, name):
         assert math.isfinite(row.score)
         assert row.score > row.curve[0][2]
         assert np.isfinite(row.by_lag[0])
-    alone, repeated = name == "one sequence", name in ("a list", "a list with masks")
+    alone, repeated = name.startswith("one sequence"), name in ("a list", "a list with masks")
     assert any("nothing is held out" in text for text in found.reasons) == alone
     assert any("The data was repeated after 4 batches." in t for t in found.reasons) == repeated
 
@@ -1041,6 +1045,24 @@ def test_what_is_suggested(monkeypatch, scores):
     assert any("Nothing was learned" in text for text in found.reasons) == (sum(scores) == 0)
     nearer = "a nearer gradient, that of D_RTRL(window=4) (0.90), does not score higher"
     assert any(nearer in text for text in found.reasons) == any(scores[1:])
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_for_how_many_updates_you_will_train(monkeypatch, learned):
+    Work(monkeypatch, [1.0] * 10, [0.01] * 10, skill=lambda n, k: float(learned and k > 0))
+    found = suggest(budget=100.0, updates=20)
+    assert max(row.updates for row in found.rows) == 20
+    assert not found.decided
+    assert (found.rule is not None) == learned
+    text = (
+        "not decided with 3 seeds which rule is better."
+        if learned
+        else "take more than `updates=20`."
+    )
+    assert text in " ".join(found.reasons)
+    assert not any("go on" in reason for reason in found.reasons)
+    with pytest.raises(ValueError, match="updates"):
+        suggest(budget=100.0, updates=0)
 
 
 def test_who_went_as_far_in_a_later_bracket_counts(monkeypatch):
