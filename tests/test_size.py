@@ -10,7 +10,7 @@ PACKAGE = {
     "_jax": 1908,
     "algorithms": 1603,
     "analyse": 2312,
-    "checking": 3056,
+    "checking": 3058,
     "cli": 1164,
     "draw": 878,
     "emit": 2496,

@@ -453,6 +453,6 @@ def test_the_pages_have_the_suggestions_of_the_record() -> None:
         assert again == found
         columns = found["scores"]
         assert [len(columns[kind][1]) for kind in ("suggested", "kept", "best")] == [10, 10, 10]
-        assert columns["best"][0] == suggested.best_of(name, found["unit"])
+        assert columns["best"][0] == suggested.best_of(found["all"], found["unit"])
     assert suggested.table(record) in (DOCS / "choose.md").read_text()
     assert suggested.page(record) == (DOCS / "tasks" / "suggested.md").read_text()

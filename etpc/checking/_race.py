@@ -164,6 +164,8 @@ class Race:
     @cached_property
     def start(self) -> list[np.ndarray]:
         """Of the first weights, what the judge finds with each seed."""
+        if not self.data.single:  # all judge on the same batches
+            return [self.judge(self.batch.arrays, 0)] * self.seeds
         return [self.judge(self.batch.arrays, seed) for seed in range(self.seeds)]
 
     def add(self, name: Hashable, way: Way) -> None:

@@ -108,11 +108,11 @@ def columns(name: str, task: Task, row: Any, seeds: int, tuning: int = TUNING) -
     """The scores of what is suggested, a rule and a rate; and of the rule that is the best in the task's own table, the
     better ones of those there and of those at the rate that several seeds choose."""
     own, kept = fully_trained(task, Arm(row.name, row.rule), seeds, row.rate, tuning)
-    best = best_of(name, task.unit)
+    scores = scores_of(name)
+    best = best_of(scores, task.unit)
     arm = next(arm for arm in default_arms(task) if arm.name == best)
     again, _ = fully_trained(task, arm, seeds, tuning=tuning)
-    better = min if "bits" in task.unit else max
-    scores = better(scores_of(name)[best], again, key=statistics.fmean)
+    scores = better(task.unit)(scores[best], again, key=statistics.fmean)
     return {"suggested": [row.name, own], "kept": [row.rate, kept], "best": [best, scores]}
 
 
@@ -124,20 +124,23 @@ def scores_of(name: str) -> dict[str, list[float]]:
     return scores
 
 
-def best_of(name: str, unit: str) -> str:
-    """The arm with the best score of all rules, in the table of a task."""
-    scores = scores_of(name)
+def better(unit: str) -> Any:
+    """`min` where less is better, else `max`."""
+    return min if "bits" in unit else max
+
+
+def best_of(scores: Mapping[str, list[float]], unit: str) -> str:
+    """The arm with the best score of all rules."""
     rules = [arm for arm in scores if arm not in ("BPTT", "exact gradient")]
-    best = min if "bits" in unit else max
-    return best(rules, key=lambda arm: statistics.fmean(scores[arm]))
+    return better(unit)(rules, key=lambda arm: statistics.fmean(scores[arm]))
 
 
 def brought_up_to_date(name: str, record: dict[str, Any]) -> None:
     """The record of a task with the scores of its own table as they are now."""
     scores, columns = scores_of(name), record["scores"]
     columns |= {"BPTT": ["BPTT", scores["BPTT"]]}
-    within = (is_within(columns, kind, "bits" in record["unit"]) for kind in ("suggested", "kept"))
-    record |= {"all": scores} | dict(zip(("within", "within_kept"), within, strict=True))
+    within = lambda kind: is_within(columns, kind, better(record["unit"]) is min)
+    record |= {"all": scores, "within": within("suggested"), "within_kept": within("kept")}
 
 
 def spread(scores: list[float]) -> tuple[float, float]:
