@@ -1,6 +1,7 @@
 """Loops, and functions with derivatives of their own."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,9 @@ def unrolled(equation: Equation) -> Flat:
             values = evaluate(varying, {**env, **dict(bindings)})
             out = [values[v] for v in body.outputs]
             carry, ys[t] = out[: loop.carry], out[loop.carry :]
+        if not ys:  # there is no iteration
+            ends = equation.outputs[loop.carry :]
+            return [*carry, *(jnp.zeros(v.shape, v.aval.dtype) for v in ends)]
         return [*carry, *(jnp.stack(several) for several in zip(*ys, strict=True))]
 
     return canonicalise(run, [v.aval for v in equation.inputs])
@@ -45,6 +49,19 @@ def written_out(equation: Equation) -> Flat | None:
         return unrolled(equation)
     body = params.custom_body(equation)
     return None if body is None else flatten(body)
+
+
+def active(goes_on: Any, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+    """The carry after an iteration. Under `vmap` each example has a condition of its own, along the first axes of the
+    carry, and keeps what it had where that is false."""
+
+    def of_leaf(new: Any, old: Any) -> Any:
+        lead = jnp.shape(goes_on)
+        return jnp.where(
+            jnp.reshape(goes_on, (*lead, *[1] * (jnp.ndim(old) - len(lead)))), new, old
+        )
+
+    return list(map(of_leaf, new, old)) if jnp.ndim(goes_on) else list(new)
 
 
 def is_checkpointed_loop(equation: Equation) -> bool:

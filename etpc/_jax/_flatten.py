@@ -56,8 +56,10 @@ def in_place_of(equation: Equation, function: Callable[..., Any]) -> Flat:
     return dataclasses.replace(flat, equations=tuple(equations))
 
 
-def flatten(jaxpr: params.Jaxpr) -> Flat:
+def flatten(jaxpr: params.Jaxpr, *, rewritten: bool = True) -> Flat:
     """A jaxpr, such as the body of a loop, in canonical form.
+
+    `rewritten`: whether operations are replaced by what they stand for, which compiles to the same or to faster code.
 
     The jaxpr of `lambda x: jax.jit(jnp.sin)(2 * x)` has the equations
 
@@ -69,7 +71,7 @@ def flatten(jaxpr: params.Jaxpr) -> Flat:
         v2 = mul v1, v0
         v3 = sin v2
     """
-    flattening = _Flattening()
+    flattening = _Flattening(rewritten)
     inputs = tuple(flattening.fresh(v.aval) for v in open_jaxpr(jaxpr)[0].invars)
     outputs = flattening.inline(jaxpr, inputs, (None, NOWHERE))
     return Flat(tuple(flattening.equations), inputs, tuple(outputs), flattening.constants)
@@ -78,7 +80,8 @@ def flatten(jaxpr: params.Jaxpr) -> Flat:
 class _Flattening:
     """Equations and constants, as they are added."""
 
-    def __init__(self) -> None:
+    def __init__(self, rewritten: bool) -> None:
+        self.rewritten = rewritten
         self.equations: list[Equation] = []
         self.constants: dict[Variable, Any] = {}
         self._count = 0
@@ -118,14 +121,14 @@ class _Flattening:
         place: Place = _line(eqn.source_info), Traceback(eqn.source_info.traceback)
         if place[0] is None:  # as in a function of a library that JAX has traced before
             place = around
-        grouped, meaning = params.grouped(eqn), _meaning(eqn)
+        grouped, meaning = params.grouped(eqn), _meaning(eqn) if self.rewritten else None
         if grouped is not None:
             return self.inline(grouped, operands, place)
         if meaning is not None:
             call = functools.partial(meaning, **eqn.params)
             return self.inline(jax.make_jaxpr(call)(*(v.aval for v in operands)), operands, place)
         outputs = [self.fresh(v.aval) for v in eqn.outvars]
-        for n in _indices(eqn.primitive, len(operands)):
+        for n in _indices(eqn.primitive, len(operands)) if self.rewritten else ():
             index = operands[n]
             if _is_narrow(index.aval.dtype):
                 (operands[n],) = self.inline(jax.make_jaxpr(_wide)(index.aval), [index], place)

@@ -26,7 +26,7 @@ from jax.extend.core import primitives as prims
 from ..errors import Code, UnsupportedError
 from . import params
 from ._backward import forward_mode, nonlinear_p
-from ._control import is_checkpointed_loop, of_one_example
+from ._control import active, is_checkpointed_loop, of_one_example
 from ._flatten import canonicalise, flatten
 from ._program import Equation, Flat, is_complex
 
@@ -69,12 +69,13 @@ def with_reverse_mode(
 
     The float results that are not wanted have no derivative.
     """
-    function = lambda *values: _forward(eqn, values)
-    return _Loop(function, wanted, choose, eqn.source).by_jacobian()
+    function = functools.partial(_forward, eqn) if _has_backward_rule(eqn) else eqn.bind
+    return _Loop(eqn.bind, function, wanted, choose, eqn.source).by_jacobian()
 
 
 def with_loops_reversed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of PyTrees, in which loops of unknown length have a reverse mode."""
+    """A function of PyTrees, in which loops of unknown length have a reverse mode. All else, and the values of these
+    loops, are computed by JAX as the function is written."""
 
     def reversed_loops(*args: Any) -> Any:
         arrays, rest = eqx.partition(args, eqx.is_array)
@@ -93,20 +94,31 @@ def with_loops_reversed(function: Callable[..., Any]) -> Callable[..., Any]:
                 return None
             return with_reverse_mode(eqn, [v.is_float for v in eqn.outputs])(*values)
 
-        values = canonicalise(flat, leaves).run(leaves, rule)
+        values = flatten(jax.make_jaxpr(flat)(*leaves), rewritten=False).run(leaves, rule)
         structure, others = kept
         return eqx.combine(structure.unflatten(values), others)
 
     return reversed_loops
 
 
-def _forward(eqn: Equation, values: Sequence[Any], checkpointed: bool = False) -> list[Any]:
-    """The results of an equation, as a function that `jax.jvp` accepts.
+def _has_backward_rule(eqn: Equation) -> bool:
+    """Whether an equation is a function with a backward rule of its own, or has such a one inside."""
+    inner = (
+        e for body in params.inner_jaxprs(eqn) for e in flatten(body, rewritten=False).equations
+    )
+    return eqn.primitive is prims.custom_vjp_call_p or any(map(_has_backward_rule, inner))
+
+
+def _forward(eqn: Equation, *values: Any, checkpointed: bool = False) -> list[Any]:
+    """The results of an equation with a backward rule inside, as a function that `jax.jvp` accepts.
 
     `checkpointed`: whether it is in a loop of Equinox, whose condition and body then are those of one example.
     """
     checkpointed = checkpointed or is_checkpointed_loop(eqn)
-    inside = functools.partial(_forward, checkpointed=checkpointed)
+
+    def inside(eqn: Equation, values: list[Any]) -> list[Any]:
+        return _forward(eqn, *values, checkpointed=checkpointed)
+
     if is_checkpointed_loop(eqn):
         return flatten(params.custom_body(eqn)).run(values, inside)
     if checkpointed and (plain := of_one_example(eqn)) is not None:
@@ -119,9 +131,12 @@ def _forward(eqn: Equation, values: Sequence[Any], checkpointed: bool = False) -
 
     def goes_on(carry: list[Any]) -> Array:
         (continues,) = cond.run([*values[:skip], *carry], inside)
-        return continues.any()  # under `vmap` it is several
+        return continues
 
-    return jax.lax.while_loop(goes_on, lambda carry: body.run([*held, *carry], inside), start)
+    def iterate(carry: list[Any]) -> list[Any]:
+        return active(goes_on(carry), body.run([*held, *carry], inside), carry)
+
+    return jax.lax.while_loop(lambda carry: goes_on(carry).any(), iterate, start)
 
 
 def _has_none(eqn: Equation) -> bool:
@@ -132,9 +147,11 @@ def _has_none(eqn: Equation) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Loop:
-    """A function that `jax.jvp` accepts, of which those float results that are wanted have a derivative."""
+    """A function of which those float results that are wanted have a derivative."""
 
+    values: Callable[..., list[Any]]
     function: Callable[..., list[Any]]
+    """The same, as one that `jax.jvp` accepts."""
     wanted: Sequence[bool]
     choose: Choose
     source: str
@@ -144,7 +161,7 @@ class _Loop:
 
         @jax.custom_jvp
         def loop(*values: Any) -> list[Any]:
-            return self.function(*values)
+            return self.values(*values)
 
         def loop_jvp(values: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
             moved = iter(self.moved(values, tangents) if any(self.wanted) else [])
@@ -181,7 +198,9 @@ class _Loop:
         seeds = _seeds(found.colour, parts)
         jacobian = lambda *values: jax.vmap(lambda *seed: push(values, seed))(*seeds)
         every = [True] * len(found.owners)
-        columns = dataclasses.replace(self, function=jacobian, wanted=every).by_jacobian()
+        columns = dataclasses.replace(
+            self, values=jacobian, function=jacobian, wanted=every
+        ).by_jacobian()
         pairs = zip(columns(*values), found.owners, strict=True)
         return [_product(column, owner, parts) for column, owner in pairs]
 

@@ -28,6 +28,11 @@ def product_of(name: str) -> Callable[..., list[Array]] | None:
             return [(weights.T if transpose else weights) @ data]
         is_shared = weights.size == 1 != rows.size  # one value for all connections
         values = jnp.ones(rows.shape, weights.dtype) if is_shared else weights.reshape(-1)
+        # Like JAX's own products: what is read beyond the end is the last element, what is written there is dropped.
+        if transpose:
+            rows = _clipped(rows, shape[0])
+        else:
+            columns = _clipped(columns, shape[1])
         y = _sparse_product(
             values if is_shared or order is None else values[order],
             jnp.stack([rows.astype(jnp.int32), columns.astype(jnp.int32)], 1),
@@ -49,6 +54,10 @@ def _sparse_product(
     summed = ((0 if transpose else 1,), (0,))
     product: Any = sparse.bcoo_dot_general(matrix, data, dimension_numbers=(summed, ((), ())))
     return product
+
+
+def _clipped(index: Array, size: int) -> Array:
+    return jnp.clip(jnp.where(index < 0, index + size, index), 0, size - 1)
 
 
 def _events(data: Array, weights: Array) -> Array:
@@ -80,7 +89,8 @@ def _coo(count: int, rows: Array, columns: Array, data: Array) -> Entries:
 
 
 def _csr(count: int, columns: Array, starts: Array, data: Array, *rest: Array) -> Entries:
-    rows = jnp.repeat(jnp.arange(count), jnp.diff(starts), total_repeat_length=columns.size)
+    # Values after the last row, which are padding, get a row beyond the end.
+    rows = jnp.cumsum(jnp.zeros(columns.size, jnp.int32).at[starts].add(1)) - 1
     return None, rows, columns, data, *rest
 
 

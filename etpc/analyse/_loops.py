@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 import scipy.sparse as sp
 
@@ -67,7 +68,8 @@ def _columns(dense: dict[Opaque, None], tangents: Flat, sizes: Sequence[int]) ->
     """As few tangents as the pattern of a loop allows."""
     count = sum(sizes)
     interpreter = Interpreter(count + 1)
-    found = interpreter.run_on_seeds(tangents, sizes)
+    with jax.ensure_compile_time_eval():  # the derivative of a loop is asked for under `jit`
+        found = interpreter.run_on_seeds(tangents, sizes)
     dense.update(interpreter.opaque)
     patterns: list[Pattern] = [sp.csr_array(pattern[:, :count]) for pattern in found]
     stacked: Pattern = sp.csr_array(sp.vstack(patterns).T)

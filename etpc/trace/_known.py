@@ -6,17 +6,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._jax import Equation, Variable, evaluate, partition, prune
+from .._jax import Equation, Tracer, Variable, evaluate, partition, prune
 
 
 class Known:
     """Called with a variable: its value, computed when asked, or `None` where it is not known."""
 
     def __init__(self, equations: Iterable[Equation], values: Mapping[Variable, Any]):
-        self._values = dict(values)
+        # A constant that is traced itself, as in a backward rule under `jit`, has no value yet.
+        self._values = {v: a for v, a in values.items() if not isinstance(a, Tracer)}
         self.consulted: dict[Variable, None] = {}
         """The variables that were asked for and are known."""
-        self._equations, _, self._known = partition(equations, values)
+        self._equations, _, self._known = partition(equations, self._values)
 
     def __call__(self, variable: Variable) -> np.ndarray | None:
         if variable not in self._known:

@@ -59,6 +59,8 @@ def written_out(
         goes_on: Any = True
         for _ in range(limit + 1):
             (continues,) = run(cond, [*operands[:skip], *state])
+            if np.ndim(continues):  # a plain loop under `vmap`, whose examples end one by one
+                raise _NoBound
             if not isinstance(continues, Tracer):
                 if not np.asarray(continues):
                     return ended
