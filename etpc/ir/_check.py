@@ -1,5 +1,6 @@
 """What holds of each trace program, after each pass."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def _of_grads(program: TraceProgram) -> Iterator[str]:
         yield from (
             f"`{name}` of {op.path}: {text}"
             for op in live
-            for text in _of_op(program, op, grads[op])
+            for text in _of_op(program, op, grads[op], _terms_of(program, op, name))
         )
         read = {past.trace for terms in grads.values() for past in _pasts(terms)}
         yield from (
@@ -67,29 +68,58 @@ def _of_grads(program: TraceProgram) -> Iterator[str]:
         )
 
 
-def _of_op(program: TraceProgram, op: WeightOp, terms: tuple[Term, ...]) -> Iterator[str]:
+def _terms_of(program: TraceProgram, op: WeightOp, name: str) -> tuple[Term, ...]:
+    """What the gradient through an operation is to be the sum of: in windows of one step it may all be read after the
+    step, for the operations of a trace together."""
     node = program.of_op(op)
-    own = terms_of(op, node, "step")
-    all_at_end = node is not None and terms == (After(node),)
-    for term in terms:
-        if isinstance(term, Through) and term.past is not None and Through(*term[:2]) in own:
-            if term.past not in own:
-                yield f"the past that '{words(term)}' is joined with is not its own."
-        elif term not in own and not all_at_end:
-            yield f"'{words(term)}' does not belong to it."
-    if node is None and any(isinstance(term, Past | After) for term in terms):
+    if name == "step_grads" and node is not None:
+        at_end = (After(node),)
+        if program.step_grads.get(node.op) == at_end:
+            return at_end if op is node.op else ()
+    return terms_of(op, node, program.window.credit)
+
+
+def _of_op(
+    program: TraceProgram, op: WeightOp, terms: tuple[Term, ...], own: tuple[Term, ...]
+) -> Iterator[str]:
+    """Whether the terms are `own`, each once and in this order, where a past may be joined with what it follows."""
+    joined = [term for term in terms if isinstance(term, Through) and term.past is not None]
+    apart = [part for term in terms for part in _apart(term)]
+    if program.of_op(op) is None and any(isinstance(term, Past | After) for term in apart):
         yield "it has no trace, and a past."
-    directs = [term for term in terms if isinstance(term, Direct | Through)]
-    if program.window.credit == "window" and directs:
+    if program.window.credit == "window" and any(isinstance(t, Direct | Through) for t in apart):
         yield "credit passes back through the window, which has the gradient within it."
-    if sum(not isinstance(term, After) for term in _pasts(terms)) > 1:
-        yield "its past counts twice."
+    for term in dict.fromkeys(apart):
+        if term not in own and any(term == through.past for through in joined):
+            yield f"the past that '{words(joined[0])}' is joined with is not its own."
+        elif term not in own:
+            yield f"'{words(term)}' does not belong to it."
+    for term in own:
+        if term not in apart:
+            yield f"'{words(term)}' is missing, so the gradient would lack a part."
+        elif apart.count(term) > 1:
+            yield f"its {type(term).__name__.lower()} counts twice."
+    if apart != [*own] and Counter(apart) == Counter(own):
+        yield f"its terms are in another order than {', '.join(map(words, own))}."
     for term in terms:
         match term:
             case After(trace) if not isinstance(trace.form, ReadsEnd):
                 yield _lacks(trace, "read_end", "read_after", "read after the step")
             case Through(_, _, Past(trace)) if not isinstance(trace.form, AddsToFirst):
                 yield _lacks(trace, "first_data", "join_past", "added to the first step")
+            case After(trace) | Through(_, _, Past(trace)) if not program.has_credited(trace):
+                by = "read_after" if isinstance(term, After) else "join_past"
+                yield (
+                    f"'{words(term)}' takes it that the trace has all states at which credit is taken, and some are "
+                    f"left out of its blocks. Let the pass that leaves them out run before `{by}`."
+                )
+
+
+def _apart(term: Term) -> tuple[Term, ...]:
+    """A term, and the past that is joined with it as one of its own."""
+    if isinstance(term, Through) and term.past is not None:
+        return term._replace(past=None), term.past
+    return (term,)
 
 
 def _lacks(node: TraceNode, method: str, by: str, how: str) -> str:
@@ -105,8 +135,7 @@ def _placed(node: TraceNode, by: str) -> str:
 
 def _pasts(terms: Iterable[Term]) -> list[Past | After]:
     """The terms that read what a trace carries, alone or joined with another."""
-    found = [term.past if isinstance(term, Through) else term for term in terms]
-    return [term for term in found if isinstance(term, Past | After)]
+    return [part for term in terms for part in _apart(term) if isinstance(part, Past | After)]
 
 
 __all__ = ["check"]

@@ -252,6 +252,12 @@ class TraceProgram:
         """Whether each block contains all that it reaches, so that nothing leaves the trace that way."""
         return all(self.analysis.reach[op.number].closed for op in node.ops)
 
+    def has_credited(self, node: TraceNode) -> bool:
+        """Whether the trace has all states at which credit is taken, of those that its operations reach."""
+        a, sizes = self.analysis, np.diff(self.analysis.hidden.offsets)
+        at = np.repeat([n in self.credited for n in range(len(sizes))], sizes)[None]
+        return not any((a.reach[op.number].block.multiply(at) > node.blocks).nnz for op in node.ops)
+
     def of_op(self, op: WeightOp) -> TraceNode | None:
         """The trace of an operation, if it has one."""
         return next((node for node in self.traces if op in node.ops), None)

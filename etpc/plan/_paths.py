@@ -105,17 +105,11 @@ def credited_whole(program: TraceProgram) -> list[TraceNode]:
     No path leads past these to the output, neither from old states nor from the operations, and the trace has all
     states at which credit is taken.
     """
-    a, paths = program.analysis, OutputPaths(program.analysis, program.credited)
+    paths = OutputPaths(program.analysis, program.credited)
     if paths.from_old_states:
         return []
-    sizes = np.diff(a.hidden.offsets)
-    at = np.repeat([n in program.credited for n in range(len(sizes))], sizes)
-    lacks = lambda node, op: (a.reach[op.number].block.multiply(at[None]) > node.blocks).nnz
-    return [
-        node
-        for node in program.traces
-        if not any(op.number in paths.from_operations or lacks(node, op) for op in node.ops)
-    ]
+    past = lambda node: any(op.number in paths.from_operations for op in node.ops)
+    return [node for node in program.traces if not past(node) and program.has_credited(node)]
 
 
 def _stops(eqn: Equation, output: Variable) -> bool:

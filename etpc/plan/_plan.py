@@ -48,14 +48,16 @@ def plan(
     found = [no_trace(op, algorithm, asked, choice, unchosen) for op in analysis.ops]
     untraced = {number: why for number, why in enumerate(found) if why is not None}
     program = plain(proofs, algorithm, asked, choice, untraced)
+    in_order = tuple(passes) == tuple(p for p in DEFAULT if p in passes)
     for each in passes:
         program, by = each.run(program), f"The pass {each.name!r}"
         if not isinstance(program, TraceProgram):
             raise AlgorithmError(f"{by} returned {program!r}, which is no trace program.")
-        if each not in DEFAULT:
+        if not in_order:
             check(program, by)
             for node in program.traces:
                 check_form(node.form, node.site, node.op.path)
+    check(program)
     _check_memory(program, memory, batch_size)
     ops = tuple(_op_plan(program, op, untraced.get(op.number), choice) for op in analysis.ops)
     return Plan(program, ops, _groups(ops, analysis), tuple(passes))

@@ -7,6 +7,7 @@ import re
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import etpc
@@ -56,7 +57,27 @@ def replace(**changes):
 
 DIRECT, THROUGH, PAST = PROGRAM.grads[OP]
 AT_END = replace(step_grads={**PROGRAM.step_grads, OP: (After(BIAS),)})
+STATES = np.arange(PROGRAM.analysis.hidden.size)[None]
 BREAKAGES = {
+    "nothing past the new states": (graded(OP, THROUGH, PAST), "'direct' is missing, so the grad"),
+    "nothing through them": (graded(OP, DIRECT, PAST), "'through TraceNode.*' is missing, so"),
+    "a part that counts twice": (
+        graded(OP, DIRECT, THROUGH, THROUGH, PAST),
+        "its through counts tw",
+    ),
+    "terms in another order": (graded(OP, THROUGH, DIRECT, PAST), "in another order than direct, "),
+    "read at the end of a long window": (
+        graded(OP, After(BIAS)),
+        "'after .*' does not belong to it",
+    ),
+    "credited states left out, read at the end": (
+        traced(BIAS, AT_END, blocks=BIAS.blocks.multiply(STATES < 16).tocsr()),
+        "some are left out of its blocks. Let the .* run before `read_after`",
+    ),
+    "credited states left out, past joined": (
+        traced(JOINED, blocks=JOINED.blocks.multiply(STATES < 16).tocsr()),
+        "some are left out of its blocks. Let the .* run before `join_past`",
+    ),
     "no traces": (replace(traces=()), "it has no trace, and a past"),
     "two traces for one": (
         replace(traces=(*PROGRAM.traces, dataclasses.replace(BIAS))),

@@ -238,6 +238,16 @@ def test_passes_run_in_the_order_in_which_they_are_given():
         chosen({mine, "filtered"})
 
 
+def test_an_order_that_would_change_the_gradient_is_refused():
+    """The pass that reads gradients after the step takes it that the traces have all states with credit."""
+    mine = Pass("mine", "nothing", lambda program: program)
+    with pytest.raises(
+        etpc.AlgorithmError, match=r"(?s)'drop_unlasting' made .*before `read_after`"
+    ):
+        compiled("LSTM", "steps", ("read_after", mine, "drop_unlasting"))
+    assert compiled("LSTM", "steps", ("drop_unlasting", mine, "read_after")).passes.fired
+
+
 def test_the_pass_of_the_example_takes_half_of_the_memory():
     """Also of two states that another pass carries as one complex number."""
     from examples import narrow
