@@ -9,6 +9,7 @@ import pytest
 
 import etpc
 from tests.helpers import normal
+from tests.marks import few
 from tests.passes.networks import INPUTS, networks
 
 T, B = 9, 2
@@ -84,7 +85,14 @@ def test_each_stream_has_the_gradient_that_it_has_alone(name, rule, window):
         np.testing.assert_allclose(got, want / B, rtol=0, atol=1e-10 * (np.abs(want).max() + 1e-9))
 
 
-@pytest.mark.parametrize("rule", [etpc.ES_D_RTRL(rank=1, window=4), etpc.D_RTRL(window=4)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        etpc.ES_D_RTRL(rank=1, window=4),
+        etpc.UORO(window=4),
+        *few([etpc.D_RTRL(window=4), etpc.KFRTRL(window=4), etpc.OK(2, window=4)]),
+    ],
+)
 def test_nothing_of_a_stream_is_left_where_another_begins(rule):
     """Leading modes are found by an iteration, whose rounding depends on the number of steps that are reduced together:
     so a stream of low rank is not that of another window to the last digit."""
@@ -105,8 +113,15 @@ def test_nothing_of_a_stream_is_left_where_another_begins(rule):
     [
         etpc.CreditRTRL(q=2, window=3),
         etpc.D_RTRL(window=3, lookback=5),
-        pytest.param(etpc.CreditRTRL(q=2, window=3, lookback=5), marks=pytest.mark.slow),
-        pytest.param(etpc.ES_D_RTRL(decay=0.9, window=3, lookback=5), marks=pytest.mark.slow),
+        etpc.UORO(window=3),
+        *few(
+            [
+                etpc.CreditRTRL(q=2, window=3, lookback=5),
+                etpc.ES_D_RTRL(decay=0.9, window=3, lookback=5),
+                etpc.KFRTRL(window=3),
+                etpc.OK(2, window=3),
+            ]
+        ),
     ],
 )
 def test_a_stream_that_begins_with_a_window_is_that_of_a_reset(rule):

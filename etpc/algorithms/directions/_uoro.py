@@ -50,10 +50,10 @@ class RandomDirection(Directions):
         push: Callable[[Array], Array],
     ) -> tuple[Array, Carry, Carry]:
         moved = push(each[0][:, None])
-        length = jnp.linalg.norm(moved, axis=2, keepdims=True)
-        some = length > 0
-        rho = jnp.where(some, chosen.shape[1] ** 0.5 / jnp.where(some, length, 1), 1)
-        return 1 / rho, (shared[0] + 1,), ((rho * moved)[:, 0] + chosen, chosen)
+        # Zero where nothing of s is left, as where a stream began in the window: then no theta is either.
+        shrink = jnp.linalg.norm(moved, axis=2, keepdims=True) / chosen.shape[1] ** 0.5
+        moved = moved / jnp.where(shrink > 0, shrink, 1)
+        return shrink, (shared[0] + 1,), (moved[:, 0] + chosen, chosen)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
