@@ -32,6 +32,8 @@ class Code(enum.StrEnum):
     """`UnsupportedError`: a derivative passes through a `while_loop` of unknown length."""
     NO_TRANSPOSE = "no-transpose"
     """`UnsupportedError`: the backward rule of a `custom_vjp` is not linear."""
+    NO_DERIVATIVE = "no-derivative"
+    """`UnsupportedError`: JAX does not differentiate or batch an operation."""
     REFUSED_JAXLIB = "refused-jaxlib"
     """`UnsupportedError`: this jaxlib computes wrong gradients."""
     SELECTION = "selection"

@@ -2,8 +2,8 @@
 
     python examples/narrow.py
 
-A trace is moved and read in float32, and rounded where it is carried from window to window. What a program claims does
-not change with a pass. The gradient in float32 over 100 steps is compared with that of backpropagation through time in
+A trace is moved and read in float32, and rounded where it is carried from window to window, so that no weight is exact.
+The gradient in float32 over 100 steps is compared with that of backpropagation through time in
 float64, for whole traces and for those of this pass, in windows and step by step.
 """
 

@@ -9,6 +9,7 @@ import io
 import math
 import re
 import sys
+import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,21 +67,22 @@ def code_blocks(page: str, languages: str = "python") -> Iterator[tuple[str, Out
 
 
 def run_page(page: Path, languages: str = "python") -> int:
-    """Run the blocks of a page as one module, and compare what they print.
+    """Run the blocks of a page as one module, in an empty folder, and compare what they print.
 
     Returns how many there are, and raises `AssertionError` where one prints something else.
     """
     blocks = list(code_blocks(page.read_text(), languages))
     # Classes of the page find their module here.
     module = sys.modules["page"] = types.ModuleType("page")
-    try:
-        for code, expected in blocks:
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
-                exec(compile(code, str(page), "exec"), module.__dict__)
-            said = printed.getvalue()
-            if expected is not None and not expected.agrees(said):
-                raise AssertionError(f"the page says:\n{expected.text}\nit prints:\n{said}")
-    finally:
-        del sys.modules["page"]
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        try:
+            for code, expected in blocks:
+                printed = io.StringIO()
+                with contextlib.redirect_stdout(printed):
+                    exec(compile(code, str(page), "exec"), module.__dict__)
+                said = printed.getvalue()
+                if expected is not None and not expected.agrees(said):
+                    raise AssertionError(f"the page says:\n{expected.text}\nit prints:\n{said}")
+        finally:
+            del sys.modules["page"]
     return len(blocks)

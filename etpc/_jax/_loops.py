@@ -213,7 +213,7 @@ class _Loop:
             if any(map(_has_none, program.equations)):
                 raise TypeError("the backward rule of a `custom_vjp` is not linear")
         except Exception as error:  # whatever an operation without a forward rule raises
-            reason = next(iter(str(error).splitlines()), "").rstrip(".")
+            reason = next(iter(str(error.__cause__ or error).splitlines()), "").rstrip(".")
             raise UnsupportedError(
                 f"A derivative passes through the loop of unknown length at {self.source}. This is because it "
                 "changes what depends on a hidden state or a weight; its derivative is carried forward, and what is "

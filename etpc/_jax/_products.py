@@ -28,36 +28,27 @@ def product_of(name: str) -> Callable[..., list[Array]] | None:
             return [(weights.T if transpose else weights) @ data]
         is_shared = weights.size == 1 != rows.size  # one value for all connections
         values = jnp.ones(rows.shape, weights.dtype) if is_shared else weights.reshape(-1)
+        summed, kept = (rows, columns) if transpose else (columns, rows)
+        shape = shape[::-1] if transpose else shape
         # Like JAX's own products: what is read beyond the end is the last element, what is written there is dropped.
-        if transpose:
-            rows = _clipped(rows, shape[0])
-        else:
-            columns = _clipped(columns, shape[1])
+        summed = jnp.clip(jnp.where(summed < 0, summed + shape[1], summed), 0, shape[1] - 1)
         y = _sparse_product(
             values if is_shared or order is None else values[order],
-            jnp.stack([rows.astype(jnp.int32), columns.astype(jnp.int32)], 1),
+            jnp.stack([kept.astype(jnp.int32), summed.astype(jnp.int32)], 1),
             data,
             shape,
-            transpose,
         )
         return [weights.reshape(()) * y if is_shared else y, *rest]
 
     return product
 
 
-def _sparse_product(
-    values: Array, positions: Array, data: Array, shape: tuple[int, ...], transpose: bool
-) -> Array:
+def _sparse_product(values: Array, positions: Array, data: Array, shape: tuple[int, ...]) -> Array:
     from jax.experimental import sparse  # which takes a while to import
 
     matrix = sparse.BCOO((values, positions), shape=shape)
-    summed = ((0 if transpose else 1,), (0,))
-    product: Any = sparse.bcoo_dot_general(matrix, data, dimension_numbers=(summed, ((), ())))
+    product: Any = sparse.bcoo_dot_general(matrix, data, dimension_numbers=(((1,), (0,)), ((), ())))
     return product
-
-
-def _clipped(index: Array, size: int) -> Array:
-    return jnp.clip(jnp.where(index < 0, index + size, index), 0, size - 1)
 
 
 def _events(data: Array, weights: Array) -> Array:

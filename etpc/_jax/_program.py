@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jax.extend import source_info_util
 from jax.extend.core import primitives as prims
 
+from ..errors import Code, EtpcError, UnsupportedError
 from ..tuning import tuning
 
 Primitive = jex.Primitive
@@ -77,11 +78,26 @@ class Equation:
     def bind(self, *values: Any) -> list[Any]:
         """Apply the operation to arrays or tracers."""
         bound = self.primitive.get_bind_params(dict(self.params))
-        with source_info_util.user_context(self.traceback.of):
-            if self.primitive is prims.dot_general_p and is_complex(self.outputs[0].aval):
-                return [self._complex_product(values, bound)]
-            out = self.primitive.bind(*values, **bound)
+        try:
+            with source_info_util.user_context(self.traceback.of):
+                if self.primitive is prims.dot_general_p and is_complex(self.outputs[0].aval):
+                    return [self._complex_product(values, bound)]
+                out = self.primitive.bind(*values, **bound)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise self._refused(error) from error
         return list(out) if self.primitive.multiple_results else [out]
+
+    def _refused(self, error: Exception) -> Exception:
+        """The error where JAX has no derivative or no batching rule for the operation."""
+        if isinstance(error, EtpcError):
+            return error
+        reason = next(iter(str(error).splitlines()), "").rstrip(".")
+        return UnsupportedError(
+            f"JAX refuses the {self.primitive.name} at {self.source}: {reason}. This is because a derivative passes "
+            "through it, from a hidden state or a weight to a state or to the output, or a batch does. Give it a "
+            "derivative by `jax.custom_jvp`, or pass what enters it through `jax.lax.stop_gradient`.",
+            code=Code.NO_DERIVATIVE,
+        )
 
     def _complex_product(self, values: Sequence[Any], params: dict[str, Any]) -> jax.Array:
         dtype = self.outputs[0].aval.dtype

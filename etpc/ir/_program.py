@@ -23,8 +23,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 
+from .._jax import result_type
 from ..algorithms import Algorithm
 from ..analyse import Analysis, Pattern, WeightOp
 from ..forms import Extension, Joined, Site, Trace, bytes_of
@@ -88,6 +90,15 @@ class TraceNode:
     def op(self) -> WeightOp:
         """The first of them, by whose path the trace is known."""
         return self.feeds[0].ops[0]
+
+    @property
+    def left_out(self) -> str:
+        """What the trace leaves out, by its form or as it is rounded, in words; empty where it is whole."""
+        exact = result_type(self.op.delta.dtype, np.float32)
+        is_rounded = jnp.finfo(self.dtype).bits < jnp.finfo(exact).bits
+        rounded = f"carried in {jnp.dtype(self.dtype).name}, and so rounded after each window"
+        reasons = ((not self.form.exact, self.form.left_out), (is_rounded, rounded))
+        return "; ".join(text for applies, text in reasons if applies)
 
     @cached_property
     def block(self) -> int:

@@ -16,8 +16,8 @@ ClaimName = Literal["exact", "approximate", "current step", "unused"]
 class Reason:
     """One reason why a gradient is not exact.
 
-    - `kind`: `"escape"`: influence leaves the trace along a path; `"form"`: the form of the trace
-        leaves something out; `"untraced"`: this use reaches a hidden state and has no trace;
+    - `kind`: `"escape"`: influence leaves the trace along a path; `"form"`: the form or the dtype of the
+        trace leaves something out; `"untraced"`: this use reaches a hidden state and has no trace;
         `"unused"`: nothing that the step returns depends on the parameter.
     - `text`: what is left out, in words.
     - `use`: the weight operation that it is about; `None` for a parameter without one.
@@ -90,7 +90,7 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     """Why the gradient through one weight operation is not exact; empty where it is."""
     if p.node is None:
         return [] if p.code is None or p.exact else [Reason("untraced", p.reason, p, code=p.code)]
-    of_form = [] if p.node.form.exact else [Reason("form", p.escapes[0], p, code=Code.REDUCED)]
+    of_form = [Reason("form", p.escapes[0], p, code=Code.REDUCED)] if p.node.left_out else []
     pairs = zip(p.escapes[len(of_form) :], plan.analysis.reach[p.op.number].escapes, strict=True)
     return of_form + [
         Reason("escape", text, p, escape, code=_code(escape)) for text, escape in pairs

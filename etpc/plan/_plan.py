@@ -113,8 +113,8 @@ def _op_plan(program: TraceProgram, op: WeightOp, untraced: Why | None, choice: 
     followed = node is not None and node.virtual and program.extension
     late = f", {followed.left_out}" if followed else ""
     escapes = () if missing else tuple(f"{escape}{late}" for escape in reach.escapes)
-    if node is not None and not node.form.exact:
-        escapes = (node.form.left_out, *escapes)
+    if node is not None and node.left_out:
+        escapes = (node.left_out, *escapes)
     why = ends(reach, program.algorithm) if ended else untraced
     return OpPlan(
         op=op,

@@ -90,6 +90,17 @@ def test_a_layer_alone_may_be_in_half_precision():
     assert str(program.passes).startswith("narrow: traces in another dtype")
 
 
+def test_a_trace_that_is_rounded_is_not_exact():
+    """Under rules that are exact there, and beside what a form leaves out."""
+    claims = lambda rule, *passes: compiled("adaptive", rule, passes).claims.values()
+    assert all(c.claim == "exact" for c in claims("windows"))
+    for claim in claims("windows", in_dtype("float32")):
+        assert claim.claim == "approximate"
+        assert {*claim.left_out} == {"carried in float32, and so rounded after each window"}
+    texts = [t for c in claims("rank", in_dtype("float16")) for t in c.left_out]
+    assert all(t.endswith("carried in float16, and so rounded after each window") for t in texts)
+
+
 def of_step(program):
     """A program without traces, which is valid and has other gradients."""
 
