@@ -261,9 +261,14 @@ AS_REFERENCE = {
 }
 """How a function is called that JAX does not differentiate forward otherwise."""
 OF_FLOAT32 = "wide_products"
-MAPPED = list(itertools.product((False, True), repeat=3))
+MAPPED = [(True, False, False), (False, True, False), (False, False, True), (True, True, True)]
+"""Of which of the weights, the input and the state a batch has several."""
 ALL = [(name, mapped) for name in CASES for mapped in MAPPED]
-OFTEN = [(name, (n % 3 == 0, True, n % 2 == 0)) for n, name in enumerate(CASES)]
+OFTEN = [
+    *((name, MAPPED[3]) for name in ("in_scan", "map_inside", "branch_of_weights", "two_products")),
+    *((name, MAPPED[1]) for name in ("halved", "with_rule_inside", "csr transposed", "coo beyond")),
+    *((name, MAPPED[0]) for name in ("loop_in_equinox", "empty_scan", "complex_products")),
+]
 
 
 def along(function, arguments):
