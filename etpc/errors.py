@@ -196,6 +196,11 @@ def checked_list(name: str, value: Any, what: str) -> list[Any]:
     return list(value or ())
 
 
+def not_installed(what: str, package: str | None, extra: str) -> str:
+    """Of what needs a package that is missing, what to do."""
+    return f"{what} needs {package}, which is not installed. Run `pip install 'etpc[{extra}]'`."
+
+
 def near(name: str, names: Iterable[str]) -> str:
     """A sentence with the names that are nearly `name`, or nothing."""
     matches = difflib.get_close_matches(name, list(names), n=2, cutoff=0.7)
