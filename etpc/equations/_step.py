@@ -31,7 +31,7 @@ from .._jax.primitives import IDENTITIES, facts
 from ..analyse import Analysis, WeightOp
 from ..errors import UnsupportedError
 from ._functions import COMPLEX, ELEMENTS, function, parts_of
-from ._nodes import Array, Ids, Nodes, Sums
+from ._nodes import Array, Ids, Nodes, Sums, identifier
 from ._products import Grid, Product, sums_of
 
 Parts = tuple[Ids, ...]
@@ -432,6 +432,7 @@ class Step(Evaluation):
     def called(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
         """A function of whole arrays, by its name."""
         text = params.shown_name(eqn).removeprefix("reduce_").replace("dot_general", "product")
+        text = identifier(text, "f")
         pairs = zip(eqn.inputs, operands, strict=True)
         given = [ids for v, parts in pairs if v.is_float for ids in self._parts(parts, "q")]
         found: list[Parts] = []

@@ -10,6 +10,7 @@ from sympy.printing.latex import LatexPrinter
 from sympy.printing.numpy import NumPyPrinter
 from sympy.printing.str import StrPrinter
 
+from ..errors import in_one_line
 from ._functions import COMPARISONS, FUNCTIONS, dot
 from ._nodes import Array
 from ._rule import Equation, Rule, Term
@@ -18,6 +19,9 @@ GREEK = re.findall(
     r"\w+",
     "alpha beta gamma delta epsilon eta theta kappa lambda mu nu omega phi psi rho sigma tau xi",
 )
+OF_TEXT = {"_": r"\_", "\\": r"\backslash ", "~": r"\sim ", "^": r"\wedge "}
+"""What stands for signs that are no text in LaTeX."""
+SLASHED = r"\\\g<0>"
 SIGNS = {"==": "=", "!=": r"\ne", "<=": r"\le", ">=": r"\ge"}
 
 
@@ -233,8 +237,9 @@ def as_latex(lines: Sequence[Line]) -> str:
     rows: list[str] = []
     for line in lines:
         if line.right is None:
-            text = re.sub(r"([#%&${}])", r"\\\1", line.note or line.left)
-            rows.append("&" + r"\_".join(rf"\text{{{part}}}" for part in text.split("_")))
+            parts = re.split(r"([_\\~^])", line.note or line.left)
+            texts = (rf"\text{{{re.sub(r'[#%&${}]', SLASHED, part)}}}" for part in parts)
+            rows.append("&" + "".join(map(OF_TEXT.get, parts, texts)))
         else:
             rows.append(f"{printer.doprint(line.left)} &{line.sign} {printer.doprint(line.right)}")
     body = " \\\\\n".join(rows)
@@ -271,7 +276,7 @@ class Source:
             self.line(f"{old.name} = carry[{old.name!r}]")
         for n, (title, _, equations) in enumerate(rule.sections):
             if equations:
-                self.lines += ["", f"    # {title}"]
+                self.lines += ["", f"    # {in_one_line(title)}"]
             for equation in equations:
                 self.equation(equation)
             if n == 0:
@@ -393,7 +398,7 @@ class Source:
 
     def file(self, equations: str) -> str:
         """The whole file."""
-        head = ["# " + line if line else "#" for line in equations.split("\n")]
+        head = ["# " + in_one_line(line) if line else "#" for line in equations.split("\n")]
         own = [d for several in self.rule.nodes.own.values() for d in several]
         written = [
             f"def {n}({', '.join(map(str, a))}):\n    return {self.code(v)}" for n, a, v in own

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import types
+from xml.etree import ElementTree
 
 import equinox as eqx
 import jax
@@ -18,6 +19,7 @@ sympy = pytest.importorskip("sympy")
 import etpc  # noqa: E402
 from etpc import nn  # noqa: E402
 from etpc.cli import main  # noqa: E402
+from etpc.draw import fragment, to_svg  # noqa: E402
 from etpc.errors import EtpcError  # noqa: E402
 from etpc.forms import Decay, Full  # noqa: E402
 from tests import helpers  # noqa: E402
@@ -533,6 +535,51 @@ def test_equations_of_other_rules_that_cut_something_else(rule):
 def test_other_rules_are_refused(rule):
     with pytest.raises(EtpcError, match="equations of"):
         etpc.compile(alif(), rule, inputs=jnp.zeros(2)).equations()
+
+
+class Attributes(dict):
+    """A node whose keys are attributes, which may have any name."""
+
+
+jax.tree_util.register_pytree_with_keys(
+    Attributes,
+    lambda node: ([(jax.tree_util.GetAttrKey(k), v) for k, v in node.items()], tuple(node)),
+    lambda names, values: Attributes(zip(names, values, strict=True)),
+)
+LINE = "raise AssertionError('a name was run')"
+NAMES = [
+    *(f"w{end}    {LINE}{end}" for end in ("\n", "\r", "\r\n", "\0", "\x0b", "\x85", "\u2028")),
+    *(f"{quote})\n{LINE}  #" for quote in ("'", '"', '"""', "\\")),
+    *("ﬁ", "fi", "²", "x²", "৴", "lambda", "np", "float", "max", "a_b", "a__b", "", "<b>&amp;</b>"),
+    *(r"\input{x}", "$x$", "a^2_~#%&{}", "*/", "-->", "]]>", "<0>"),
+]
+
+
+@pytest.mark.slow
+def test_any_name_of_a_leaf_is_text():
+    """In the file of NumPy, in formulas and in pictures."""
+    model = Attributes({name: normal(2, 2, seed=n) for n, name in enumerate(NAMES)})
+    new = lambda w, x, h: Attributes({n: jnp.tanh(w[n] @ x[n] + h[n] / 2) for n in NAMES})
+    xs, state = (jax.tree.map(lambda _, s=s: normal(*s), model) for s in ((3, 2), (2,)))
+    step = lambda w, x, h: (lambda h: (sum(h.values()), h))(new(w, x, h))
+    x = jax.tree.map(lambda a: a[0], xs)
+    program = etpc.compile(model, inputs=x, state=state, step=step)
+    carry, grads, given = run(program, model, xs, state)
+    assert difference(given.gradient, grads) < TOLERANCE
+    assert difference(given.state, carry.state) < TOLERANCE
+    equations = program.equations()
+    assert all(
+        text.isprintable() for text in (*str(program).split("\n"), *str(equations).split("\n"))
+    )
+    latex = equations.latex()
+    assert "input" not in re.findall(r"\\([a-z]+)", latex)
+    assert not re.search(r"(?<!\\)[$#%]", latex)
+    for picture in (to_svg(program), "<p>" + fragment(program) + "</p>"):
+        assert {"b", "amp"}.isdisjoint(e.tag for e in ElementTree.fromstring(picture).iter())
+    with contextlib.suppress(ModuleNotFoundError):
+        from latex2mathml.converter import convert
+
+        assert convert(latex).count("<mtr>") == latex.count("\n") - 1
 
 
 def test_a_path_that_is_no_weight_is_refused():
