@@ -98,13 +98,13 @@ else:
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         place = _PLACES[name]
-        try:
-            value = importlib.import_module(f".{place or name}", __name__)
-        except (
-            ModuleNotFoundError
-        ) as error:  # for `hasattr` and `help`, what needs an extra is not there
-            raise AttributeError(str(error)) from error
-        value = getattr(value, name) if place else value
+        if place:
+            value = getattr(importlib.import_module(f".{place}", __name__), name)
+        else:
+            try:
+                value = importlib.import_module(f".{name}", __name__)
+            except ModuleNotFoundError as error:  # for `hasattr` and `help` it is not there
+                raise AttributeError(str(error)) from error
         globals()[name] = value  # so that it is found at once from now on
         return value
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
@@ -100,11 +101,17 @@ class Equations:
             raise UnsupportedError(
                 f"NumPy has no PRNG keys: {', '.join(keys)}. The equations can be printed, but not run."
             )
+        for eqn in step.equations:
+            if any(v.is_float and jnp.finfo(v.aval.dtype).bits < 32 for v in eqn.outputs):
+                raise UnsupportedError(
+                    f"The step rounds to {eqn.outputs[0].aval.dtype}, by {eqn.primitive.name} at {eqn.source}, and "
+                    "NumPy would not. The equations can be printed, but not run. To run them, compute in float32."
+                )
         unknown = [call for call in self.rule.step.calls.values() if not call.is_known]
         if unknown:
             names = ", ".join(f"{call.name} at {call.equation.source}" for call in unknown)
             raise UnsupportedError(
-                f"The step has functions of whole arrays that cannot be written in NumPy: {names}. The equations can "
+                f"The step has functions that cannot be written in NumPy: {names}. The equations can "
                 "be printed, but not run. To run them, write the step without these functions."
             )
         return Source(self.rule).file(head)

@@ -16,7 +16,7 @@ import sympy as sp
 from ._functions import ELEMENTS, FUNCTIONS
 
 RESERVED = re.findall(
-    r"\w+", "np math nan inf traces step parameters inputs carry dloss y_of_step gradient"
+    r"\w+", "np math nan inf int float traces step parameters inputs carry dloss y_of_step gradient"
 )
 """Names that have a meaning in the file of NumPy."""
 
@@ -48,6 +48,8 @@ class Array:
     """The elements of another array that have the same values: a weight, as one operation uses it."""
     sums: "Sequence[Sums]" = ()
     """What it is the sum of."""
+    dtype: str = ""
+    """As what NumPy holds it, where that is said: `int`, or `float` for conditions."""
 
     @property
     def size(self) -> int:

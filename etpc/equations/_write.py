@@ -268,7 +268,8 @@ class Source:
         ):
             for path, parts in zip(paths, arrays, strict=True):
                 for array, part in _parts(parts):
-                    given = f"np.asarray({source}[{path!r}]){part}"
+                    dtype = array.dtype and f", {array.dtype}"
+                    given = f"np.asarray({source}[{path!r}]{dtype}){part}"
                     self.line(f"{array.name} = {given}.reshape({array.shape})")
         for array, values in step.values.items():
             self.line(f"{array.name} = {self.table(values)}")
@@ -364,16 +365,17 @@ class Source:
         target = equation.target
         whole = [t.value for t in equation.terms if t.where is None]
         note = f"  # {equation.note}" if equation.note else ""
+        zeros = f"np.zeros({target.shape}{target.dtype and f', {target.dtype}'})"
         begun = target in self._begun
         self._begun.add(target)
         if whole:
             text = " + ".join(self.code(v) for v in whole)
             full = any(self._fills(v, target) for v in whole)
-            text = text if full or begun else f"{text} + np.zeros({target.shape})"
+            text = text if full or begun else f"{text} + {zeros}"
             text = f"{text}.copy()" if text.isidentifier() else text
             self.line(f"{target.name} {'+=' if begun else '='} {text}{note}")
         elif not begun:
-            self.line(f"{target.name} = np.zeros({target.shape})")
+            self.line(f"{target.name} = {zeros}")
         for term in equation.terms:
             if term.where is not None:
                 self.line(self.added(target, term.value, term.where) + note)

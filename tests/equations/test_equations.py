@@ -20,6 +20,7 @@ import etpc  # noqa: E402
 from etpc import nn  # noqa: E402
 from etpc.cli import main  # noqa: E402
 from etpc.draw import fragment, to_svg  # noqa: E402
+from etpc.equations._functions import INTEGERS  # noqa: E402
 from etpc.errors import EtpcError  # noqa: E402
 from etpc.forms import Decay, Full  # noqa: E402
 from tests import helpers  # noqa: E402
@@ -361,6 +362,71 @@ def test_what_is_not_computed_element_by_element_is_a_named_function(rule):
 def run_equations(equations, model):
     xs = jnp.array([0, 2, 1, 1, 0, 2])
     return equations.evaluate(model, xs, jnp.zeros(6), dloss)
+
+
+WRITTEN = {
+    "add": lambda n, m: n + m,
+    "sub": lambda n, m: 3 - n - m,
+    "mul": lambda n, m: n * m * 101,
+    "neg": lambda n, m: -n - (n == m),
+    "abs": lambda n, m: abs(n) + abs(m),
+    "pow": lambda n, m: n**3 + m**2,
+    "max": lambda n, m: jnp.maximum(n, m) + jnp.minimum(n, -m),
+    "where": lambda n, m: jnp.where(n > m, m, n - 1) + jnp.sign(n),
+    "clip": lambda n, m: jnp.clip(m, 3, 100) + n,
+    "condition": lambda n, m: n + 100 * (m > 3).astype(n.dtype) + (m == 0),
+    "narrow": lambda n, m: n.astype(jnp.int8) + m.astype(jnp.uint16).astype(n.dtype),
+    "wide": lambda n, m: (n.astype(jnp.int64) * 3 + 2**40).astype(n.dtype) + m,
+    "float": lambda n, m: n + (n.astype(float) * m.astype(float) * n.astype(float)).astype(n.dtype),
+    "power": lambda n, m: n + (1.5 ** jnp.clip(m, 0, 3) * 7).astype(n.dtype),
+    "part": lambda n, m: n.at[1:].set(m[1:]) + jnp.array([True, False, True]),
+}
+"""Operations on integers, which leave the range of any dtype on these data."""
+LARGE = jnp.array([[-2.5, 1e20, jnp.nan], [300.7, -1e20, 70000.5], [1e9, -129.0, 0.9], [2, 7, 127]])
+
+
+@pytest.mark.parametrize("dtype", few(INTEGERS, "int32", "uint8"))
+def test_integers_are_those_of_the_program(dtype):
+    state = {"h": jnp.zeros(3), "n": dict.fromkeys(WRITTEN, jnp.array([1, 2, 100], dtype))}
+
+    def step(w, x, s):
+        n = {name: of(s["n"][name], x["i"].astype(dtype)) for name, of in WRITTEN.items()}
+        size = sum(a.astype(dtype) / 2.0 ** jnp.iinfo(dtype).bits for a in n.values())
+        h = s["h"] / 2 + jnp.tanh(w @ x["x"]) * (size + x["on"].astype(float) + x["on"])
+        return h, {"h": h, "n": jax.tree.map(lambda a: a.astype(dtype), n)}
+
+    xs = {"x": normal(8, 2), "i": jnp.tile(LARGE, (2, 1)), "on": normal(8, 3) > 0}
+    x = jax.tree.map(lambda a: a[0], xs)
+    program = etpc.compile(normal(3, 2), inputs=x, state=state, step=step)
+    carry, grads, given = run(program, normal(3, 2), xs, state)
+    for name, n in carry.state["n"].items():
+        assert np.array_equal(given.state["n"][name], n), name
+    assert difference(given.gradient, grads) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (lambda h: (h * 4).astype(jnp.int32) // 3, "div at"),
+        (lambda h: (h * 4).astype(jnp.int32) % 3, "rem at"),
+        (lambda h: (h * 4).astype(jnp.int32) & 3, "and at"),
+        (lambda h: ~(h * 4).astype(jnp.int32), "not at"),
+        (lambda h: (h * 4).astype(jnp.int32) << 3, "shift_left at"),
+        (lambda h: (h * 4).astype(jnp.int32).sum(), "sum at"),
+        (lambda h: (h * 4).astype(jnp.uint64), "convert_element_type at"),
+        (lambda h: (h * 4).astype(jnp.int4), "convert_element_type at"),
+        (lambda h: jnp.round(h), "round at"),
+        (lambda h: h % 3, "rem at"),
+        (lambda h: h.astype(jnp.bfloat16), "rounds to bfloat16, by convert_element_type at"),
+        (lambda h: jax.lax.reduce_precision(h, 8, 7), "precision at"),
+    ],
+)
+def test_what_numpy_computes_otherwise_is_printed_and_not_run(of, said):
+    step = lambda w, x, h: both(jnp.tanh(w @ x + h) * of(jax.lax.stop_gradient(h)).astype(float))
+    program = etpc.compile(normal(3, 2), inputs=jnp.zeros(2), state=jnp.zeros(3), step=step)
+    assert "tanh" in str(program.equations())
+    with pytest.raises(etpc.UnsupportedError, match=rf"{said} .*test_equations\.py"):
+        program.equations().to_numpy()
 
 
 def test_a_state_with_keys_is_printed_and_not_run():
