@@ -112,10 +112,7 @@ half = lambda: of_units(loss_fn=loss)
 no_xs = lambda: of_units(jnp.ones(3), jnp.zeros(3), None, jnp.zeros((5, 3)), loss)
 odd = lambda: of_units(jnp.ones(3), jnp.zeros((2, 3, 3)), jnp.zeros((5, 3)))
 spikes = lambda: of_units(step=lambda w, x, h: (h > 0, w * h + x))
-by_seed = lambda seed: of_units(
-    {"w": jnp.full((3, 3), 0.1)},
-    step=lambda m, x, h: (jnp.tanh(m["w"] @ (jnp.tanh(h) if seed else x) + h),) * 2,
-)
+refuses = lambda seed: 1 / (seed - 3)
 leaves_later = lambda: of_units(step=leaving)
 forgot = lambda: None
 wrong_shape = lambda: (Leaky(), jnp.zeros(5))
@@ -579,6 +576,8 @@ MISTAKES = {
     "tbptt without steps": ("verify tiny_models:make --algo tbptt", r"tbptt needs steps"),
     "parameter": ("explain tiny_models:make .wni", r"no parameter '\.wni'.*\.win"),
     "memory": ("verify tiny_models:make --memory 10", r"memory=10 allows no more"),
+    "seed of claims": ("claims tiny_models:refuses -o x --seed 3", r"division by zero"),
+    "memory of claims": ("claims tiny_models:make -o x --memory 10", r"memory=10 allows no more"),
     "half a task": ("verify tiny_models:half", r"both targets and loss_fn, or none"),
     "targets alone": ("verify tiny_models:no_xs", r"needs xs too"),
     "axes": ("verify tiny_models:odd", r"xs has a leaf of shape \[5, 3\]"),
@@ -659,17 +658,6 @@ def test_every_option_is_read(command):
     assert options.keys() - {"command", "x64", "json", "traceback"} == read_by(
         _main.COMMANDS[command].run
     )
-
-
-def test_the_options_of_claims(capsys):
-    argv = ["claims", "tiny_models:by_seed", "-o", "claims.json", "--seed"]
-    for seed, claims in ((0, "exact"), (3, "approximate")):
-        status, out, _ = run(capsys, *argv, seed, "--json")
-        entry = strict(out)["models"]["tiny_models:by_seed"]
-        assert (status, entry["seed"], entry["claims"]["['w']"]["claim"]) == (0, seed, claims)
-    status, _, err = run(capsys, *argv, 0, "--memory", 1)
-    assert status == 2
-    assert "memory=1" in err
 
 
 @pytest.mark.parametrize("command", ["explain", "verify", "draw", "bench", "suggest", None])

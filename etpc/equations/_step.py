@@ -90,8 +90,7 @@ class Evaluation:
     def _computed(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
         name, apply = eqn.primitive.name, self.nodes.apply
         if name == "pow":
-            pairs = zip(eqn.inputs, operands, strict=True)
-            operands = [self._real(v, parts) for v, parts in pairs]
+            operands = [self._real(*pair) for pair in zip(eqn.inputs, operands, strict=True)]
         (first, *rest), is_of_complex = operands, any(len(parts) > 1 for parts in operands)
         if name == "convert_element_type":
             return [self._converted(eqn, first)]

@@ -121,8 +121,7 @@ def export_functions(
         is_name = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
         if not is_name or name in taken or name.startswith("_"):
             raise InputError(
-                f"No function can have the name {name!r}, as it becomes a method, a file and a function of C. Pass it "
-                "by an identifier that is no other attribute, such as `act`."
+                f"No function can have the name {name!r}. Pass it by an identifier that is no attribute, such as `act`."
             )
         if not (isinstance(given, tuple) and given and callable(given[0])):
             raise InputTypeError(

@@ -157,10 +157,7 @@ def to_npy(array: np.ndarray) -> np.ndarray:
 
 
 def read_npy(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The next array of a file, of which nothing is read before it is known to have this shape and dtype.
-
-    **Raises** `ValueError`, or what else NumPy says, where it is another one.
-    """
+    """The next array of a file, of which nothing is read before it is known to be this one. **Raises** any error."""
     version = npy.read_magic(file)
     found, is_fortran, found_dtype = npy.read_array_header_1_0(file)
     if version != (1, 0) or (found, found_dtype) != (shape, dtype):
