@@ -376,7 +376,7 @@ WRITTEN = {
     "clip": lambda n, m: jnp.clip(m, 3, 100) + n,
     "condition": lambda n, m: n + 100 * (m > 3).astype(n.dtype) + (m == 0),
     "narrow": lambda n, m: n.astype(jnp.int8) + m.astype(jnp.uint16).astype(n.dtype),
-    "wide": lambda n, m: (n.astype(jnp.int64) * 3 + 2**40).astype(n.dtype) + m,
+    "wide": lambda n, m: n.astype(jnp.int64) * 3 + m,
     "float": lambda n, m: n + (n.astype(float) * m.astype(float) * n.astype(float)).astype(n.dtype),
     "power": lambda n, m: n + (1.5 ** jnp.clip(m, 0, 3) * 7).astype(n.dtype),
     "part": lambda n, m: n.at[1:].set(m[1:]) + jnp.array([True, False, True]),
@@ -391,11 +391,12 @@ def test_integers_are_those_of_the_program(dtype):
 
     def step(w, x, s):
         n = {name: of(s["n"][name], x["i"].astype(dtype)) for name, of in WRITTEN.items()}
-        size = sum(a.astype(dtype) / 2.0 ** jnp.iinfo(dtype).bits for a in n.values())
-        h = s["h"] / 2 + jnp.tanh(w @ x["x"]) * (size + x["on"].astype(float) + x["on"])
+        size = sum(a / 2.0 ** jnp.iinfo(dtype).bits for a in n.values())
+        on = jnp.sin(x["on"][0].astype(float) + x["on"][1])
+        h = s["h"] / 2 + jnp.tanh(w @ x["x"]) * (size + on)
         return h, {"h": h, "n": jax.tree.map(lambda a: a.astype(dtype), n)}
 
-    xs = {"x": normal(8, 2), "i": jnp.tile(LARGE, (2, 1)), "on": normal(8, 3) > 0}
+    xs = {"x": normal(8, 2), "i": jnp.tile(LARGE, (2, 1)), "on": normal(8, 2, 3) > 0}
     x = jax.tree.map(lambda a: a[0], xs)
     program = etpc.compile(normal(3, 2), inputs=x, state=state, step=step)
     carry, grads, given = run(program, normal(3, 2), xs, state)
