@@ -65,7 +65,8 @@ class ModelClaims(pytest.Item):
         folder = os.fspath(self.config.invocation_params.dir)
         if folder not in sys.path:
             sys.path.insert(0, folder)  # as for `etpc claims`
-        found = claims_of(self.name, self.entry["algo"], self.entry["inputs"])
+        options = ("algo", "inputs", "seed", "memory")
+        found = claims_of(self.name, **{n: self.entry[n] for n in options if n in self.entry})
         if worse := worse_claims(self.entry, found):
             raise WorseClaims("\n".join(worse))
 

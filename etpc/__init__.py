@@ -101,7 +101,10 @@ else:
         if place:
             value = getattr(importlib.import_module(f".{place}", __name__), name)
         else:
-            value = importlib.import_module(f".{name}", __name__)
+            try:
+                value = importlib.import_module(f".{name}", __name__)
+            except ModuleNotFoundError as error:  # for `hasattr` and `help` it is not there
+                raise AttributeError(str(error)) from error
         globals()[name] = value  # so that it is found at once from now on
         return value
 

@@ -12,7 +12,6 @@ import hashlib
 import io
 import itertools
 import json
-import math
 import os
 import re
 import stat
@@ -28,7 +27,7 @@ from numpy.lib import format as npy
 
 from ._jax import Tracer, is_key
 from .errors import CheckpointError, raise_together
-from .files.disk import from_npy, key_impl, npy_dtype, replacing, to_npy
+from .files.disk import from_npy, key_impl, npy_dtype, read_npy, replacing, to_npy
 from .run import Carry
 
 _MAGIC = b"\x89etpc2\r\n"
@@ -154,7 +153,8 @@ def _read(path: Path, like: Any, *, weights: bool) -> Any:
                 described = list(_described(like, FIRST))
                 entries = [entry for entry in entries if entry[0].startswith(FIRST)]
             differences = list(itertools.islice(_differences(entries, described), 20))
-            values = [] if differences else [_from_npy(file, leaf) for _, _, leaf in described]
+            stored = [] if differences else [_stored_as(leaf) for _, _, leaf in described]
+            values = [None if how is None else read_npy(file, *how) for how in stored]
             if not differences and not weights and file.read(1):
                 raise ValueError
         except (OSError, MemoryError):
@@ -300,19 +300,6 @@ def _to_npy(leaf: Any) -> np.ndarray:
     if type(leaf) is int:
         return np.frombuffer(leaf.to_bytes(_INT_BYTES, "little", signed=True), np.uint8)
     return to_npy(np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf))
-
-
-def _from_npy(file: io.BufferedReader, like: Any) -> np.ndarray | None:
-    """The next array of a file, of which nothing is read before it is known to be like `like`."""
-    stored = _stored_as(like)
-    if stored is None:
-        return None
-    version = npy.read_magic(file)
-    shape, is_fortran, dtype = npy.read_array_header_1_0(file)
-    if version != (1, 0) or (shape, dtype) != stored:
-        raise ValueError
-    array = np.fromfile(file, dtype, math.prod(shape))
-    return array.reshape(shape, order="F" if is_fortran else "C")
 
 
 def _restored(value: Any, like: Any) -> Any:

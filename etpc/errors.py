@@ -198,6 +198,16 @@ def checked_list(name: str, value: Any, what: str) -> list[Any]:
     return list(value or ())
 
 
+def not_installed(what: str, package: str | None, extra: str) -> str:
+    """Of what needs a package that is missing, what to do."""
+    return f"{what} needs {package}, which is not installed. Run `pip install 'etpc[{extra}]'`."
+
+
+def in_one_line(text: str) -> str:
+    """A text with what ends a line, or is not shown, as escapes: it stays what it is inside a comment."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def near(name: str, names: Iterable[str]) -> str:
     """A sentence with the names that are nearly `name`, or nothing."""
     matches = difflib.get_close_matches(name, list(names), n=2, cutoff=0.7)

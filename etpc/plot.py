@@ -14,7 +14,7 @@ import numpy as np
 from ._jax import is_spike
 from .checking.compare import Report
 from .checking.suggest import Suggestion
-from .errors import InputError, InputTypeError, SelectionError, checked_count
+from .errors import InputError, InputTypeError, SelectionError, checked_count, not_installed
 from .plan import OpPlan
 from .run import Carry, Program
 
@@ -24,10 +24,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "`etpc.plot` draws with Matplotlib, which is not installed. Install the extra `plot`, or "
-        "Matplotlib itself."
-    ) from error
+    raise ModuleNotFoundError(not_installed("`etpc.plot`", "Matplotlib", "plot")) from error
 
 SMALLEST = 1e-17
 """Where a relative error of zero is drawn, on an axis that has no zero."""

@@ -9,7 +9,13 @@ is the derivative by the number of the parameter in that unit.
 from typing import Any
 
 import jax
-import saiunit
+
+from .errors import not_installed
+
+try:
+    import saiunit
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(not_installed("`etpc.units`", "saiunit", "units")) from error
 
 
 def physical(grads: Any, loss_unit: Any = saiunit.UNITLESS) -> Any:

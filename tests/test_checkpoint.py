@@ -391,6 +391,17 @@ def test_a_save_that_fails_leaves_what_was_there(name, error, tmp_path, monkeypa
     same(path, small(), small())
 
 
+def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch):
+    """The file is in its place by then."""
+    sync = os.fsync
+    is_folder = lambda descriptor: stat.S_ISDIR(os.fstat(descriptor).st_mode)
+    refuse = lambda d: fails(errno.EINVAL)() if is_folder(d) else sync(d)
+    etpc.save(tmp_path / "a", {"other": 1})
+    monkeypatch.setattr(os, "fsync", refuse)
+    etpc.save(tmp_path / "a", small())
+    same(tmp_path / "a", small(), small())
+
+
 def test_a_disk_that_is_full_amid_a_save(tmp_path):
     """A limit on the size of files does what a full disk does: a part is written, the rest is not."""
     resource = pytest.importorskip("resource")

@@ -1,5 +1,7 @@
 """The command line: what it prints, its exit statuses, and what a mistake gets."""
 
+import ast
+import inspect
 import io
 import json
 import re
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc.cli import Task, main
+from etpc.cli import Task, _main, main
 from etpc.cli._algorithm import parse
 from etpc.cli._errors import CommandError
 from etpc.cli._task import _shape, load_task, make_data, mean_square
@@ -110,6 +112,7 @@ half = lambda: of_units(loss_fn=loss)
 no_xs = lambda: of_units(jnp.ones(3), jnp.zeros(3), None, jnp.zeros((5, 3)), loss)
 odd = lambda: of_units(jnp.ones(3), jnp.zeros((2, 3, 3)), jnp.zeros((5, 3)))
 spikes = lambda: of_units(step=lambda w, x, h: (h > 0, w * h + x))
+refuses = lambda seed: 1 / (seed - 3)
 leaves_later = lambda: of_units(step=leaving)
 forgot = lambda: None
 wrong_shape = lambda: (Leaky(), jnp.zeros(5))
@@ -573,12 +576,20 @@ MISTAKES = {
     "tbptt without steps": ("verify tiny_models:make --algo tbptt", r"tbptt needs steps"),
     "parameter": ("explain tiny_models:make .wni", r"no parameter '\.wni'.*\.win"),
     "memory": ("verify tiny_models:make --memory 10", r"memory=10 allows no more"),
+    "seed of claims": ("claims tiny_models:refuses -o x --seed 3", r"division by zero"),
+    "memory of claims": ("claims tiny_models:make -o x --memory 10", r"memory=10 allows no more"),
     "half a task": ("verify tiny_models:half", r"both targets and loss_fn, or none"),
     "targets alone": ("verify tiny_models:no_xs", r"needs xs too"),
     "axes": ("verify tiny_models:odd", r"xs has a leaf of shape \[5, 3\]"),
     "outputs": ("verify tiny_models:spikes", r"no output that is a float.*etpc\.cli\.Task"),
-    "too many steps": ("verify tiny_models:task --steps 41", r"--steps 41 is more than the 40"),
-    "too large a batch": ("bench tiny_models:batched --batch 5", r"--batch 5 is more than the 4"),
+    "too many steps": (
+        "verify tiny_models:task --steps 41",
+        r"xs has 40 steps, and 41 were asked for",
+    ),
+    "too large a batch": (
+        "bench tiny_models:batched --batch 5",
+        r"xs has 4 examples, and 5 were asked for",
+    ),
     "a batch of none": ("verify tiny_models:task --batch 2", r"xs has no batch axis"),
 }
 
@@ -628,6 +639,25 @@ def test_arguments(capsys, argv):
         main(argv.split())
     assert caught.value.code == 2
     assert "usage: etpc" in capsys.readouterr().err
+
+
+def read_by(function):
+    """The options that a function of the command line reads, itself or in those that it passes them to."""
+    nodes = [*ast.walk(ast.parse(inspect.getsource(function)))]
+    is_arguments = lambda node: isinstance(node, ast.Name) and node.id == "arguments"
+    calls = [n for n in nodes if isinstance(n, ast.Call) and any(map(is_arguments, n.args))]
+    called = [vars(_main)[n.func.id] for n in calls if isinstance(n.func, ast.Name)]
+    read = {n.attr for n in nodes if isinstance(n, ast.Attribute) and is_arguments(n.value)}
+    return read.union(*map(read_by, called))
+
+
+@pytest.mark.parametrize("command", _main.COMMANDS)
+def test_every_option_is_read(command):
+    output = ["-o", "x"] if command in _main.OUTPUTS else []
+    options = vars(_main._arguments([command, "tiny_models:make", *output]))
+    assert options.keys() - {"command", "x64", "json", "traceback"} == read_by(
+        _main.COMMANDS[command].run
+    )
 
 
 @pytest.mark.parametrize("command", ["explain", "verify", "draw", "bench", "suggest", None])

@@ -491,6 +491,8 @@ RAISES = {
             lambda: unchecked(etpc.algorithms.resolve)(etpc.D_RTRL),
             r"not <class.*D_RTRL.*Call it: D_RTRL\(\)",
         ),
+        (lambda: unchecked(etpc.algorithms.resolve)(etpc.RTRL), r"Call it: RTRL\(\)\."),
+        (lambda: unchecked(etpc.algorithms.resolve)(etpc.TBPTT), r"Call it: TBPTT\(steps=\.\.\.\)"),
         (lambda: unchecked(etpc.algorithms.resolve)(3), r"algorithm or its name, not 3"),
         (lambda: compiled().arguments.check_carry({"h": X}), r"carry is a dict.*program\.init"),
         (stream("sgd"), r"opt_state holds a str, 'sgd'"),

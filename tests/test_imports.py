@@ -47,7 +47,7 @@ SEES = {
     "nn": "gradient errors _jax surrogate trace analyse",
     "interop": "errors _jax nn surrogate",
     "optim": "errors",
-    "units": "",
+    "units": "errors",
     # the command line is above the package itself
     "__init__": "errors _jax gradient export checking training checkpoint definition algorithms analyse"
     " draw emit files interop ir nn ops optim plan plot run surrogate testing trace units",

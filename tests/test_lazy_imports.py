@@ -57,6 +57,30 @@ def test_compiling_imports_no_extra() -> None:
     assert not [m for m in found if m.startswith((*extras, "scipy.optimize"))]
 
 
+@pytest.mark.slow
+def test_what_needs_an_extra_says_which() -> None:
+    """And without any, `help` shows what there is."""
+    script = """
+import inspect, pydoc, sys
+extras = "matplotlib saiunit brainstate flax haiku nir"
+sys.modules.update(dict.fromkeys(extras.split()))
+import etpc
+for module in (etpc, etpc.interop):
+    assert inspect.getmembers(module) and pydoc.render_doc(module)
+assert not hasattr(etpc, "units") and not hasattr(etpc, "plot")
+calls = [f"etpc.interop.{name}(None, None)" for name in etpc.interop.__all__ if "_" in name]
+for code in ("etpc.units", "import etpc.units", "etpc.plot", "from etpc import plot", *calls):
+    try:
+        exec(code)
+    except (AttributeError, ImportError, etpc.UnsupportedError) as error:
+        print(error)
+"""
+    found = in_a_process("-c", script).splitlines()
+    extras = "units units plot plot brainstate haiku flax nir flax brainstate flax nir"
+    for line, extra in zip(found, extras.split(), strict=True):
+        assert f"which is not installed. Run `pip install 'etpc[{extra}]'`." in line
+
+
 def test_every_name_is_what_type_checkers_see() -> None:
     """The imports under `TYPE_CHECKING` and the names that are imported late are the same."""
     tree = ast.parse(SOURCE.read_text())

@@ -1,5 +1,6 @@
 """Rules by the names that they have in the literature."""
 
+import inspect
 import re
 
 from ..errors import AlgorithmError, Code, InputTypeError
@@ -61,5 +62,9 @@ def resolve(algo: Algorithm | str) -> Algorithm:
         if spelled(algo) in ALIASES:
             object.__setattr__(known, "alias", ALIASES[spelled(algo)][0])
         return known
-    hint = " Call it: D_RTRL()." if isinstance(algo, type) and issubclass(algo, Algorithm) else ""
+    hint = ""
+    if isinstance(algo, type) and issubclass(algo, Algorithm):
+        parameters = inspect.signature(algo).parameters.values()
+        needed = [f"{p.name}=..." for p in parameters if p.default is p.empty]
+        hint = f" Call it: {algo.__name__}({', '.join(needed)})."
     raise InputTypeError(f"algo must be an algorithm or its name, not {algo!r}.{hint}")

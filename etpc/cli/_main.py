@@ -10,6 +10,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -161,7 +162,8 @@ def _explain(arguments: argparse.Namespace) -> Answer:
 def _claims(arguments: argparse.Namespace) -> Answer:
     """Add the claims of a model to a file."""
     path = arguments.output
-    entry = claims_of(arguments.target, arguments.algo, arguments.inputs)
+    options = (arguments.algo, arguments.inputs, arguments.seed, arguments.memory)
+    entry = claims_of(arguments.target, *options)
     with _writing(path):
         models = add_claims(path, arguments.target, entry)
     found = entry["claims"].items()
@@ -254,15 +256,18 @@ def _export(arguments: argparse.Namespace) -> Answer:
     state = sum(value.nbytes for value in learner.state.values())
     temporaries = learner.temporaries()
     sizes, allocated = {name: len(code) for name, code in learner.modules.items()}, None
+    in_c = None
     with _writing(folder), new_folder(folder) as temporary:
         learner.save(temporary)
-        in_c = None
-        if arguments.c is not None:
-            with _writing(arguments.c):
-                in_c = learner.to_c(arguments.c)
         if arguments.compile is not None:
             files, allocated = compiled(temporary, arguments.compile)
             sizes |= files
+        if arguments.c is not None:
+            place, whole = (Path(os.path.realpath(path)) for path in (arguments.c, folder))
+            if place.is_relative_to(whole):  # then it is there with the rest, or not at all
+                place = temporary / place.relative_to(whole)
+            with _writing(arguments.c):
+                in_c = learner.to_c(place)
     lines = [*table(["file", "bytes"], [[name, f"{size:,}"] for name, size in sizes.items()]), ""]
     lines += [
         f"state: {state:,} bytes in {len(learner.state)} arrays",

@@ -108,15 +108,22 @@ def load_task(target: str, inputs: str | None, seed: int) -> Task:
     return task
 
 
-def claims_of(target: str, algo: str = "d_rtrl", inputs: str | None = None) -> dict[str, Any]:
+def claims_of(
+    target: str,
+    algo: str = "d_rtrl",
+    inputs: str | None = None,
+    seed: int = 0,
+    memory: int | None = None,
+) -> dict[str, Any]:
     """The claims of a model, ready for JSON, with how they are found again.
 
-    - `target`, `algo`, `inputs`: as `etpc claims` takes them.
+    - `target`, `algo`, `inputs`, `seed`, `memory`: as `etpc claims` takes them.
 
     **Raises** `EtpcError`, also for what the user's code raises.
     """
-    task = load_task(target, inputs, seed=0)  # this may register a rule
-    return {"algo": algo, "inputs": inputs, **claims_record(task.compile(parse(algo)))}
+    task = load_task(target, inputs, seed)  # this may register a rule
+    found_by = dict(algo=algo, inputs=inputs, seed=seed, memory=memory)
+    return found_by | claims_record(task.compile(parse(algo), memory))
 
 
 def _made(value: Any, target: str, seed: int) -> Any:
@@ -217,9 +224,11 @@ def _own(task: Task, steps: int | None, batch: int | None) -> tuple[Any, int, in
         )
     if lead == 1 and batch is not None:
         raise CommandError("--batch was given, and xs has no batch axis.")
-    for name, wanted, available in zip(("--steps", "--batch"), (steps, batch), x, strict=False):
+    for name, wanted, available in zip(("steps", "examples"), (steps, batch), x, strict=False):
         if wanted is not None and wanted > available:
-            raise CommandError(f"{name} {wanted} is more than the {available} that xs has.")
+            raise CommandError(
+                f"xs has {available} {name}, and {wanted} were asked for. Ask for at most {available}."
+            )
     cut = (slice(steps), slice(batch))[:lead]
     xs, targets = jax.tree.map(lambda a: a[cut], (task.xs, task.targets))
     x = jnp.shape(jax.tree.leaves(xs)[0])

@@ -8,7 +8,7 @@ trace program, and no stage reads it. SymPy is imported when equations are asked
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, not_installed
 from ..ir import TraceProgram
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def equations(program: TraceProgram, path: str | None = None) -> "Equations":
         from ._equations import Equations
     except ImportError as error:
         raise UnsupportedError(
-            "Equations need SymPy, which is not installed. Run `pip install 'etpc[equations]'`."
+            not_installed("`Program.equations`", "SymPy", "equations")
         ) from error
     return Equations(program, path)
 

@@ -1,16 +1,17 @@
 """The equations of a program: shown, evaluated, and written as a file."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
 from .._jax import is_float, is_key
-from ..errors import InputError, UnsupportedError
+from ..errors import InputError, UnsupportedError, raise_together
 from ..files.record import record
 from ..forms import LowRank
 from ..ir import TraceProgram
@@ -87,27 +88,31 @@ class Equations:
         return self._file(str(self))
 
     def _file(self, head: str) -> str:
+        heading = "The equations can be printed, but not run, as NumPy does not compute all that the step does."
+        raise_together(self._missing(), UnsupportedError, heading)
+        return Source(self.rule).file(head)
+
+    def _missing(self) -> Iterator[str]:
+        """What cannot be written in NumPy."""
+        step = self.rule.step.step
         for node in self.rule.program.traces:
             if isinstance(node.form, LowRank):
-                raise UnsupportedError(
+                yield (
                     f"The trace of {node.op.path} has a limited rank: a singular value decomposition reduces it after "
-                    "each window, which is not an equation of a step. The equations can be printed, but not run."
+                    "each window, which is not an equation of a step."
                 )
-        step = self.rule.step.step
-        leaves = (step.model_leaves, step.input_leaves, step.state_leaves)
-        keys = [p for of in leaves for p, a in zip(of.paths, of.avals, strict=True) if is_key(a)]
-        if keys:
-            raise UnsupportedError(
-                f"NumPy has no PRNG keys: {', '.join(keys)}. The equations can be printed, but not run."
-            )
-        unknown = [call for call in self.rule.step.calls.values() if not call.is_known]
-        if unknown:
-            names = ", ".join(f"{call.name} at {call.equation.source}" for call in unknown)
-            raise UnsupportedError(
-                f"The step has functions of whole arrays that cannot be written in NumPy: {names}. The equations can "
-                "be printed, but not run. To run them, write the step without these functions."
-            )
-        return Source(self.rule).file(head)
+        for of in (step.model_leaves, step.input_leaves, step.state_leaves):
+            keys = (p for p, a in zip(of.paths, of.avals, strict=True) if is_key(a))
+            yield from (f"NumPy has no PRNG keys: {path}." for path in keys)
+        for eqn in step.equations:
+            if any(v.is_float and jnp.finfo(v.aval.dtype).bits < 32 for v in eqn.outputs):
+                dtype = eqn.outputs[0].aval.dtype
+                yield f"{eqn.primitive.name} at {eqn.source} rounds to {dtype}. Compute in float32."
+                break
+        for call in self.rule.step.calls.values():
+            if not call.is_known:
+                name = f"{call.name} at {call.equation.source}"
+                yield f"{name} is no function of elements that is written. Write the step without it."
 
     def evaluate(
         self, model: Any, xs: Any, targets: Any, dloss: Callable[[Any, Any], Any], state: Any = None

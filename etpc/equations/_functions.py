@@ -28,7 +28,29 @@ where = function("where", 0, lambda a, b, c: a, lambda a, b, c: 1 - a)
 cbrt = function("cbrt", lambda a: cbrt(a) / (3 * a))
 dot = sp.Function("dot", nargs=2, real=True)
 """The product of two whole arrays, over the last axis of one and the first of the other."""
+INTEGERS = {
+    f"{kind}{bits}": (-(2 ** (bits - 1)) * is_signed, 2 ** (bits - is_signed) - 1)
+    for kind, is_signed in (("int", 1), ("uint", 0))
+    for bits in (8, 16, 32, 64)[: 3 + is_signed]
+}
+"""The least and the largest number of each dtype whose arithmetic is written: in NumPy as int64."""
+WRAPPING = ("add", "add_any", "sub", "mul", "neg", "abs", "square", "integer_pow")
+"""Operations whose result may lie outside of a dtype of integers; that of the others below is one of the arguments, or
+a sign."""
+WITHIN = ("max", "min", "clamp", "select_n", "sign", "convert_element_type")
+
+
+def _saturated(least: int, most: int) -> str:
+    """A float as an integer, as XLA converts it: the nearest one where it lies outside, and NaN as zero."""
+    below = most if most < 2**53 else most - 1023  # the largest one that is a float
+    inside = f"np.nan_to_num(np.clip(np.asarray(a, float), {least}, {below})).astype(int)"
+    return f"np.where(np.asarray(a, float) >= {most}, {most}, {inside})"
+
+
 FUNCTIONS: dict[str, tuple[Any, str]] = {
+    **{n: (function(n, 0), f"np.asarray(a).astype(np.{n}).astype(int)") for n in INTEGERS},
+    **{f"to_{n}": (function(f"to_{n}", 0), _saturated(*ends)) for n, ends in INTEGERS.items()},
+    "real": (function("real", 0), "np.asarray(a, float)"),
     "above": (above, "np.where(a == b, 0.5, 1.0 * (a > b))"),
     "sign": (sign, "np.sign(a)"),
     "sigma": (sigma, "1 / (1 + np.exp(-a))"),

@@ -6,6 +6,7 @@ import functools
 import itertools
 import keyword
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import sympy as sp
 from ._functions import ELEMENTS, FUNCTIONS
 
 RESERVED = re.findall(
-    r"\w+", "np math nan inf traces step parameters inputs carry dloss y_of_step gradient"
+    r"\w+", "np math nan inf int float traces step parameters inputs carry dloss y_of_step gradient"
 )
 """Names that have a meaning in the file of NumPy."""
 
@@ -47,6 +48,8 @@ class Array:
     """The elements of another array that have the same values: a weight, as one operation uses it."""
     sums: "Sequence[Sums]" = ()
     """What it is the sum of."""
+    dtype: str = ""
+    """As what NumPy holds it, where that is said: `int`, or `float` for conditions."""
 
     @property
     def size(self) -> int:
@@ -101,6 +104,15 @@ class Family:
     """The elements of arrays that each depends on: a row of nodes for each."""
 
 
+def identifier(text: str, fallback: str) -> str:
+    """A text as a name that Python takes, and reads as no other one: it normalises names."""
+    text = unicodedata.normalize("NFKC", text)
+    text = "".join(c if f"a{c}".isidentifier() else "_" for c in text)
+    text = re.sub("_+", "_", text).strip("_") or fallback
+    is_name = text.isidentifier() and not keyword.iskeyword(text)
+    return text if is_name else f"{fallback}_{text}"
+
+
 class Nodes:
     """The scalars of a step. Equal functions of equal arguments are one node."""
 
@@ -121,8 +133,7 @@ class Nodes:
 
     def name(self, text: str, fallback: str = "q") -> str:
         """A name that nothing else has, and that Python takes."""
-        text = re.sub(r"[\W_]+", "_", text).strip("_") or fallback
-        text = f"{fallback}_{text}" if text[0].isdigit() or keyword.iskeyword(text) else text
+        text = identifier(text, fallback)
         found = next(
             f
             for n in itertools.count(1)

@@ -30,8 +30,8 @@ from .._jax import (
 from .._jax.primitives import IDENTITIES, facts
 from ..analyse import Analysis, WeightOp
 from ..errors import UnsupportedError
-from ._functions import COMPLEX, ELEMENTS, function, parts_of
-from ._nodes import Array, Ids, Nodes, Sums
+from ._functions import COMPLEX, ELEMENTS, INTEGERS, WITHIN, WRAPPING, function, parts_of
+from ._nodes import Array, Ids, Nodes, Sums, identifier
 from ._products import Grid, Product, sums_of
 
 Parts = tuple[Ids, ...]
@@ -77,9 +77,20 @@ class Evaluation:
         return self.applied(eqn, [self.value(v) for v in eqn.inputs])
 
     def applied(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
-        name, apply, moved = eqn.primitive.name, self.nodes.apply, self._moved(eqn, operands)
+        moved, (out, *_) = self._moved(eqn, operands), eqn.outputs
         if moved is not None:
             return moved
+        if not _is_written(eqn):
+            return self.called(eqn, operands)
+        found = self._computed(eqn, operands)
+        if _is_integer(out) and eqn.primitive.name in WRAPPING:
+            return [(self.nodes.apply(str(out.aval.dtype), found[0][0]),)]
+        return found
+
+    def _computed(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
+        name, apply = eqn.primitive.name, self.nodes.apply
+        if name == "pow":
+            operands = [self._real(*pair) for pair in zip(eqn.inputs, operands, strict=True)]
         (first, *rest), is_of_complex = operands, any(len(parts) > 1 for parts in operands)
         if name == "convert_element_type":
             return [self._converted(eqn, first)]
@@ -98,7 +109,7 @@ class Evaluation:
             for n in parts:
                 self.nodes.defined.setdefault(f"{name}/{n}", parts_of(name, len(pairs))[n])
             return [tuple(apply(f"{name}/{n}", *(a for p in pairs for a in p)) for n in parts)]
-        if not is_of_complex and name in ELEMENTS and not _is_of_integers(eqn):
+        if not is_of_complex and name in ELEMENTS:
             return [(apply(name, *(parts[0] for parts in operands)),)]
         if not is_of_complex and params.custom_body(eqn) is not None and len(eqn.outputs) == 1:
             own = self._own(eqn)
@@ -149,14 +160,21 @@ class Evaluation:
 
     def _converted(self, eqn: Equation, parts: Parts) -> Parts:
         (was,), (to,) = eqn.inputs, eqn.outputs
+        parts = self._real(was, parts) if to.is_float else parts
         zero = np.array(self.nodes.number(0))
         if is_complex(to.aval):
             return parts if len(parts) == 2 else (*parts, np.broadcast_to(zero, to.shape))
         if to.aval.dtype == np.dtype(bool) and was.aval.dtype != np.dtype(bool):
             return (self.nodes.apply("ne", parts[0], zero),)
         if was.is_float and not to.is_float:
-            return (self.nodes.apply("trunc", parts[0]),)
+            return (self.nodes.apply(f"to_{to.aval.dtype}", parts[0]),)
+        fits = _is_integer(was) and np.can_cast(was.aval.dtype, to.aval.dtype)
+        if _is_integer(to) and not fits:
+            return (self.nodes.apply(str(to.aval.dtype), parts[0]),)
         return parts[:1]
+
+    def _real(self, v: Variable, parts: Parts) -> Parts:
+        return (self.nodes.apply("real", parts[0]),) if _is_integer(v) else parts
 
     # --- functions that the model defines ---
 
@@ -249,6 +267,7 @@ class Step(Evaluation):
                     a.shape,
                     shown=a.name + "'",
                     nodes=np.full(a.size, -1),
+                    dtype=a.dtype,
                 )
                 for a in parts
             )
@@ -278,7 +297,7 @@ class Step(Evaluation):
             for array, ids in zip(self.new_state[i], self.value(v), strict=True):
                 self._becomes(array, np.arange(array.size), ids.reshape(-1))
         self.outputs_of = [
-            tuple(self._output(p, ids, n) for n, ids in enumerate(self.value(v)))
+            tuple(self._output(v, p, ids, n) for n, ids in enumerate(self.value(v)))
             for v, p in zip(split.outputs, step.output_leaves.paths, strict=True)
         ]
 
@@ -298,17 +317,18 @@ class Step(Evaluation):
             is_matrix = v in self.step.parameters and len(v.shape) == 2
             shape = v.shape if is_matrix else (v.size,)
             of = kind if v.is_float else "given"
-            parts = tuple(self.nodes.array(name + s, shape, kind=of) for s in suffixes)
+            held = dict(kind=of, dtype=_held_as(v))
+            parts = tuple(self.nodes.array(name + s, shape, **held) for s in suffixes)
             self.env[v] = tuple(a.ids.reshape(v.shape) for a in parts)
             found.append(parts)
         return found
 
-    def named(self, ids: Ids, text: str) -> Ids:
+    def named(self, ids: Ids, text: str, dtype: str = "") -> Ids:
         """Values as elements of one array, which gets a name where they are not."""
         if not self.nodes.is_of_one_array(ids):
             key = ids.tobytes()
             if key not in self._defined:
-                array = self._array(text, ids.shape, nodes=ids.reshape(-1))
+                array = self._array(text, ids.shape, nodes=ids.reshape(-1), dtype=dtype)
                 self._defined[key] = array
                 self.computed.append((array, None))
             ids = self._defined[key].ids.reshape(ids.shape)
@@ -324,6 +344,7 @@ class Step(Evaluation):
         uniform = np.iscomplexobj(value) or value.size < 2 or (value == value.flat[0]).all()
         if uniform:
             return super().constant(value)
+        value = value.astype(float) if value.dtype == np.dtype(bool) else value
         array = self.nodes.array(self.nodes.name("c"), (value.size,), kind="given")
         self.values[array] = value.reshape(-1)
         return (array.ids.reshape(value.shape),)
@@ -340,7 +361,8 @@ class Step(Evaluation):
             again = self._read[v] > 1 or eqn.primitive.name in ("logistic", "tanh", "exp")
             few = max(map(self.nodes.operations, np.unique(ids).tolist()), default=0)
             if again and few > (v not in self._assigned):
-                ids = self.named(ids, self._assigned.get(v, "q") + ("_im" if n else ""))
+                text = self._assigned.get(v, "q") + ("_im" if n else "")
+                ids = self.named(ids, text, _held_as(v))
             found.append(ids)
         return tuple(found)
 
@@ -364,9 +386,9 @@ class Step(Evaluation):
             array.nodes[places] = ids
             self.computed.append((array, places))
 
-    def _output(self, path: str, ids: Ids, part: int) -> Array:
+    def _output(self, v: Variable, path: str, ids: Ids, part: int) -> Array:
         name = self.nodes.name(path + ("_im" if part else ""))
-        array = self.nodes.array(name, (ids.size,), nodes=ids.reshape(-1))
+        array = self.nodes.array(name, (ids.size,), nodes=ids.reshape(-1), dtype=_held_as(v))
         self.computed.append((array, None))
         return array
 
@@ -432,6 +454,7 @@ class Step(Evaluation):
     def called(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
         """A function of whole arrays, by its name."""
         text = params.shown_name(eqn).removeprefix("reduce_").replace("dot_general", "product")
+        text = identifier(text, "f")
         pairs = zip(eqn.inputs, operands, strict=True)
         given = [ids for v, parts in pairs if v.is_float for ids in self._parts(parts, "q")]
         found: list[Parts] = []
@@ -533,12 +556,22 @@ def _name_of(eqn: Equation) -> str:
     return found if found.isidentifier() else "f"
 
 
-def _is_of_integers(eqn: Equation) -> bool:
-    """Whether an operation is another one for integers than for numbers or conditions."""
-    bits = eqn.primitive.name in ("and", "or", "xor", "not")
-    return (bits and eqn.inputs[0].aval.dtype != np.dtype(bool)) or (
-        eqn.primitive.name == "div" and not eqn.outputs[0].is_float
-    )
+def _is_integer(v: Variable) -> bool:
+    return not v.is_float and v.aval.dtype != np.dtype(bool)
+
+
+def _held_as(v: Variable) -> str:
+    """As what NumPy holds a value, where that is said."""
+    if v.aval.dtype == np.dtype(bool):
+        return "float"
+    return "int" if str(v.aval.dtype) in INTEGERS else ""
+
+
+def _is_written(eqn: Equation) -> bool:
+    """Whether an operation, as far as it is one of integers, is written: those on bits and divisions are not."""
+    integers = [v for v in (*eqn.inputs, *eqn.outputs) if _is_integer(v)]
+    is_known = eqn.primitive.name in (*WRAPPING, *WITHIN) or not any(map(_is_integer, eqn.outputs))
+    return is_known and all(str(v.aval.dtype) in INTEGERS for v in integers)
 
 
 _PLACED = {

@@ -10,6 +10,7 @@ from sympy.printing.latex import LatexPrinter
 from sympy.printing.numpy import NumPyPrinter
 from sympy.printing.str import StrPrinter
 
+from ..errors import in_one_line
 from ._functions import COMPARISONS, FUNCTIONS, dot
 from ._nodes import Array
 from ._rule import Equation, Rule, Term
@@ -18,6 +19,9 @@ GREEK = re.findall(
     r"\w+",
     "alpha beta gamma delta epsilon eta theta kappa lambda mu nu omega phi psi rho sigma tau xi",
 )
+OF_TEXT = {"_": r"\_", "\\": r"\backslash ", "~": r"\sim ", "^": r"\wedge "}
+"""What stands for signs that are no text in LaTeX."""
+SLASHED = r"\\\g<0>"
 SIGNS = {"==": "=", "!=": r"\ne", "<=": r"\le", ">=": r"\ge"}
 
 
@@ -233,8 +237,9 @@ def as_latex(lines: Sequence[Line]) -> str:
     rows: list[str] = []
     for line in lines:
         if line.right is None:
-            text = re.sub(r"([#%&${}])", r"\\\1", line.note or line.left)
-            rows.append("&" + r"\_".join(rf"\text{{{part}}}" for part in text.split("_")))
+            parts = re.split(r"([_\\~^])", line.note or line.left)
+            texts = (rf"\text{{{re.sub(r'[#%&${}]', SLASHED, part)}}}" for part in parts)
+            rows.append("&" + "".join(map(OF_TEXT.get, parts, texts)))
         else:
             rows.append(f"{printer.doprint(line.left)} &{line.sign} {printer.doprint(line.right)}")
     body = " \\\\\n".join(rows)
@@ -263,7 +268,8 @@ class Source:
         ):
             for path, parts in zip(paths, arrays, strict=True):
                 for array, part in _parts(parts):
-                    given = f"np.asarray({source}[{path!r}]){part}"
+                    dtype = array.dtype and f", {array.dtype}"
+                    given = f"np.asarray({source}[{path!r}]{dtype}){part}"
                     self.line(f"{array.name} = {given}.reshape({array.shape})")
         for array, values in step.values.items():
             self.line(f"{array.name} = {self.table(values)}")
@@ -271,7 +277,7 @@ class Source:
             self.line(f"{old.name} = carry[{old.name!r}]")
         for n, (title, _, equations) in enumerate(rule.sections):
             if equations:
-                self.lines += ["", f"    # {title}"]
+                self.lines += ["", f"    # {in_one_line(title)}"]
             for equation in equations:
                 self.equation(equation)
             if n == 0:
@@ -359,16 +365,17 @@ class Source:
         target = equation.target
         whole = [t.value for t in equation.terms if t.where is None]
         note = f"  # {equation.note}" if equation.note else ""
+        zeros = f"np.zeros({target.shape}{target.dtype and f', {target.dtype}'})"
         begun = target in self._begun
         self._begun.add(target)
         if whole:
             text = " + ".join(self.code(v) for v in whole)
             full = any(self._fills(v, target) for v in whole)
-            text = text if full or begun else f"{text} + np.zeros({target.shape})"
+            text = text if full or begun else f"{text} + {zeros}"
             text = f"{text}.copy()" if text.isidentifier() else text
             self.line(f"{target.name} {'+=' if begun else '='} {text}{note}")
         elif not begun:
-            self.line(f"{target.name} = np.zeros({target.shape})")
+            self.line(f"{target.name} = {zeros}")
         for term in equation.terms:
             if term.where is not None:
                 self.line(self.added(target, term.value, term.where) + note)
@@ -393,7 +400,7 @@ class Source:
 
     def file(self, equations: str) -> str:
         """The whole file."""
-        head = ["# " + line if line else "#" for line in equations.split("\n")]
+        head = ["# " + in_one_line(line) if line else "#" for line in equations.split("\n")]
         own = [d for several in self.rule.nodes.own.values() for d in several]
         written = [
             f"def {n}({', '.join(map(str, a))}):\n    return {self.code(v)}" for n, a, v in own

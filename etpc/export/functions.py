@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import inspect
+import keyword
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,8 @@ class ExportedFunctions(Modules):
 
     Each is a method, by JAX: `exported.act(state, x)` returns `(state, outputs)`. There `state` is the values by name,
     such as `state` of this object, arguments are those that were exported, or trees that flatten as they do, and
-    `outputs` is a list of arrays. It **raises** `etpc.InputError` where an argument is missing or does not fit.
+    `outputs` is a list of arrays. It **raises** `etpc.InputError` where an argument is missing or does not fit, or on a
+    platform that it was not exported for.
     """
 
     @property
@@ -93,8 +95,8 @@ def export_functions(
     **Returns** the [`ExportedFunctions`][etpc.ExportedFunctions], whose `save` writes a folder, and `to_c` C.
 
     **Raises** `etpc.UnsupportedError` where a function calls what is outside of StableHLO, which is named: a callback,
-    or a custom call; `etpc.InputError` where a function returns another state, or has a name that something else has;
-    `etpc.InputTypeError` for another thing than such tuples.
+    or a custom call; `etpc.InputError` where a function returns another state, or has a name that is no identifier
+    or that something else has; `etpc.InputTypeError` for another thing than such tuples.
 
     ```pycon
     >>> import etpc, jax.numpy as jnp
@@ -116,8 +118,11 @@ def export_functions(
     taken = {*dir(ExportedFunctions), *ExportedFunctions.__dataclass_fields__, "init"}
     tree, modules = Tree.of_state(state), dict[str, Module]()
     for name, given in functions.items():
-        if name in taken or name[0] == "_" or not name.isascii():
-            raise InputError(f"No function can have the name {name!r}. Pass it by another one.")
+        is_name = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+        if not is_name or name in taken or name.startswith("_"):
+            raise InputError(
+                f"No function can have the name {name!r}. Pass it by an identifier that is no attribute, such as `act`."
+            )
         if not (isinstance(given, tuple) and given and callable(given[0])):
             raise InputTypeError(
                 f"{name} is {given!r:.60}. Pass a tuple of a function and its arguments after the state: `(act, x)`."

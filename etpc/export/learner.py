@@ -66,7 +66,8 @@ class Exported(Modules):
         **Returns** `(state, losses)`, and what the loss returned besides as a third where the learner has
         `has_aux=True`: a list of arrays.
 
-        **Raises** `etpc.InputError` where an argument is missing or does not fit.
+        **Raises** `etpc.InputError` where an argument is missing or does not fit, or on a platform that it was not
+        exported for.
         """
         data = {"input": xs, "target": targets, "mask": mask, "reset": reset}
         state, (losses, *aux) = self._run(UPDATE, state, data)
@@ -79,7 +80,7 @@ class Exported(Modules):
 
         **Returns** `(state, outputs)`, with the hidden state after the step, and the arrays of the output.
 
-        **Raises** `etpc.InputError` where an argument is missing or does not fit.
+        **Raises** `etpc.InputError` as `update` does.
         """
         return self._run(PREDICT, state, {"input": x})
 

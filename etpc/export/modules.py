@@ -331,6 +331,12 @@ class Modules:
         return int(analysis.temp_size_in_bytes)
 
     def _compiled(self, name: str) -> Any:
+        platforms, here = tuple(self.manifest["platforms"]), _platform()
+        if here not in platforms:
+            raise InputError(
+                f"{Path(name).stem} was exported for {' and '.join(platforms)}, and JAX computes on {here}. Export "
+                f"it with platforms={(*platforms, here)}, or run it on such a platform."
+            )
         if name not in self._functions:
             arguments, results = self.leaves(name)
             avals = [leaf.aval for leaf in arguments]
@@ -339,7 +345,6 @@ class Modules:
                 return [jnp.zeros(leaf.shape, leaf.dtype) for leaf in results]
 
             # The calling convention of a function with these arguments and results; the code is another.
-            platforms = tuple(self.manifest["platforms"])
             shell = export.export(jax.jit(like, keep_unused=True), platforms=platforms)(*avals)
             function = dataclasses.replace(shell, mlir_module_serialized=self.modules[name])
             self._functions[name] = jax.jit(function.call)
@@ -364,6 +369,13 @@ class Modules:
         values = [_fitted(leaf, given.get(leaf.name), problems) for leaf in described(trees)]
         raise_together(problems, InputError)
         return joined(trees, [*map(jnp.asarray, values)])
+
+
+def _platform() -> str:
+    """Where JAX puts arrays, by the names of platforms that it exports for."""
+    device, *_ = jnp.zeros(()).devices()
+    is_default = device.platform == jax.default_backend()
+    return export.default_export_platform() if is_default else device.platform
 
 
 def values_of(trees: Sequence[Tree], others: Sequence[Any]) -> dict[str, np.ndarray]:

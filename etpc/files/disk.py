@@ -14,6 +14,7 @@ from typing import IO, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.lib import format as npy
 
 try:
     import fcntl
@@ -34,7 +35,9 @@ def whole(path: Path) -> Iterator[Path]:
     with _own_folder(path.with_name(f".{name}.saving")) as folder:
         yield folder / path.name
         os.replace(folder / path.name, path)
-        if fcntl is not None:  # Windows opens no folder
+        # After a power cut, too, there is what was written or what was there before. Some disks write no folder on
+        # demand, Windows opens none, and one may be allowed to write to a folder and not to read it.
+        with contextlib.suppress(OSError):
             descriptor = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -71,7 +74,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, reason, str(path))
     with whole(path) as temporary:
         yield temporary
-        for written in temporary.iterdir():
+        for written in filter(Path.is_file, temporary.rglob("*")):
             with written.open("r+b") as file:
                 _flush(file)
 
@@ -151,6 +154,18 @@ def to_npy(array: np.ndarray) -> np.ndarray:
     """An array as one of `npy_dtype`."""
     dtype = npy_dtype(array.dtype)
     return array.view(dtype) if array.dtype.isbuiltin == 2 else array.astype(dtype, copy=False)
+
+
+def read_npy(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """The next array of a file, of which nothing is read before it is known to be this one. **Raises** any error."""
+    version = npy.read_magic(file)
+    found, is_fortran, found_dtype = npy.read_array_header_1_0(file)
+    if version != (1, 0) or (found, found_dtype) != (shape, dtype):
+        raise ValueError("another array")
+    array = np.empty(shape, dtype, order="F" if is_fortran else "C")
+    if file.readinto(array.reshape(-1, order="A").view(np.uint8)) != array.nbytes:
+        raise ValueError("it is cut short")
+    return array
 
 
 def from_npy(array: np.ndarray, dtype: Any) -> np.ndarray:

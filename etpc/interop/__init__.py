@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from etpc.errors import UnsupportedError, not_installed
+
 if TYPE_CHECKING:
     from ._brainstate import from_brainstate, into_brainstate
     from ._haiku import from_haiku
@@ -23,12 +25,25 @@ else:
         "_nnx": "from_nnx into_nnx",
         "_shapes": "batched keyed stepwise",
     }
+    _EXTRAS = {"_linen": "flax", "_nir_export": "nir", "_nnx": "flax"}
+    """Those that have another name than the module."""
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 
     def __getattr__(name: str) -> Any:
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+        place = _PLACES[name]
+        try:
+            value = getattr(importlib.import_module(f".{place}", __name__), name)
+        except (
+            ModuleNotFoundError
+        ) as error:  # said where it is called, as `help` looks at all names
+            text = not_installed(f"`{name}`", error.name, _EXTRAS.get(place, place[1:]))
+
+            def missing(*_: Any, **__: Any) -> Any:
+                raise UnsupportedError(text)
+
+            return missing
         globals()[name] = value
         return value
 

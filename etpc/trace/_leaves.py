@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax import is_float, is_key
+from ..errors import in_one_line
 
 _NUMBERS = (bool, int, float, np.generic)
 
@@ -25,7 +26,7 @@ def paths_of(tree: Any, root: str) -> tuple[str, ...]:
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     if any(isinstance(key, jax.tree_util.FlattenedIndexKey) for path in paths for key in path):
         paths = list(_named(tree))
-    texts = [jax.tree_util.keystr(path) or root for path in paths]
+    texts = [in_one_line(jax.tree_util.keystr(path)) or root for path in paths]
     while len(set(texts)) < len(texts):
         counts = Counter(texts)
         texts = [f"{t}<leaf {n}>" if counts[t] > 1 else t for n, t in enumerate(texts)]

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,13 +321,20 @@ def test_contents_that_etpc_does_not_write(small, tmp_path: Path) -> None:
     refused(lambda m: argument(m).update(dtype="float33"), "has contents that etpc does not write")
     refused(lambda m: argument(m).update(shape=[1]), "has contents that etpc does not write")
     zeros = {k: np.int8(0) for k in exported.state}
-    for content in (b"", npz(), npz(**zeros), npz(a=np.array([None]))):
+    first, many, bomb = argument(exported.manifest), 1 << 23, io.BytesIO()
+    np.savez_compressed(bomb, **{first["name"]: np.zeros(many, first["dtype"])})
+    contents = [b"", npz(), npz(**zeros), npz(a=np.array([None])), *[bomb.getvalue()] * 2]
+    for content, shape in zip(contents, [first["shape"]] * 5 + [[many]], strict=True):
 
-        def with_state(manifest, content=content):
+        def with_state(manifest, content=content, shape=shape):
             (folder / "state.npz").write_bytes(content)
             manifest["files"]["state.npz"].update(sha256=hashlib.sha256(content).hexdigest())
+            argument(manifest).update(shape=shape)
 
+        tracemalloc.start()
         refused(with_state, "has contents that etpc does not write")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
@@ -397,6 +405,12 @@ def test_platforms_that_are_none(platforms, small) -> None:
         made.exported(platforms=platforms)
 
 
+def test_on_another_platform() -> None:
+    exported = etpc.export_functions(jnp.zeros(2), platforms=("cuda",), f=(lambda s: (s, s),))
+    with pytest.raises(etpc.InputError, match=r"f was exported for cuda, and JAX computes on cpu"):
+        exported.f(exported.state)
+
+
 @pytest.mark.slow
 def test_several_platforms() -> None:
     made = case(nn.MinGRU(I, H, key=KEY))
@@ -437,9 +451,12 @@ def test_command(tmp_path: Path, monkeypatch, capsys) -> None:
     assert (exported.manifest["every"], exported.manifest["batch_size"]) == (2, None)
     assert main(command.split()) == 2
     assert "there already" in capsys.readouterr().err
-    assert main(["export", "models.py:task", "--batch", "2", "-o", "batch"]) == 0
+    assert main(["export", "models.py:task", "--batch", "2", "-o", "batch", "--c", "batch/c"]) == 0
+    assert sorted(os.listdir("batch")) == ["c", *FILES]
     assert etpc.load_exported("batch").manifest["batch_size"] == 2
     assert main(["export", "models.py:task", "-o", "third", "--compile", "abacus"]) == 2
     assert main(["export", "models.py:task", "--optimiser", "nothing:1", "-o", "third"]) == 2
-    assert not Path("third").exists()
     assert "adam:1e-3" in capsys.readouterr().err
+    assert main(["export", "models.py:task", "--every", "9", "-o", "third", "--c", "third"]) == 2
+    assert "xs has 8 steps, and 9 were asked for" in capsys.readouterr().err
+    assert not Path("third").exists()

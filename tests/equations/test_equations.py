@@ -6,6 +6,7 @@ import io
 import json
 import re
 import types
+from xml.etree import ElementTree
 
 import equinox as eqx
 import jax
@@ -18,6 +19,8 @@ sympy = pytest.importorskip("sympy")
 import etpc  # noqa: E402
 from etpc import nn  # noqa: E402
 from etpc.cli import main  # noqa: E402
+from etpc.draw import fragment, to_svg  # noqa: E402
+from etpc.equations._functions import INTEGERS  # noqa: E402
 from etpc.errors import EtpcError  # noqa: E402
 from etpc.forms import Decay, Full  # noqa: E402
 from tests import helpers  # noqa: E402
@@ -361,6 +364,68 @@ def run_equations(equations, model):
     return equations.evaluate(model, xs, jnp.zeros(6), dloss)
 
 
+WRITTEN = {
+    "add": lambda n, m: n + m,
+    "sub": lambda n, m: 3 - n - m,
+    "mul": lambda n, m: n * m * 101,
+    "neg": lambda n, m: -n - (n == m),
+    "abs": lambda n, m: abs(n) + abs(m),
+    "pow": lambda n, m: n**3 + m**2,
+    "max": lambda n, m: jnp.maximum(n, m) + jnp.minimum(n, -m),
+    "where": lambda n, m: jnp.where(n > m, m, n - 1) + jnp.sign(n),
+    "clip": lambda n, m: jnp.clip(m, 3, 100) + n,
+    "condition": lambda n, m: n + 100 * (m > 3).astype(n.dtype) + (m == 0),
+    "narrow": lambda n, m: n.astype(jnp.int8) + m.astype(jnp.uint16).astype(n.dtype),
+    "wide": lambda n, m: n.astype(jnp.int64) * 3 + m,
+    "float": lambda n, m: n + (n.astype(float) * m.astype(float) * n.astype(float)).astype(n.dtype),
+    "power": lambda n, m: n + (1.5 ** jnp.clip(m, 0, 3) * 7).astype(n.dtype),
+    "part": lambda n, m: n.at[1:].set(m[1:]) + jnp.array([True, False, True]),
+}
+"""Operations on integers, which leave the range of any dtype on these data."""
+LARGE = jnp.array([[-2.5, 1e20, jnp.nan], [300.7, -1e20, 70000.5], [1e9, -129.0, 0.9], [2, 7, 127]])
+
+
+@pytest.mark.parametrize("dtype", few(INTEGERS, "int32", "uint8"))
+def test_integers_are_those_of_the_program(dtype):
+    state = {"h": jnp.zeros(3), "n": dict.fromkeys(WRITTEN, jnp.array([1, 2, 100], dtype))}
+
+    def step(w, x, s):
+        n = {name: of(s["n"][name], x["i"].astype(dtype)) for name, of in WRITTEN.items()}
+        size = sum(a / 2.0 ** jnp.iinfo(dtype).bits for a in n.values())
+        on = jnp.sin(x["on"][0].astype(float) + x["on"][1])
+        h = s["h"] / 2 + jnp.tanh(w @ x["x"]) * (size + on)
+        return h, {"h": h, "n": jax.tree.map(lambda a: a.astype(dtype), n)}
+
+    xs = {"x": normal(8, 2), "i": jnp.tile(LARGE, (2, 1)), "on": normal(8, 2, 3) > 0}
+    x = jax.tree.map(lambda a: a[0], xs)
+    program = etpc.compile(normal(3, 2), inputs=x, state=state, step=step)
+    carry, grads, given = run(program, normal(3, 2), xs, state)
+    for name, n in carry.state["n"].items():
+        assert np.array_equal(given.state["n"][name], n), name
+    assert difference(given.gradient, grads) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (lambda h: (h * 4).astype(jnp.int32) // 3, "div at"),
+        (lambda h: (h * 4).astype(jnp.int32) & 3, "and at"),
+        (lambda h: (h * 4).astype(jnp.int32) << 3, "shift_left at"),
+        (lambda h: (h * 4).astype(jnp.int32).sum(), "sum at"),
+        (lambda h: (h * 4).astype(jnp.uint64), "convert_element_type at"),
+        (lambda h: (h * 4).astype(jnp.int4), "convert_element_type at"),
+        (lambda h: h.astype(jnp.bfloat16), "convert_element_type at"),
+        (lambda h: jax.lax.reduce_precision(h, 8, 7), "precision at"),
+    ],
+)
+def test_what_numpy_computes_otherwise_is_printed_and_not_run(of, said):
+    step = lambda w, x, h: both(jnp.tanh(w @ x + h) * of(jax.lax.stop_gradient(h)).astype(float))
+    program = etpc.compile(normal(3, 2), inputs=jnp.zeros(2), state=jnp.zeros(3), step=step)
+    assert "tanh" in str(program.equations())
+    with pytest.raises(etpc.UnsupportedError, match=rf"{said} .*test_equations\.py"):
+        program.equations().to_numpy()
+
+
 def test_a_state_with_keys_is_printed_and_not_run():
     step = lambda w, x, s: (s[0], [jnp.tanh(w @ x + s[0]), s[1]])
     state = [jnp.zeros(3), jax.random.key(0)]
@@ -533,6 +598,47 @@ def test_equations_of_other_rules_that_cut_something_else(rule):
 def test_other_rules_are_refused(rule):
     with pytest.raises(EtpcError, match="equations of"):
         etpc.compile(alif(), rule, inputs=jnp.zeros(2)).equations()
+
+
+class Attributes(dict):
+    """A node whose keys are attributes, which may have any name."""
+
+
+jax.tree_util.register_pytree_with_keys(
+    Attributes,
+    lambda node: ([(jax.tree_util.GetAttrKey(k), v) for k, v in node.items()], tuple(node)),
+    lambda names, values: Attributes(zip(names, values, strict=True)),
+)
+LINE = "raise AssertionError('a name was run')"
+NAMES = [
+    *(f"w{end}    {LINE}{end}" for end in ("\n", "\r", "\r\n", "\0", "\x0b", "\x85", "\u2028")),
+    *(f"{quote})\n{LINE}  #" for quote in ("'", '"', '"""', "\\")),
+    *("ﬁ", "fi", "²", "x²", "৴", "lambda", "np", "float", "max", "a_b", "a__b", "", "<b>&amp;</b>"),
+    *(r"\input{x}", "$x$", "a^2_~#%&{}", "*/", "-->", "]]>", "<0>"),
+]
+
+
+@pytest.mark.slow
+def test_any_name_of_a_leaf_is_text():
+    """In the file of NumPy, in formulas and in pictures."""
+    model = Attributes({name: normal(2, 2, seed=n) for n, name in enumerate(NAMES)})
+    new = lambda w, x, h: Attributes({n: jnp.tanh(w[n] @ x[n] + h[n] / 2) for n in NAMES})
+    xs, state = (jax.tree.map(lambda _, s=s: normal(*s), model) for s in ((3, 2), (2,)))
+    step = lambda w, x, h: (lambda h: (sum(h.values()), h))(new(w, x, h))
+    x = jax.tree.map(lambda a: a[0], xs)
+    program = etpc.compile(model, inputs=x, state=state, step=step)
+    carry, grads, given = run(program, model, xs, state)
+    assert difference(given.gradient, grads) < TOLERANCE
+    assert difference(given.state, carry.state) < TOLERANCE
+    equations = program.equations()
+    assert all(
+        text.isprintable() for text in (*str(program).split("\n"), *str(equations).split("\n"))
+    )
+    latex = equations.latex()
+    assert "input" not in re.findall(r"\\([a-z]+)", latex)
+    assert not re.search(r"(?<!\\)[$#%]", latex)
+    for picture in (to_svg(program), "<p>" + fragment(program) + "</p>"):
+        assert {"b", "amp"}.isdisjoint(e.tag for e in ElementTree.fromstring(picture).iter())
 
 
 def test_a_path_that_is_no_weight_is_refused():
