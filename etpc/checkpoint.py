@@ -95,7 +95,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
 
     - `path`: of the file.
     - `like`: a PyTree with the structure, shapes and dtypes of what was saved: what a new run would
-        start from. Arrays may be `jax.ShapeDtypeStruct`s.
+        start from. Arrays may be `jax.ShapeDtypeStruct`s; of shape `(None,)` for a vector of any length.
 
     **Returns** a PyTree with the structure of `like`. Arrays have the shardings of those of `like`, of
     `jax.ShapeDtypeStruct`s too; functions are those of `like`.
@@ -150,6 +150,8 @@ def _read(path: Path, like: Any, *, weights: bool) -> Any:
         _check_whole(path, file)
         try:
             entries = [(where, text) for where, text in json.loads(file.readline())["leaves"]]
+            texts = dict(entries)
+            described = [_of_length(entry, texts.get(entry[0], "")) for entry in described]
             if weights and _parts(entries) and entries != [(w, text) for w, text, _ in described]:
                 described = list(_described(like, FIRST))
                 entries = [entry for entry in entries if entry[0].startswith(FIRST)]
@@ -166,7 +168,7 @@ def _read(path: Path, like: Any, *, weights: bool) -> Any:
     if not weights and _parts(entries) > 1 and not isinstance(like, tuple | list):
         heading += (
             f" The file holds a tuple of {_parts(entries)}, as `etpc.fit` writes (model, opt_state, carry, "
-            "block, stopped). For the model alone, call `etpc.load_weights(path, like=model)`."
+            "block, stopped, history). For the model alone, call `etpc.load_weights(path, like=model)`."
         )
     raise_together(differences, CheckpointError, heading)
     pairs = zip(values, described, strict=True)
@@ -256,6 +258,16 @@ def _text(leaf: Any) -> str:
     return "a function" if callable(leaf) else f"a {kind}"
 
 
+def _of_length(entry: tuple[str, str, Any], in_file: str) -> tuple[str, str, Any]:
+    """An entry of `like`, with the length that it has in the file where any will do."""
+    where, _, leaf = entry
+    found = re.fullmatch(r"\w+\[(\d+)\]", in_file)
+    if found is None or not isinstance(leaf, jax.ShapeDtypeStruct) or leaf.shape != (None,):
+        return entry
+    leaf = jax.ShapeDtypeStruct((int(found[1]),), leaf.dtype)
+    return where, _text(leaf), leaf
+
+
 def _why_not(leaf: Any) -> str:
     """Why a leaf cannot be saved; nothing where it can."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -309,7 +321,8 @@ def _from_npy(file: io.BufferedReader, like: Any) -> np.ndarray | None:
         return None
     version = npy.read_magic(file)
     shape, is_fortran, dtype = npy.read_array_header_1_0(file)
-    if version != (1, 0) or (shape, dtype) != stored:
+    size = dtype.itemsize * math.prod(shape)
+    if version != (1, 0) or (shape, dtype) != stored or size > os.fstat(file.fileno()).st_size:
         raise ValueError
     array = np.fromfile(file, dtype, math.prod(shape))
     return array.reshape(shape, order="F" if is_fortran else "C")
