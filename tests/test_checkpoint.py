@@ -219,7 +219,7 @@ def test_weights_of_a_run(tmp_path):
     )
     assert bits(run.model) != bits(MODEL)
     assert bits(etpc.load_weights(tmp_path / "run", MODEL)) == bits(run.model)
-    words = r"(?s)a tuple of 5.*`etpc\.load_weights\(path, like=model\)`.*1\. \['f'\]"
+    words = r"(?s)a tuple of 6.*`etpc\.load_weights\(path, like=model\)`.*1\. \['f'\]"
     refused(tmp_path / "run", MODEL, words)
 
 

@@ -263,11 +263,13 @@ class Trial:
         """Sentences on what BPTT goes back through."""
         if self.has_reference:
             return ()
+        analysis = self.shown.plan.analysis  # of another step, where the rule replaces derivatives
+        step = analysis.step if analysis.given is None else analysis.given
         return tuple(
             f"at {source} the derivative is not that of the value ({how}), as with feedback weights, "
             "and BPTT goes back the same way. For the true gradient pass `reference=` a step, or a model, with the "
             "true weights in their place"
-            for source, how in replaced_derivatives(self.shown.plan.analysis.step).items()
+            for source, how in replaced_derivatives(step).items()
         )
 
 

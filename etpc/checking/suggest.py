@@ -44,6 +44,7 @@ RATE = 3e-3
 class Candidate:
     """One rule that [`etpc.suggest`][] measured, or BPTT.
 
+    - `name`: of the rule, with those of its settings that are not the default.
     - `rule`: the algorithm; `None` for BPTT, which all others are compared with.
     - `ms`: the shortest time of one step of the batch, with its gradient, in ms.
     - `carry_bytes`: what is passed on from step to step, for the batch; `None` for BPTT, which keeps all steps.
@@ -104,6 +105,7 @@ class Suggestion:
         where none is near BPTT or none fits.
     - `left_out`: which rules were not measured, and why.
     - `decided`: whether the rule scores higher than the next one beyond the spread, or is exact with nothing to choose.
+    - `advice`: what `go_on` goes on with: compiled rules, and what they trained. It is not pickled.
     """
 
     rule: Algorithm | None
@@ -113,7 +115,6 @@ class Suggestion:
     left_out: tuple[str, ...]
     decided: bool = False
     advice: Any = dataclasses.field(default=None, repr=False)
-    """What `go_on` goes on with: compiled rules, and what they trained. It is not pickled."""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"advice": None}

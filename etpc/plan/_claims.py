@@ -37,6 +37,7 @@ class Reason:
 class Claim:
     """What a program says of the gradient of one parameter, whatever the values of all of them are.
 
+    - `path`: of the parameter.
     - `claim`: `"exact"`: it equals that of BPTT; `"approximate"`: a trace follows it, or credit goes back to it
         through the last steps, and something is left out; `"current step"`: its influence on all later steps is
         left out; `"unused"`: it is zero.

@@ -19,22 +19,25 @@ from ..run import Online, check_first
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """Where a run of [`etpc.fit`][] is: what callbacks get, and what it returns."""
+    """Where a run of [`etpc.fit`][] is: what callbacks get, and what it returns.
+
+    - `model`, `opt_state`, `carry`: after the last update, to go on with.
+    - `block`: how many blocks were trained on, those before a resume among them.
+    - `losses`: the loss before each update of the last block, [N]; `None` where this call had no block.
+    - `aux`: what the loss function returned besides, for the last block, with `has_aux`; else `None`.
+    - `history`: the mean loss of each of these blocks, [block]: over the weights where it has a `mask`, and
+        `nan` where no loss counts.
+    - `stopped`: whether a callback ended the run.
+    """
 
     model: Any
     opt_state: Any
     carry: Any
     block: int
-    """How many blocks were trained on, those before a resume among them."""
     losses: Any
-    """The loss before each update of the last block, [N]; `None` where this call had no block."""
     aux: Any
-    """What the loss function returned besides, for the last block, with `has_aux`; else `None`."""
     history: np.ndarray
-    """The mean loss of each block, [block]: over the weights where it has a `mask`, and `nan` where no
-    loss counts."""
     stopped: bool
-    """Whether a callback ended the run."""
 
 
 def fit(
