@@ -3,9 +3,9 @@
 import dataclasses
 import doctest
 import importlib
+import inspect
 import io
 import pkgutil
-import pydoc
 import re
 import shlex
 import types
@@ -168,11 +168,8 @@ WITHOUT_TEXT = {
 def test_help_of_a_record_describes_its_fields(name):
     """Each in a list of the class, or of the rule in general for the settings that every rule has."""
     record, rules = PUBLIC[name], etpc.algorithms.Algorithm
-    shown = pydoc.plain(pydoc.render_doc(record))
-    if issubclass(record, rules):
-        shown += pydoc.plain(pydoc.render_doc(rules))
-    listed = {
-        n for heads in re.findall(r"- (`.*?`): \w", shown) for n in re.findall(r"`(\w+)`", heads)
-    }
+    texts = [inspect.getdoc(record), inspect.getdoc(rules) if issubclass(record, rules) else ""]
+    listed = re.findall(r"^- ((?:`\w+`(?:, )?)+): \S", "\n".join(texts), re.MULTILINE)
+    names = re.findall(r"`(\w+)`", "".join(listed))
     fields = [f.name for f in dataclasses.fields(record) if not f.name.startswith("_")]
-    assert [f for f in fields if f not in listed] == WITHOUT_TEXT.get(name, [])
+    assert [f for f in fields if f not in names] == WITHOUT_TEXT.get(name, [])

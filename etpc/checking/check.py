@@ -69,7 +69,8 @@ class CheckedRow(Nearness):
 
     - `path`, `cosine`, `error`, `ratio`, `norm`: against BPTT, as of a [`Row`][etpc.Row].
     - `equals`: the rule whose gradient it is, but for rounding; `None` where it is that of none. BPTT is `TBPTT(T)`.
-    - `nearest`: the rule whose gradient is nearest, and `distance` the relative error against it.
+    - `nearest`: the rule whose gradient is nearest.
+    - `distance`: the relative error against it.
     - `fault`: a [`Fault`][etpc.Fault] that explains it where it equals no rule, or `None`.
     """
 
@@ -437,7 +438,7 @@ class Search:
             self.tried[D_RTRL()] = self.trial.of(D_RTRL())
         program = self.tried[D_RTRL()].program
         assert program is not None
-        rewritten, found = Rewritten(self.trial, program), []
+        rewritten, found = Rewritten(self.trial, program.plan.analysis.step), []
         for rule in (self.bptt, D_RTRL()):
             want = self.tried[rule].gradient
             right = Known(rewritten.gradient(rule))

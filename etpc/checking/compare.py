@@ -401,7 +401,8 @@ def _total(got: Known, want: Known, rows: tuple[Row, ...]) -> Row:
     """The row of all parameters together. Its claim holds if the claim of each parameter does."""
     a, b = (whole(g.values, [row.path for row in rows]) for g in (got, want))
     claims = {row.claim for row in rows} - {"unused"}
-    claim = claims.pop() if len(claims) == 1 else "approximate"
+    less = claims - {"exact"}
+    claim = "approximate" if len(less) > 1 or not claims else (less or claims).pop()
     row = Row.of(TOTAL, a, b, claim)
     if claim != "exact":
         return row
