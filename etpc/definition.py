@@ -206,11 +206,11 @@ class Definition:
         whole = {op.equation for op in self.split.ops if is_whole(op)}
         return [eqn for eqn in self.cut if eqn not in whole]
 
-    def with_changes(self, **changes: Any) -> "Definition":
-        """The same with another `bind`, or another `cut`."""
-        changed = copy.copy(self)
-        vars(changed).update(changes)
-        return changed
+    def acting(self, bind: Bind) -> "Definition":
+        """The same rule, of operations that act otherwise."""
+        other = copy.copy(self)
+        other.bind = bind
+        return other
 
     # --- the rule ---
 

@@ -1,13 +1,12 @@
 """What a gradient becomes by typical mistakes of those who write it by hand.
 
-`Rewritten` computes the gradient of BPTT, or of D-RTRL, from the equations of a step in reverse mode, and can
-replace where the derivative of a spike is taken and which data meets the credit of a weight. It shares nothing
+`Rewritten` computes the gradient of BPTT, or of D-RTRL by its definition, from the equations of a step in reverse mode,
+and can replace where the derivative of a spike is taken and which data meets the credit of a weight. It shares nothing
 with the traces of a program; where it does not give the program's gradient without a mistake, it is not used.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +66,6 @@ class Rewritten:
     def __init__(self, trial: Trial, step: Step):
         self.trial, self.step = trial, step
         self.rule = Definition(step, D_RTRL(), trial.objective.loss)
-        self.plain = self.rule.with_changes(cut={})
         split = self.rule.split
         spikes = {e: _read_by(e) for e in split.body if is_spike(e)}
         self.spikes = {e: place for e, place in spikes.items() if place is not None}
@@ -101,8 +99,8 @@ class Rewritten:
         targets, mask = jax.tree.map(jnp.asarray, self.trial.targets), self.trial.mask
         counts = jnp.ones(self.trial.lead, bool) if mask is None else mask != 0
         xs = self.inputs, displaced, targets, counts
-        definition = self.rule if rule == D_RTRL() else self.plain
-        step = self._twice if twice else partial(self._step, definition)
+        cut = rule == D_RTRL()
+        step = self._twice if twice else self._cut_step if cut else self._plain_step
         loss = ITSELF if twice else self.trial.objective.loss
         grads = self._run(step, loss, xs, targets, mask)[1]
         return flat_gradients(self.step.model_leaves, grads)
@@ -124,20 +122,25 @@ class Rewritten:
         of = lambda leaves: [leaves[i] for i in self.rule.hidden.leaves]
         return Course(read, data, of(state), of(new)), new
 
-    def _step(self, definition: Definition, model: Any, x: Any, state: Arrays) -> tuple[Any, Any]:
-        """With this step, the gradient of BPTT is that of the definition, but for what is displaced."""
+    def _plain_step(self, model: Any, x: Any, state: Arrays) -> tuple[Any, Any]:
+        """The step, but for what is displaced."""
         x, displaced, *_ = x
-        definition = definition.with_changes(bind=self._displacing(displaced))
-        at = self._start(model, x, state)
-        outputs, new = definition.read(*at, [], False)
-        new = definition.with_hidden(new, definition.cut_step(*at, []))
-        return self.step.output_leaves.join(outputs), new
+        rule = self.rule.acting(self._displacing(displaced))
+        env, new = rule.evaluated(*self._start(model, x, state))
+        return self.step.output_leaves.join([env[v] for v in rule.split.outputs]), new
+
+    def _cut_step(self, model: Any, x: Any, state: Arrays) -> tuple[Any, Any]:
+        """With this step, the gradient of BPTT is that of D-RTRL."""
+        x, displaced, *_ = x
+        rule, at = self.rule.acting(self._displacing(displaced)), self._start(model, x, state)
+        outputs, new = rule.read(*at, [], False)
+        return self.step.output_leaves.join(outputs), rule.with_hidden(new, rule.cut_step(*at, []))
 
     def _twice(self, model: Any, x: Any, state: Arrays) -> tuple[Array, Any]:
         """The same with the loss as its output, by signals that have some paths twice."""
         x, displaced, target, counts = x
-        rule, bind = self.rule, self._displacing(displaced)
-        rule = rule.with_changes(bind=bind)
+        bind = self._displacing(displaced)
+        rule = self.rule.acting(bind)
         env, w, h = self._start(model, x, state)
 
         def loss_of(outputs: Any) -> Array:
@@ -152,7 +155,7 @@ class Rewritten:
                 results = zip(eqn.outputs, bind(eqn, operands), strict=True)
                 return [a + added[v] if v in added else a for v, a in results]
 
-            after, _ = rule.with_changes(bind=with_more).evaluated(env, w, h)
+            after, _ = rule.acting(with_more).evaluated(env, w, h)
             return loss_of([after[v] for v in rule.split.outputs])
 
         signals = jax.grad(of_each)(jnp.zeros_like(h))
