@@ -94,7 +94,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
 
     - `path`: of the file.
     - `like`: a PyTree with the structure, shapes and dtypes of what was saved: what a new run would
-        start from. Arrays may be `jax.ShapeDtypeStruct`s.
+        start from. Arrays may be `jax.ShapeDtypeStruct`s; of shape `(None,)` for a vector of any length.
 
     **Returns** a PyTree with the structure of `like`. Arrays have the shardings of those of `like`, of
     `jax.ShapeDtypeStruct`s too; functions are those of `like`.
@@ -149,6 +149,9 @@ def _read(path: Path, like: Any, *, weights: bool) -> Any:
         _check_whole(path, file)
         try:
             entries = [(where, text) for where, text in json.loads(file.readline())["leaves"]]
+            texts = dict(entries)
+            room = os.fstat(file.fileno()).st_size
+            described = [_of_length(entry, texts.get(entry[0], ""), room) for entry in described]
             if weights and _parts(entries) and entries != [(w, text) for w, text, _ in described]:
                 described = list(_described(like, FIRST))
                 entries = [entry for entry in entries if entry[0].startswith(FIRST)]
@@ -166,7 +169,7 @@ def _read(path: Path, like: Any, *, weights: bool) -> Any:
     if not weights and _parts(entries) > 1 and not isinstance(like, tuple | list):
         heading += (
             f" The file holds a tuple of {_parts(entries)}, as `etpc.fit` writes (model, opt_state, carry, "
-            "block, stopped). For the model alone, call `etpc.load_weights(path, like=model)`."
+            "block, stopped, history). For the model alone, call `etpc.load_weights(path, like=model)`."
         )
     raise_together(differences, CheckpointError, heading)
     pairs = zip(values, described, strict=True)
@@ -254,6 +257,18 @@ def _text(leaf: Any) -> str:
     if type(leaf) in _NUMBERS:
         return f"a Python {kind}"
     return "a function" if callable(leaf) else f"a {kind}"
+
+
+def _of_length(entry: tuple[str, str, Any], in_file: str, room: int) -> tuple[str, str, Any]:
+    """An entry of `like`, with the length that it has in a file of `room` bytes where any will do."""
+    where, _, leaf = entry
+    found = re.fullmatch(r"\w+\[(\d+)\]", in_file)
+    if found is None or not isinstance(leaf, jax.ShapeDtypeStruct) or leaf.shape != (None,):
+        return entry
+    if int(found[1]) * leaf.dtype.itemsize > room:
+        raise ValueError(f"{where} is longer than the file")
+    leaf = jax.ShapeDtypeStruct((int(found[1]),), leaf.dtype)
+    return where, _text(leaf), leaf
 
 
 def _why_not(leaf: Any) -> str:

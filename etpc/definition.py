@@ -18,6 +18,7 @@ Unless it is asked for everywhere, an operation has eps where that takes no more
 one thing that is asked of the compiler.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from .plan import Proofs, context
 from .trace import Step, StepFunction, trace
 
 Values = dict[Variable, Any]
+Bind = Callable[[Equation, Sequence[Any]], list[Any]]
 stop = lax.stop_gradient
 
 
@@ -185,6 +187,8 @@ class Definition:
             reached = propagate(self.split.body, op.equation.outputs, _stops)
             if op.kind.data is not None and not reached.isdisjoint(self.new):
                 self.cut[op.equation] = op.kind.data
+        self.bind: Bind = lambda eqn, operands: eqn.bind(*operands)
+        """What an equation gives; a typical mistake is another one."""
         self.window = int(rule.window) if rule.backprop == "full" else None
         self.decays = Decay(getattr(rule, "decay", None) or 0.0).decays
         self.smoothed = self._smoothed(rule)
@@ -201,6 +205,12 @@ class Definition:
         is_whole = lambda op: (form := chosen.get(op.number)) is not None and form.exact
         whole = {op.equation for op in self.split.ops if is_whole(op)}
         return [eqn for eqn in self.cut if eqn not in whole]
+
+    def acting(self, bind: Bind) -> "Definition":
+        """The same rule, of operations that act otherwise."""
+        other = copy.copy(self)
+        other.bind = bind
+        return other
 
     # --- the rule ---
 
@@ -260,13 +270,11 @@ class Definition:
         def loss(w: Array, h: Array) -> tuple[Array, Any]:
             def body(state: list[Any], data: Any) -> tuple[list[Any], Any]:
                 env = self._environment(others, data[0], state)
-                env = evaluate(self.split.body, self._at(env, w, self._hidden(env)))
+                env, new = self.evaluated(env, w, self._hidden(env))
                 outputs = [env[v] for v in self.split.outputs]
-                return self._stored(env), (self._loss_of(outputs, data), state)
+                return new, (self._loss_of(outputs, data), state)
 
-            hidden = dict(zip(self.hidden.leaves, self.states.arrays(h), strict=True))
-            start = [hidden.get(i, leaf) for i, leaf in enumerate(state)]
-            last, (losses, states) = lax.scan(body, start, window)
+            last, (losses, states) = lax.scan(body, self.with_hidden(state, h), window)
             return losses.sum(), (last, states)
 
         gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
@@ -312,12 +320,10 @@ class Definition:
     def cut_step(self, env: Values, weights: Array, h: Array, ys: list[Array]) -> Array:
         """The new hidden states; `ys` is added to what operations with a decay give."""
 
-        def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
-            if eqn not in self.cut:
-                return None
-            place = self.cut[eqn]
+        def rule(eqn: Equation, operands: list[Any]) -> list[Any]:
+            place = self.cut.get(eqn)
             return self._acting(
-                eqn, [*operands[:place], stop(operands[place]), *operands[place + 1 :]], ys
+                eqn, [stop(a) if i == place else a for i, a in enumerate(operands)], ys
             )
 
         env = evaluate(self.split.body, self._at(env, weights, h), rule)
@@ -350,7 +356,7 @@ class Definition:
                     at_new = stop(value) if past_new_states else value
                     value, other = (jnp.where(new[v], at_new, a) for a in (value, other))
                 live[v], held[v] = value, other
-            through.update(zip(eqn.outputs, eqn.bind(*passed), strict=True))
+            through.update(zip(eqn.outputs, self.bind(eqn, passed), strict=True))
         outputs = [
             _joined(live[v], through[v]) if v.is_float else live[v] for v in self.split.outputs
         ]
@@ -359,7 +365,7 @@ class Definition:
     def _acting(self, eqn: Equation, operands: Sequence[Any], ys: list[Array]) -> list[Any]:
         """What an operation gives. One with a decay is a function of its output alone, and not of its weight."""
         if eqn not in self.smoothed:
-            return eqn.bind(*operands)
+            return self.bind(eqn, operands)
         place = self.smoothed.index(eqn)
         (added,) = self.outputs[place].arrays(ys[place])
         pairs = zip(eqn.inputs, operands, strict=True)
@@ -411,6 +417,24 @@ class Definition:
         evaluate(self.split.prefix, env)
         weights = [jnp.asarray(env[v]) for v in self.split.weights]
         return weights, [env[v] for v in self.split.others]
+
+    def start(
+        self, parameters: Sequence[Any], inputs: Sequence[Any], state: Sequence[Any]
+    ) -> tuple[Values, Array, Array]:
+        """The values that a step starts from, and of these the weights and the hidden states as vectors."""
+        weights, others = self.prefix(parameters)
+        env = self._environment(others, inputs, state)
+        return env, self.weights.flat(weights), self._hidden(env)
+
+    def evaluated(self, env: Values, weights: Array, h: Array) -> tuple[Values, list[Any]]:
+        """All values of a step in which nothing is cut, and its new state."""
+        env = evaluate(self.split.body, self._at(env, weights, h), self.bind)
+        return env, self._stored(env)
+
+    def with_hidden(self, state: Sequence[Any], h: Array) -> list[Any]:
+        """A state with other hidden states."""
+        hidden = dict(zip(self.hidden.leaves, self.states.arrays(h), strict=True))
+        return [hidden.get(i, leaf) for i, leaf in enumerate(state)]
 
     def _environment(
         self, others: Sequence[Any], inputs: Sequence[Any], state: Sequence[Any]

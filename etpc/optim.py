@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from .errors import InputError
+from .errors import InputError, checked_count
 
 
 class GradientTrace(NamedTuple):
@@ -69,10 +69,13 @@ def trace_of_gradient(decay: float) -> Any:
         **_: Any,
     ) -> tuple[Any, GradientTrace]:
         _check_scalar("reset", reset)
-        left = jnp.where(reset, 0.0, decay)
-        trace = jax.tree.map(
-            lambda old, g: (left * old + g).astype(old.dtype), state.trace, gradients
-        )
+
+        def moved(path: Any, old: Array, g: Array) -> Array:
+            _check_shape(f"the gradient of {jax.tree_util.keystr(path)}", g, old.shape)
+            # A product with zero would keep what is not finite.
+            return jnp.where(reset, g, decay * old + g).astype(old.dtype)
+
+        trace = jax.tree.map_with_path(moved, state.trace, gradients)
         if reward is None:
             return trace, GradientTrace(trace)
         _check_scalar("reward", reward)
@@ -150,9 +153,12 @@ class RunningStatistics(eqx.Module):
     - `mean`, `variance`: of the samples, [*shape]; zero before the first one. The variance is the mean squared
         difference from the mean.
     - `count`: how many samples there were, as a float.
+    - `lost`: what rounding has left out of these three, and the next update adds (compensated summation). So in
+        float32 too the last of 10^12 samples counts as the first one does.
 
     Samples are taken one by one, or many at once, and none is kept. Squares are those of differences from the mean, so
-    that a mean that is large beside the deviation does no harm in float32.
+    that a mean that is large beside the deviation does no harm in float32. A sample that is not finite makes its entry
+    NaN from then on.
 
     **Arguments:**
 
@@ -177,41 +183,58 @@ class RunningStatistics(eqx.Module):
     mean: Array
     variance: Array
     count: Array
+    lost: tuple[Array, Array, Array]
 
     def __init__(self, shape: tuple[int, ...] = ()):
         self.mean, self.variance, self.count = jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(())
+        self.lost = self.mean, self.variance, self.count
 
     def update(self, samples: ArrayLike) -> "RunningStatistics":
-        """With more samples: one, [*shape], or many, with any leading axes, such as streams or steps.
+        """With more samples: one, [*shape], or many, with any leading axes, such as streams or steps; also none.
 
         **Raises** `etpc.InputError` where the shape is another.
         """
-        shape = self.mean.shape
-        if jnp.shape(samples)[jnp.ndim(samples) - len(shape) :] != shape:
-            raise InputError(
-                f"samples have shape {list(jnp.shape(samples))}, and should end in that of a sample, {list(shape)}."
-            )
-        samples = jnp.asarray(samples, self.mean.dtype).reshape(-1, *shape)
-        count = self.count + len(samples)
-        share = len(samples) / count
+        lead = self._lead("samples", samples)
+        number = math.prod(lead)
+        if not number:
+            return self
+        samples = jnp.asarray(samples, self.mean.dtype).reshape(number, *self.mean.shape)
+        share = number / (self.count + self.lost[2] + number)
         apart = samples - self.mean[None]
         shift = apart.mean(0)
         spread = jnp.square(apart - shift[None]).mean(0) + (1 - share) * jnp.square(shift)
-        after = self.mean + share * shift, self.variance + share * (spread - self.variance), count
-        return eqx.tree_at(lambda s: (s.mean, s.variance, s.count), self, after)
+        more = share * shift, share * (spread - self.variance), jnp.full_like(self.count, number)
+        old = self.mean, self.variance, self.count
+        more = [a + lost for a, lost in zip(more, self.lost, strict=True)]
+        new = [a + b for a, b in zip(old, more, strict=True)]
+        lost = tuple(b - (after - a) for a, b, after in zip(old, more, new, strict=True))
+        return eqx.tree_at(lambda s: (s.mean, s.variance, s.count, s.lost), self, (*new, lost))
+
+    def _lead(self, name: str, x: ArrayLike) -> tuple[int, ...]:
+        """The leading axes of samples."""
+        shape, own = jnp.shape(x), self.mean.shape
+        if shape[len(shape) - len(own) :] != own:
+            raise InputError(
+                f"{name} has shape {list(shape)}, and should end in that of a sample, {list(own)}."
+            )
+        return shape[: len(shape) - len(own)]
 
     @property
     def deviation(self) -> Array:
         """The standard deviation, [*shape]: the root of the unbiased variance, which counts as 1 before there are two
         samples, and of 1e-8 more."""
-        unbiased = self.variance * self.count / jnp.maximum(self.count - 1, 1)
+        unbiased = self.variance * (self.count / jnp.maximum(self.count - 1, 1))
         return jnp.sqrt(jnp.where(self.count < 2, 1.0, unbiased) + 1e-8)
 
     def normalise(self, x: ArrayLike) -> Array:
         """The difference of x from the mean in deviations, which count as 1 before there are two samples; x is one,
-        or many with leading axes."""
+        or many with leading axes.
+
+        **Raises** `etpc.InputError` where the shape is another.
+        """
+        self._lead("x", x)
         mean, deviation = (jnp.broadcast_to(a, jnp.shape(x)) for a in (self.mean, self.deviation))
-        return (jnp.asarray(x) - mean) / deviation
+        return (jnp.asarray(x, mean.dtype) - mean) / deviation
 
 
 class RewardScale(eqx.Module):
@@ -228,7 +251,7 @@ class RewardScale(eqx.Module):
     - `discount`: of the agent, in [0, 1].
     - `batch_size`: the number B of streams; `None` for one without a batch axis.
 
-    **Raises** `etpc.InputError` where the discount lies outside [0, 1].
+    **Raises** `etpc.InputError` where the discount lies outside [0, 1], or the batch size is no int >= 1.
 
     **Source:** Elsayed, Vasan and Mahmood, "Streaming deep reinforcement learning finally works", 2024,
     arXiv 2410.14606. Deviation: there the sum begins anew with the last reward of an episode, and here after it.
@@ -253,17 +276,16 @@ class RewardScale(eqx.Module):
     def __init__(self, discount: float, batch_size: int | None = None):
         _check_fraction("discount", discount)
         self.discount, self.returns = float(discount), RunningStatistics()
-        self.discounted = jnp.zeros(() if batch_size is None else batch_size)
+        lead = () if batch_size is None else (checked_count("batch_size", batch_size),)
+        self.discounted = jnp.zeros(lead)
 
     def update(self, reward: ArrayLike, over: ArrayLike) -> "RewardScale":
         """With the reward of one more step, and whether the episode is over with it; both [], or [B].
 
-        **Raises** `etpc.InputError` where the reward has another shape.
+        **Raises** `etpc.InputError` where one of them has another shape.
         """
-        if jnp.shape(reward) != self.discounted.shape:
-            raise InputError(
-                f"reward has shape {list(jnp.shape(reward))}, and should have {list(self.discounted.shape)}."
-            )
+        _check_shape("reward", reward, self.discounted.shape)
+        _check_shape("over", over, self.discounted.shape)
         reward = jnp.asarray(reward, self.discounted.dtype)
         discounted = self.discount * self.discounted + reward
         after = self.returns.update(discounted), jnp.where(over, 0.0, discounted)
@@ -271,7 +293,7 @@ class RewardScale(eqx.Module):
 
     def normalise(self, reward: ArrayLike) -> Array:
         """A reward, or many, in units of the deviation."""
-        return jnp.asarray(reward) / self.returns.deviation
+        return jnp.asarray(reward, self.discounted.dtype) / self.returns.deviation
 
 
 def _check_fraction(name: str, value: Any) -> None:
@@ -285,6 +307,13 @@ def _real(value: Any) -> float:
         return float(1.0 * value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def _check_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    if jnp.shape(value) != shape:
+        raise InputError(
+            f"{name} has shape {list(jnp.shape(value))}, and should have {list(shape)}."
+        )
 
 
 def _check_scalar(name: str, value: Any) -> None:

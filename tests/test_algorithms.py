@@ -197,7 +197,7 @@ def test_an_operation_without_a_trace_says_which_gradient_it_gets():
     assert any(reasons.values())
     assert all("Half gives it none" in r and "current step" in r for r in reasons.values() if r)
     exact = etpc.compile(gru, Half(backprop="full"), inputs=jnp.zeros(3))
-    assert all("last steps" in p.reason for p in exact.plan.ops if p.reason)
+    assert all("the last 16 steps" in p.reason for p in exact.plan.ops if p.reason)
 
 
 # --- factors, and whole traces where these take no more memory ------------------------------------

@@ -219,7 +219,7 @@ def test_weights_of_a_run(tmp_path):
     )
     assert bits(run.model) != bits(MODEL)
     assert bits(etpc.load_weights(tmp_path / "run", MODEL)) == bits(run.model)
-    words = r"(?s)a tuple of 5.*`etpc\.load_weights\(path, like=model\)`.*1\. \['f'\]"
+    words = r"(?s)a tuple of 6.*`etpc\.load_weights\(path, like=model\)`.*1\. \['f'\]"
     refused(tmp_path / "run", MODEL, words)
 
 
@@ -500,6 +500,20 @@ def test_the_mode_of_a_file_stays(mode, leftover, tmp_path):
     etpc.save(path, small())
     expected = stat.S_IMODE(new.stat().st_mode) if mode is None else mode
     assert stat.S_IMODE(path.stat().st_mode) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "int8"])
+@pytest.mark.parametrize("length", [0, 1, 37])
+def test_a_vector_of_any_length(tmp_path, dtype, length):
+    saved = {"a": jnp.arange(length).astype(dtype), "b": 1}
+    etpc.save(tmp_path / "a", saved)
+    like = {"a": jax.ShapeDtypeStruct((None,), dtype), "b": 0}
+    found = etpc.load(tmp_path / "a", like)
+    assert found["a"].dtype == dtype
+    assert eqx.tree_equal(found, saved)
+    refused(tmp_path / "a", like | {"a": jax.ShapeDtypeStruct((None,), "int32")}, r"is int32\[")
+    etpc.save(tmp_path / "a", {"a": jnp.zeros((1, 2), dtype), "b": 1})
+    refused(tmp_path / "a", like, rf"is {dtype}\[None\] in `like`, and {dtype}\[1, 2\]")
 
 
 # --- killed ---------------------------------------------------------------------------------------

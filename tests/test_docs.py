@@ -1,7 +1,9 @@
 """The README, the documentation and the examples in docstrings do what they say."""
 
+import dataclasses
 import doctest
 import importlib
+import inspect
 import io
 import pkgutil
 import re
@@ -147,3 +149,27 @@ def test_blocks_of_another_language_are_left_out() -> None:
 def test_an_indented_block_is_an_error() -> None:
     with pytest.raises(AssertionError, match="indented"):
         list(code_blocks("  ```python\n  x\n  ```\n"))
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+PUBLIC = {name: getattr(etpc, name) for name in etpc.__all__}
+RECORDS = [n for n, c in PUBLIC.items() if isinstance(c, type) and dataclasses.is_dataclass(c)]
+WITHOUT_TEXT = {
+    "Carry": ["program", "batched"],
+    "Exported": ["manifest", "state", "modules"],
+    "ExportedFunctions": ["manifest", "state", "modules"],
+    "Memory": ["traces", "state", "batch_size", "directions", "past"],
+}
+"""Fields that are still to be described."""
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_help_of_a_record_describes_its_fields(name):
+    """Each in a list of the class, or of the rule in general for the settings that every rule has."""
+    record, rules = PUBLIC[name], etpc.algorithms.Algorithm
+    texts = [inspect.getdoc(record), inspect.getdoc(rules) if issubclass(record, rules) else ""]
+    listed = re.findall(r"^- ((?:`\w+`(?:, )?)+): \S", "\n".join(texts), re.MULTILINE)
+    names = re.findall(r"`(\w+)`", "".join(listed))
+    fields = [f.name for f in dataclasses.fields(record) if not f.name.startswith("_")]
+    assert [f for f in fields if f not in names] == WITHOUT_TEXT.get(name, [])

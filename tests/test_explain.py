@@ -107,7 +107,7 @@ BEHIND = (
     "it acts on the states only through ['gate'], ['value'], where {} cuts; it gets the gradient of the "
     "current step, unlike under SnAp and RTRL"
 )
-GIVEN_NONE = "TBPTT gives it none; it gets the gradient of the last steps"
+GIVEN_NONE = "TBPTT gives it none; it gets the gradient of the last 2 steps"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def trained(blocks=6, **options):
 
 def assert_same(run, other):
     """Bit by bit, PRNG keys too."""
-    trees = [(r.model, r.opt_state, r.carry, r.block, r.stopped) for r in (run, other)]
+    assert len(run.history) == run.block
+    trees = [(r.model, r.opt_state, r.carry, r.block, r.stopped, r.history) for r in (run, other)]
     assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
     same(*trees)
 
@@ -75,7 +76,7 @@ def test_is_the_loop_of_its_docstring(batch_size):
     for xs, targets in blocks:
         model, opt_state, carry, losses = learner.update(model, opt_state, carry, xs, targets)
         means.append(losses.mean())
-    expected = etpc.Run(model, opt_state, carry, 6, losses, None, np.array(means), False)
+    expected = etpc.Run(model, opt_state, carry, 6, losses, None, run.history, False)
     assert_same(run, expected)
     np.testing.assert_array_equal(run.losses, losses)
     np.testing.assert_allclose(run.history, means, rtol=1e-12)
@@ -210,10 +211,12 @@ def test_a_run_that_is_killed_goes_on_bit_by_bit(tmp_path, killed_at):
     assert left.exists() == (killed_at > 1)
     model, learner = build.__wrapped__()  # as in another process
     seen = []
-    options = dict(callbacks=[lambda r: seen.append(r.block)], checkpoint=left, save_every=2)
+    options = dict(callbacks=[seen.append], checkpoint=left, save_every=2)
     resumed = fit(learner, model, iter(make_blocks()), batch_size=B, **options)
-    assert seen == [*range(2 * (killed_at // 2) + 1, 7)]
+    assert [run.block for run in seen] == [*range(2 * (killed_at // 2) + 1, 7)]
     assert_same(resumed, whole)
+    for run in seen:  # each has its own, for as long as it is kept
+        np.testing.assert_array_equal(run.history, whole.history[: run.block])
 
 
 def in_callback(run):
@@ -244,7 +247,6 @@ def test_a_run_that_ends_by_an_error_is_saved(tmp_path, blocks, callbacks, error
         trained(blocks(make_blocks()), callbacks=callbacks, checkpoint=tmp_path / "run.etpc")
     assert [path.name for path in tmp_path.iterdir()] == ["run.etpc"]
     resumed = trained(checkpoint=tmp_path / "run.etpc")
-    assert len(resumed.history) == 3
     assert_same(resumed, trained())
 
 
@@ -404,13 +406,25 @@ def test_a_checkpoint_of_another_run_is_refused_in_the_terms_of_fit(tmp_path, na
     changes, arguments, words = OTHERS[name]
     arguments = {**dict(blocks=[], batch_size=2, checkpoint=tmp_path / "run"), **arguments}
     learner, model = small()
-    etpc.save(tmp_path / "run", (model, *learner.init(model, 2), 0, False))
+    etpc.save(tmp_path / "run", (model, *learner.init(model, 2), 0, False, np.zeros(0)))
     with pytest.raises(etpc.CheckpointError, match=f"holds a run {words}") as caught:
         fit(*small(**changes), **arguments)
     assert not re.search("like|[0-9a-f]{16}|init", str(caught.value).removeprefix(str(tmp_path)))
     etpc.save(tmp_path / "run", (model, *learner.init(model, 2)))
     with pytest.raises(etpc.CheckpointError, match="is no run that `etpc"):
         fit(learner, model, [], batch_size=2, checkpoint=tmp_path / "run")
+    etpc.save(tmp_path / "run", (model, *learner.init(model, 2), 0, False))
+    with pytest.raises(etpc.CheckpointError, match="is a run of another version of etpc"):
+        fit(learner, model, [], batch_size=2, checkpoint=tmp_path / "run")
+
+
+def test_the_history_of_a_long_run_is_one_array():
+    """So that a callback which keeps its runs does not keep the square of their number."""
+    seen = []
+    learner, model = small()
+    block = (np.ones((1, 3)), np.ones((1, 3)))
+    fit(learner, model, [block] * 300, callbacks=[seen.append])
+    assert len({id(run.history.base) for run in seen}) < 6
 
 
 @pytest.mark.parametrize(

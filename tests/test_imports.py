@@ -37,7 +37,7 @@ SEES = {
     # the program, and what is done with programs
     "run": "errors files _jax gradient trace analyse forms algorithms plan emit show draw equations",
     "export": "errors files _jax trace run",
-    "checking": "errors files _jax gradient trace analyse forms algorithms plan show run",
+    "checking": "errors files _jax gradient trace analyse forms algorithms plan show definition run",
     "checkpoint": "errors files _jax run",
     "training": "errors checkpoint run",
     "plot": "errors _jax checking plan run",

@@ -47,7 +47,9 @@ def test_late_rewards_of_one_stream(batch):
 
 
 def test_without_a_reward_it_is_the_trace_itself_of_which_a_reset_leaves_nothing():
+    """Not even what is not finite."""
     optimizer, gradients = trace_of_gradient(DECAY), np.random.default_rng(0).normal(size=(T, 3))
+    gradients[1] = np.nan, np.inf, 1.0
     state, trace = optimizer.init({"w": jnp.zeros(3), "none": None}), np.zeros(3)
     for t, g in enumerate(gradients):
         reset = {"reset": t in (2, 4)} if t else {}
@@ -142,6 +144,29 @@ def test_running_statistics_in_float32_beside_a_large_mean(size):
         assert abs(np.square(xs).mean() - np.square(xs.mean()) - exact.var()) > 0.5
         assert float(seen.variance) == pytest.approx(exact.var(), rel=2e-3)
         assert float(seen.mean) - exact.mean() == pytest.approx(0.0, abs=0.03)
+
+
+@pytest.mark.parametrize("before", [2.0**24, 2.0**33])
+def test_running_statistics_go_on_after_many_samples(before):
+    """In float32, where one more than 2**24 is 2**24, and so small a share changes no mean of 1."""
+    with jax.enable_x64(False):
+        many = RunningStatistics()
+        many = eqx.tree_at(lambda s: (s.mean, s.count), many, (jnp.ones(()), jnp.float32(before)))
+        update = lambda seen, x: (seen.update(x), None)
+        seen, _ = jax.jit(lambda s: jax.lax.scan(update, s, jnp.full(1001, 3.0)))(many)
+        mean, variance, count = (
+            float(a) + float(lost)
+            for a, lost in zip((seen.mean, seen.variance, seen.count), seen.lost, strict=True)
+        )
+        assert count == before + 1001
+        assert mean - 1 == pytest.approx(2 * 1001 / count, rel=1e-3)
+        assert variance == pytest.approx(4 * 1001 / count, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (0,)])
+def test_no_samples_change_no_statistics(shape):
+    for seen in (RunningStatistics(shape), RunningStatistics(shape).update(jnp.ones((3, *shape)))):
+        assert eqx.tree_equal(seen.update(jnp.zeros((4, 0, *shape))), seen)
 
 
 @pytest.mark.parametrize("batch", [None, 3])
@@ -252,11 +277,19 @@ def test_bad_input():
         obgd().update(w, optax.EmptyState(), error=w)
     with pytest.raises(etpc.InputError, match="needs the temporal-difference error"):
         obgd().update(w, optax.EmptyState())
+    for wrong in (jnp.ones(3), jnp.ones((1, 2))):
+        with pytest.raises(etpc.InputError, match=r"of \['w'\] has shape .* should have \[2\]"):
+            optimizer.update({"w": wrong}, optimizer.init({"w": w}))
     with pytest.raises(etpc.InputError, match=r"discount must lie in \[0, 1\], and is 1.5"):
         RewardScale(1.5)
-    with pytest.raises(etpc.InputError, match=r"reward has shape \[\], and should have \[2\]"):
-        RewardScale(0.5, 2).update(1.0, jnp.zeros(2, bool))
-    with pytest.raises(etpc.InputError, match=r"shape \[3\], and should end in .* \[2\]"):
-        RunningStatistics((2,)).update(jnp.zeros(3))
-    with pytest.raises(etpc.InputError, match=r"shape \[\], and should end in .* \[2\]"):
-        RunningStatistics((2,)).update(1.0)
+    with pytest.raises(etpc.InputError, match="batch_size must be an int >= 1, not 0"):
+        RewardScale(0.5, 0)
+    for batch, shape, other in ((2, [2], [2, 1]), (2, [2], []), (None, [], [4])):
+        for name, shapes in {"reward": (other, shape), "over": (shape, other)}.items():
+            with pytest.raises(etpc.InputError) as caught:
+                RewardScale(0.5, batch).update(*map(jnp.zeros, shapes))
+            assert str(caught.value) == f"{name} has shape {other}, and should have {shape}."
+    for wrong in (jnp.zeros(3), 1.0):
+        for take in (RunningStatistics((2,)).update, RunningStatistics((2,)).normalise):
+            with pytest.raises(etpc.InputError, match=r"shape .* and should end in .* \[2\]"):
+                take(wrong)

@@ -93,9 +93,8 @@ class Data:
         if count < 2:
             return [(whole, whole)]
         out = [number % PART == seed for seed in range(min(PART, count))]
-        return [
-            ((xs, targets, mask * ~held[None]), (xs, targets, mask * held[None])) for held in out
-        ]
+        of = lambda chosen: (xs, targets, jnp.where(chosen, mask, jnp.zeros_like(mask)))
+        return [(of(~held), of(held)) for held in out]
 
     def _get(self, number: int) -> Batch:
         if self._draw is not None:

@@ -1,13 +1,12 @@
 """What a gradient becomes by typical mistakes of those who write it by hand.
 
-`Rewritten` computes the gradient of BPTT, or of D-RTRL, from the equations of a step in reverse mode, and can
-replace where the derivative of a spike is taken and which data meets the credit of a weight. It shares nothing
+`Rewritten` computes the gradient of BPTT, or of D-RTRL by its definition, from the equations of a step in reverse mode,
+and can replace where the derivative of a spike is taken and which data meets the credit of a weight. It shares nothing
 with the traces of a program; where it does not give the program's gradient without a mistake, it is not used.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,17 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .._jax import Equation, Variable, evaluate, is_spike
+from .._jax import Equation, is_spike
 from ..algorithms import D_RTRL, Algorithm
+from ..definition import Bind, Definition, Values
 from ..gradient.agreement import Vectors, flat_gradients
 from ..gradient.bptt import Objective, gradient_of
 from ..gradient.loss import Loss
-from ..run import Program
+from ..trace import Step
 from ._trial import Trial
 
 Arrays = list[Array]
-Values = dict[Variable, Any]
-Act = Callable[[Equation, list[Any]], "list[Any] | None"]
 stop = lax.stop_gradient
 ITSELF = Loss.of(lambda y, target: y, has_aux=False)
 """Of a step whose output is its loss."""
@@ -62,24 +60,19 @@ class Rewritten:
 
     Each kind of gradient is that of BPTT, of a step that has the values of the model's and perhaps other derivatives.
 
-    - `program`: of the model under D-RTRL.
+    - `step`: of the model, as D-RTRL sees it.
     """
 
-    def __init__(self, trial: Trial, program: Program):
-        self.trial, self.step = trial, program.plan.analysis.step
-        a = program.plan.analysis
-        spikes = {e: _read_by(e) for e in self.step.equations if is_spike(e)}
+    def __init__(self, trial: Trial, step: Step):
+        self.trial, self.step = trial, step
+        self.rule = Definition(step, D_RTRL(), trial.objective.loss)
+        split = self.rule.split
+        spikes = {e: _read_by(e) for e in split.body if is_spike(e)}
         self.spikes = {e: place for e, place in spikes.items() if place is not None}
-        ops = [op for op in a.ops if op.kind.data is not None and len(op.equation.outputs) == 1]
+        ops = [op for op in split.ops if op.kind.data is not None and len(op.equation.outputs) == 1]
         self.ops = {op.equation: (op.kind.data or 0, op.operand) for op in ops}
-        cut = {op.equation for op in ops if a.reach[op.number].role == "state"}
-        self.cut = {equation: place for equation, (place, _) in self.ops.items() if equation in cut}
-        self.hidden = [i for i, v in enumerate(self.step.state) if v.is_float]
-        computed = {self.step.next_state[i] for i in self.hidden}
-        given = {*self.step.program.inputs, *self.step.constants}
-        self.new_states = tuple(sorted(computed - given, key=lambda v: v.number))
-        self.inputs = self.step.with_begins(
-            [jnp.asarray(a) for a in self.step.input_leaves.split(trial.xs)],
+        self.inputs = step.with_begins(
+            [jnp.asarray(a) for a in step.input_leaves.split(trial.xs)],
             jnp.zeros(trial.lead, bool).at[0].set(True),
         )
         longer = [jnp.concatenate([a, a[-1:]]) for a in self.inputs]
@@ -119,106 +112,77 @@ class Rewritten:
         objective = Objective(xs, targets, mask, loss, start, step, batched)
         return gradient_of(self.trial.model, objective, self.trial.reduction)
 
+    def _start(self, model: Any, x: Arrays, state: Arrays) -> tuple[Values, Array, Array]:
+        return self.rule.start(self.step.model_leaves.split(model), x, state)
+
     def _record(self, model: Any, x: Arrays, state: Arrays) -> tuple[Course, Arrays]:
-        env = evaluate(self.step.equations, self._environment(model, x, state))
+        env, new = self.rule.evaluated(*self._start(model, x, state))
         read = [env[e.inputs[place]] for e, place in self.spikes.items()]
         data = [env[e.inputs[place]] for e, (place, _) in self.ops.items()]
-        new = [env[v] for v in self.step.next_state]
-        of = lambda leaves: [leaves[i] for i in self.hidden]
+        of = lambda leaves: [leaves[i] for i in self.rule.hidden.leaves]
         return Course(read, data, of(state), of(new)), new
 
-    def _plain_step(self, model: Any, x: Any, state: Arrays) -> tuple[Any, Arrays]:
+    def _plain_step(self, model: Any, x: Any, state: Arrays) -> tuple[Any, Any]:
         """The step, but for what is displaced."""
-        env, act = self._start(model, x, state)
-        env = evaluate(self.step.equations, env, act)
-        return self._output(env), [env[v] for v in self.step.next_state]
+        x, displaced, *_ = x
+        rule = self.rule.acting(self._displacing(displaced))
+        env, new = rule.evaluated(*self._start(model, x, state))
+        return self.step.output_leaves.join([env[v] for v in rule.split.outputs]), new
 
-    def _cut_step(self, model: Any, x: Any, state: Arrays) -> tuple[Any, Arrays]:
+    def _cut_step(self, model: Any, x: Any, state: Arrays) -> tuple[Any, Any]:
         """With this step, the gradient of BPTT is that of D-RTRL."""
-        env, act = self._start(model, x, state)
-        after = evaluate(self.step.equations, dict(env), partial(self._cut, act))
-        read = self._read(env, act, {v: after[v] for v in self.new_states}, {})
-        return self._output(read), [after[v] for v in self.step.next_state]
+        x, displaced, *_ = x
+        rule, at = self.rule.acting(self._displacing(displaced)), self._start(model, x, state)
+        outputs, new = rule.read(*at, [], False)
+        return self.step.output_leaves.join(outputs), rule.with_hidden(new, rule.cut_step(*at, []))
 
-    def _twice(self, model: Any, x: Any, state: Arrays) -> tuple[Array, Arrays]:
+    def _twice(self, model: Any, x: Any, state: Arrays) -> tuple[Array, Any]:
         """The same with the loss as its output, by signals that have some paths twice."""
-        *_, target, counts = x
-        env, act = self._start(model, x, state)
-        after = evaluate(self.step.equations, dict(env), partial(self._cut, act))
-        new = [after[v] for v in self.new_states]
-        still = env | {v: _still(env[v]) for v in self.step.state}
+        x, displaced, target, counts = x
+        bind = self._displacing(displaced)
+        rule = self.rule.acting(bind)
+        env, w, h = self._start(model, x, state)
 
-        def loss_of(new: Values, more: Values) -> Array:
-            y = self._output(self._read(still, act, new, more))
+        def loss_of(outputs: Any) -> Array:
+            y = self.step.output_leaves.join(outputs)
             return self.trial.objective.loss(y, target, counts)[0]
 
-        def of_each(more: Arrays) -> Array:
-            return loss_of({}, dict(zip(self.new_states, more, strict=True)))
+        def of_each(more: Array) -> Array:
+            """The loss, of new states to each of which something is added."""
+            added = dict(zip(rule.new, rule.states.arrays(more), strict=True))
 
-        signals = jax.grad(of_each)([jnp.zeros_like(a) for a in new])
-        loss = loss_of(dict(zip(self.new_states, map(stop, new), strict=True)), {})
-        by_signals = (jnp.sum((stop(s) * a).real) for s, a in zip(signals, new, strict=True))
-        return loss + sum(by_signals), [after[v] for v in self.step.next_state]
+            def with_more(eqn: Equation, operands: Any) -> list[Any]:
+                results = zip(eqn.outputs, bind(eqn, operands), strict=True)
+                return [a + added[v] if v in added else a for v, a in results]
 
-    def _start(self, model: Any, x: Any, state: Arrays) -> tuple[Values, Act]:
-        """The values that the equations start from, and how they act with what is displaced."""
-        x, displaced, *_ = x
-        displaced = dict(zip((*self.spikes, *self.ops), displaced, strict=True))
-        return self._environment(model, x, state), partial(self._act, displaced)
+            after, _ = rule.acting(with_more).evaluated(env, w, h)
+            return loss_of([after[v] for v in rule.split.outputs])
 
-    def _environment(self, model: Any, x: Arrays, state: Arrays) -> Values:
-        return self.step.environment(self.step.model_leaves.split(model), x, state)
+        signals = jax.grad(of_each)(jnp.zeros_like(h))
+        outputs, state = rule.read(env, w, stop(h), [], True)
+        new = rule.cut_step(env, w, h, [])
+        return loss_of(outputs) + stop(signals) @ new, rule.with_hidden(state, new)
 
-    def _output(self, env: Values) -> Any:
-        return self.step.output_leaves.join([env[v] for v in self.step.outputs])
+    def _displacing(self, displaced: Arrays) -> Bind:
+        """How operations act whose derivative is taken elsewhere."""
+        instead = dict(zip((*self.spikes, *self.ops), displaced, strict=True))
 
-    def _cut(self, act: Act, eqn: Equation, values: list[Any]) -> list[Any]:
-        """The results of an equation whose data is held constant, if it is one that is cut."""
-        place = self.cut.get(eqn)
-        return _done(eqn, [stop(a) if i == place else a for i, a in enumerate(values)], act)
+        def bind(eqn: Equation, values: Sequence[Any]) -> list[Any]:
+            if eqn in self.spikes:
+                place = self.spikes[eqn]
+                function = lambda u: _bound(eqn, values, {place: u})
+                u = values[place]
+                # Zero, but for its derivative.
+                _, along = jax.jvp(function, (instead[eqn],), (u - stop(u),))
+                return [stop(function(u)) + along]
+            if eqn in self.ops:
+                place, weight = self.ops[eqn]
+                of_data = _bound(eqn, values, {weight: stop(values[weight])})
+                of_weight = _bound(eqn, values, {place: instead[eqn].astype(values[place].dtype)})
+                return [of_data + of_weight - stop(of_weight)]
+            return eqn.bind(*values)
 
-    def _read(self, env: Values, act: Act, new: Values, more: Values) -> Values:
-        """The values of a step, of which the loss has the learning signals of D-RTRL, each path counted once.
-
-        The data of an operation that is cut is constant. So the influence of new states on the output by such
-        operations is followed apart: in `held`, where old states are constant, to their data; and from there on in
-        `still`, where all else is constant.
-
-        - `new`: what new states are; where it has none, they are computed, and `more` is added.
-        """
-        env, held = dict(env), dict(env)
-        held.update((v, stop(env[v])) for v in self.step.state if v.is_float)
-        still = {v: _still(jnp.asarray(a)) for v, a in env.items()}
-        for eqn in self.step.equations:
-            of_env, of_held, of_still = ([e[v] for v in eqn.inputs] for e in (env, held, still))
-            place = self.cut.get(eqn)
-            if place is not None:
-                crossing = of_held[place]
-                if jnp.issubdtype(crossing.dtype, jnp.inexact):
-                    of_still[place] = of_still[place] + (crossing - stop(crossing))
-                of_env[place], of_held[place] = stop(of_env[place]), stop(of_held[place])
-            for values, read in ((env, of_env), (held, of_held)):
-                results = zip(eqn.outputs, _done(eqn, read, act), strict=True)
-                values.update((v, more[v] + a if v in more else new.get(v, a)) for v, a in results)
-            still.update(zip(eqn.outputs, _done(eqn, of_still, act), strict=True))
-        crossed = {v: still[v] - stop(still[v]) for v in self.step.outputs if v.is_float}
-        return env | {v: env[v] + a for v, a in crossed.items()}
-
-    def _act(self, displaced: Mapping[Equation, Array], eqn: Equation, values: list[Any]) -> Any:
-        """The results of an operation whose derivative is taken elsewhere; `None` for others."""
-        if eqn in self.spikes:
-            place = self.spikes[eqn]
-            function = lambda u: _bound(eqn, values, {place: u})
-            u = values[place]
-            # Zero, but for its derivative.
-            _, along = jax.jvp(function, (displaced[eqn],), (u - stop(u),))
-            return [stop(function(u)) + along]
-        if eqn in self.ops:
-            place, weight = self.ops[eqn]
-            of_data = _bound(eqn, values, {weight: stop(values[weight])})
-            of_weight = _bound(eqn, values, {place: displaced[eqn].astype(values[place].dtype)})
-            return [of_data + of_weight - stop(of_weight)]
-        return None
+        return bind
 
     # --- what is displaced ---
 
@@ -283,24 +247,14 @@ class Rewritten:
         return None
 
 
-def _still(leaf: Array) -> Array:
-    """An array without its derivative, if it has one."""
-    return stop(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
-
-
 def _later(x: Array, first: Array | None = None) -> Array:
     """Each value one step later."""
     return jnp.concatenate([jnp.zeros_like(x[:1]) if first is None else first, x[:-1]])
 
 
-def _bound(eqn: Equation, values: list[Any], others: Mapping[int, Any]) -> Array:
+def _bound(eqn: Equation, values: Sequence[Any], others: Mapping[int, Any]) -> Array:
     (result,) = eqn.bind(*(others.get(i, value) for i, value in enumerate(values)))
     return result
-
-
-def _done(eqn: Equation, values: list[Any], act: Act) -> list[Any]:
-    results = act(eqn, values)
-    return eqn.bind(*values) if results is None else results
 
 
 def _read_by(eqn: Equation) -> int | None:

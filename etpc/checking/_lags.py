@@ -67,7 +67,7 @@ class Batch:
         taken = np.minimum(steps, self.steps - 1)
         xs, targets, mask = jax.tree.map(lambda a: jnp.asarray(a)[taken], (xs, targets, mask))
         ends = (steps < self.steps).reshape(-1, *[1] * (mask.ndim - 1))
-        return xs, targets, mask.astype(float) * ends
+        return xs, targets, mask.astype(float) * ends.astype(float)
 
     def _mean(self, mask: Array) -> tuple[Array, Array]:
         """Weights of which a sum over time is the mean over the steps that one update sees; and how many updates
@@ -79,7 +79,8 @@ class Batch:
 
     def _moved(self, loss: Any, grads: Any, arrays: Any, opt_state: Any, rate: Any) -> Any:
         """Parameters and state of the optimiser after an update, whose learning rate is multiplied by `rate`."""
-        new, opt_state = moved(self.optimiser, loss, grads, arrays, opt_state)
+        with jax.numpy_dtype_promotion("standard"):  # which Adam of Optax needs
+            new, opt_state = moved(self.optimiser, loss, grads, arrays, opt_state)
         move = lambda old, new: (old + rate * (new - old)).astype(old.dtype)
         return jax.tree.map(move, arrays, new), opt_state
 
@@ -90,7 +91,7 @@ class Batch:
         """The mask of the losses of one window."""
         by_window = self.mask.reshape(self.count, self.window, -1)
         chosen = jnp.arange(self.count).reshape(-1, 1, 1) == window
-        return (by_window * chosen).reshape(self.mask.shape)
+        return jnp.where(chosen, by_window, 0).reshape(self.mask.shape)
 
 
 class Online:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..gradient.data import one_step
 from ..gradient.loss import Loss, finite_where_masked
 from ._data import Data
 from ._lags import Batch, Way
@@ -30,12 +31,18 @@ class Judge:
 
     - `score`: of one example at one step, more is better; `None` for minus the loss.
     - `seconds`: how long it takes.
+
+    **Raises** `InputTypeError` and `InputError` where the score is no function that returns one number.
     """
 
     def __init__(self, batch: Batch, data: Data, score: Callable[[Any, Any], Any] | None):
         trial = batch.trial
         loss, program, size = Loss.of(trial.loss_fn, False), trial.shown, batch.size
-        chosen = loss if score is None else Loss.of(score, False)
+        chosen = loss if score is None else Loss.of(score, False, "score")
+        if score is not None:
+            leaves = program.plan.analysis.step.output_leaves
+            targets = jax.tree.map(lambda a: one_step(a, size), trial.targets)
+            chosen.check(leaves.join(leaves.avals), targets)
         self._data, self._sign, self.seconds = data, 1 if score else -1, 0.0
 
         def judged(arrays: Any, xs: Any, targets: Any, mask: Any) -> Any:
@@ -46,9 +53,10 @@ class Judge:
                 of_each = lambda y, target, weight: loss(y, target, weight)[0]
                 for _ in trial.lead:
                     of_each = jax.vmap(of_each)
-                total = of_each(ys, targets, mask.astype(float)).sum(0)
-                return total / jnp.where(counts, mask.sum(0), 1)
+                total = of_each(ys, targets, mask).sum(0)
+                return total / jnp.where(counts, mask.sum(0), 1).astype(total.dtype)
 
+            mask = mask.astype(float)
             counts = mask.sum(0) != 0
             return means(chosen), means(loss), counts
 
@@ -152,14 +160,11 @@ class Race:
         longest: int | None = None,
     ):
         self.batch, self.data, self.score, self.rates = batch, data, score, rates
+        self.judge = Judge(batch, data, score)
         self.longest, self.seeds = (longest, data.seeds) if longest else (sys.maxsize, 2)
         self.contenders, self.guests = list[Contender](), set[Hashable]()
         self.updates, self._final, self.over = 0, False, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
-
-    @cached_property
-    def judge(self) -> Judge:
-        return Judge(self.batch, self.data, self.score)
 
     @cached_property
     def start(self) -> list[np.ndarray]:

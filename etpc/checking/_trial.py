@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..algorithms import Algorithm
+from ..algorithms import TBPTT, Algorithm
 from ..errors import InputError, InputTypeError, checked_count, raise_together
 from ..gradient.agreement import (
     Gradient,
@@ -127,11 +127,11 @@ class Trial:
         """The gradient of a rule; of one that is BPTT of blocks without a program, if `in_blocks`."""
         if in_blocks and algorithm.in_blocks:
             window = algorithm.lookback or self.steps
-            claim = (
+            back = (
                 "exact" if window >= self.steps else "approximate" if window > 1 else "current step"
             )
-            of = self.shown.claims
-            claims = {path: "unused" if of[path].claim == "unused" else claim for path in of}
+            of_one = self._claims_of_one_step
+            claims = {path: back if c == "current step" else c for path, c in of_one.items()}
             return Outcome(self.in_blocks(window), claims, _bytes(self.carry.state), None)
         program = self.program(algorithm)
         claims = {path: c.claim for path, c in program.claims.items()}
@@ -155,6 +155,11 @@ class Trial:
         steps = np.arange(self.steps)
         cuts = (steps % window == 0) & (steps > 0)  # the initial state may be learned
         return self._reverse(dataclasses.replace(self.objective, cuts=jnp.asarray(cuts)))
+
+    @cached_property
+    def _claims_of_one_step(self) -> Mapping[str, str]:
+        """Those of the gradient of the current step, by path: with credit from further back the others are exact."""
+        return {path: c.claim for path, c in self.program(TBPTT(1)).claims.items()}
 
     @cached_property
     def bptt(self) -> Gradient:
@@ -258,11 +263,13 @@ class Trial:
         """Sentences on what BPTT goes back through."""
         if self.has_reference:
             return ()
+        analysis = self.shown.plan.analysis  # of another step, where the rule replaces derivatives
+        step = analysis.step if analysis.given is None else analysis.given
         return tuple(
             f"at {source} the derivative is not that of the value ({how}), as with feedback weights, "
             "and BPTT goes back the same way. For the true gradient pass `reference=` a step, or a model, with the "
             "true weights in their place"
-            for source, how in replaced_derivatives(self.shown.plan.analysis.step).items()
+            for source, how in replaced_derivatives(step).items()
         )
 
 

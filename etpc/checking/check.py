@@ -67,9 +67,10 @@ class Fault:
 class CheckedRow(Nearness):
     """One parameter of a check.
 
-    - `cosine`, `error`, `ratio`, `norm`: against BPTT, as of a [`Row`][etpc.Row].
+    - `path`, `cosine`, `error`, `ratio`, `norm`: against BPTT, as of a [`Row`][etpc.Row].
     - `equals`: the rule whose gradient it is, but for rounding; `None` where it is that of none. BPTT is `TBPTT(T)`.
-    - `nearest`: the rule whose gradient is nearest, and `distance` the relative error against it.
+    - `nearest`: the rule whose gradient is nearest.
+    - `distance`: the relative error against it.
     - `fault`: a [`Fault`][etpc.Fault] that explains it where it equals no rule, or `None`.
     """
 
@@ -81,24 +82,29 @@ class CheckedRow(Nearness):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Check:
-    """The result of [`etpc.check`][]. `print` it for a table and sentences."""
+    """The result of [`etpc.check`][]. `print` it for a table and sentences.
+
+    - `rows`: a [`CheckedRow`][etpc.CheckedRow] for each parameter of which a gradient was given.
+    - `total`: all of these as one vector, against BPTT.
+    - `equals`: the first rule that every row equals, or `None`. BPTT is `TBPTT(T)`.
+    - `missing`: what is left out, in words, by the path of the parameter: in the rule that it equals, where that is not
+        BPTT.
+    - `notes`: what makes the check say less than it seems to.
+    - `remarks`: what BPTT goes back through, where its derivative is not that of the value.
+    - `tolerance`: the largest relative error that counts as equal.
+    - `loss`: that of the sequence.
+    - `search`: how it was found.
+    """
 
     rows: tuple[CheckedRow, ...]
-    """One for each parameter of which a gradient was given."""
     total: Row
-    """All of these as one vector, against BPTT."""
     equals: Algorithm | None
-    """The first rule that every row equals, or `None`. BPTT is `TBPTT(T)`."""
     missing: Mapping[str, tuple[str, ...]]
-    """What is left out, in words, by the path of the parameter: in the rule that it equals, where that is not BPTT."""
     notes: tuple[str, ...]
-    """What makes the check say less than it seems to."""
     remarks: tuple[str, ...]
-    """What BPTT goes back through, where its derivative is not that of the value."""
     tolerance: float
     loss: float
     search: "Search" = dataclasses.field(repr=False)
-    """How it was found."""
 
     @property
     def exact(self) -> bool:
@@ -432,7 +438,7 @@ class Search:
             self.tried[D_RTRL()] = self.trial.of(D_RTRL())
         program = self.tried[D_RTRL()].program
         assert program is not None
-        rewritten, found = Rewritten(self.trial, program), []
+        rewritten, found = Rewritten(self.trial, program.plan.analysis.step), []
         for rule in (self.bptt, D_RTRL()):
             want = self.tried[rule].gradient
             right = Known(rewritten.gradient(rule))

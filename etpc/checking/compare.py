@@ -45,6 +45,8 @@ class Result:
         and the traces where there are any; `None` where it is not known.
     - `program`: the compiled program; `None` for `TBPTT(K)`, which is computed as BPTT of blocks, and for a
         gradient that was given.
+    - `values`: the gradient of each parameter as a vector, by its path.
+    - `label`: the name that was given; empty for an algorithm without one.
     """
 
     algorithm: Algorithm | None
@@ -53,7 +55,6 @@ class Result:
     carry_bytes: int | None
     program: Program | None
     values: Vectors = dataclasses.field(default_factory=dict[str, np.ndarray], repr=False)
-    """The gradient of each parameter as a vector."""
     label: str = ""
 
     @property
@@ -70,12 +71,18 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """The result of [`etpc.compare`][]. `print` it for a table."""
+    """The result of [`etpc.compare`][]. `print` it for a table.
+
+    - `results`: a [`Result`][etpc.Result] for each gradient.
+    - `notes`: what makes the comparison say less than it seems to: zero gradients, silent neurons, traces that
+        were not read.
+    - `tolerance`: the largest relative error that counts as exact.
+    - `loss`: that of the sequence.
+    - `trial`: what is compared: the model and the sequence.
+    """
 
     results: tuple[Result, ...]
     notes: tuple[str, ...]
-    """What makes the comparison say less than it seems to: zero gradients, silent neurons, traces that
-    were not read."""
     tolerance: float
     loss: float
     trial: Trial | None = dataclasses.field(default=None, repr=False)
@@ -197,7 +204,10 @@ class Comparison:
 
 
 class Report(Comparison):
-    """The result of [`etpc.verify`][]: a comparison of one algorithm. `print` it for a table."""
+    """The result of [`etpc.verify`][]: a comparison of one algorithm. `print` it for a table.
+
+    - `results`, `notes`, `tolerance`, `loss`, `trial`: as of a [`Comparison`][etpc.Comparison], with one result.
+    """
 
     @property
     def program(self) -> Program:
@@ -391,7 +401,8 @@ def _total(got: Known, want: Known, rows: tuple[Row, ...]) -> Row:
     """The row of all parameters together. Its claim holds if the claim of each parameter does."""
     a, b = (whole(g.values, [row.path for row in rows]) for g in (got, want))
     claims = {row.claim for row in rows} - {"unused"}
-    claim = claims.pop() if len(claims) == 1 else "approximate"
+    less = claims - {"exact"}
+    claim = "approximate" if len(less) > 1 or not claims else (less or claims).pop()
     row = Row.of(TOTAL, a, b, claim)
     if claim != "exact":
         return row

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL, resolve
 from ..analyse import trace_dtype, uncut_block
-from ..errors import InputError, InputTypeError, checked_count
+from ..errors import InputError, InputTypeError, checked_count, checked_list
 from ..files.record import record
 from ..forms import Full, Site, size_of
 from ..gradient.agreement import not_finite
@@ -44,6 +44,7 @@ RATE = 3e-3
 class Candidate:
     """One rule that [`etpc.suggest`][] measured, or BPTT.
 
+    - `name`: of the rule, with those of its settings that are not the default.
     - `rule`: the algorithm; `None` for BPTT, which all others are compared with.
     - `ms`: the shortest time of one step of the batch, with its gradient, in ms.
     - `carry_bytes`: what is passed on from step to step, for the batch; `None` for BPTT, which keeps all steps.
@@ -104,6 +105,7 @@ class Suggestion:
         where none is near BPTT or none fits.
     - `left_out`: which rules were not measured, and why.
     - `decided`: whether the rule scores higher than the next one beyond the spread, or is exact with nothing to choose.
+    - `advice`: what `go_on` goes on with: compiled rules, and what they trained. It is not pickled.
     """
 
     rule: Algorithm | None
@@ -113,7 +115,6 @@ class Suggestion:
     left_out: tuple[str, ...]
     decided: bool = False
     advice: Any = dataclasses.field(default=None, repr=False)
-    """What `go_on` goes on with: compiled rules, and what they trained. It is not pickled."""
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"advice": None}
@@ -223,8 +224,9 @@ def suggest(
 
     **Returns** a [`Suggestion`][etpc.Suggestion]: `print` it, compile with its `.rule`, and let it `.go_on()`.
 
-    **Raises** what `etpc.compile` and `value_and_grad` raise; `etpc.InputError` where a limit is not positive, or
-    batches differ in shape; `etpc.InputTypeError` where data is none of these.
+    **Raises** what `etpc.compile` and `value_and_grad` raise; `etpc.InputError` where a limit or a rate is not
+    positive, batches differ in shape, or a score is not one number; `etpc.InputTypeError` where data is none of these,
+    `rules` or `rates` is no list, or `score` no function.
 
     ```pycon
     >>> import jax, jax.numpy as jnp, etpc
@@ -257,15 +259,18 @@ def suggest(
     called = dict(state=state, step=step, weights=weights, memory=1 << 62)
     trial = Trial(*(model, xs, targets, loss_fn[-1]), **called, batch_size=batch_size, mask=mask)
     cut = trial.program(D_RTRL())  # which checks the data
-    for rate in rates:
-        _check_limits(rates=rate)
+    multiples = checked_list("rates", rates, "numbers")
+    if not multiples or not all(is_real(rate) and 0 < rate < math.inf for rate in multiples):
+        raise InputError(f"rates must be finite numbers above zero, at least one, not {rates!r}.")
+    tried = [resolve(rule) for rule in checked_list("rules", rules, "algorithms or their names")]
+    if rules is not None and not tried:
+        raise InputError("rules is empty. Leave it out to try the usual ones.")
     if optimiser is None and not (cut.exact and memory is time is rules is None):
         optimiser = _adam()
     batch = _batch(trial, every, optimiser, found.single)
-    tried = [resolve(rule) for rule in rules or ()] or _rules(batch, cut)
     longest = None if updates is None else checked_count("updates", updates)
-    race = Race(batch, found, score, [float(rate) for rate in rates], longest)
-    return _Advice(race, tried, memory, time).go_on(budget, begun)
+    race = Race(batch, found, score, [float(rate) for rate in multiples], longest)
+    return _Advice(race, tried or _rules(batch, cut), memory, time).go_on(budget, begun)
 
 
 def _check_limits(**limits: Any) -> None:

@@ -95,10 +95,13 @@ def remarks_on(cosines: Iterable[float]) -> tuple[str, ...]:
 class Row(Nearness):
     """One parameter of a comparison.
 
-    `cosine`, `error` (the norm of the difference over the norm of the BPTT gradient) and `ratio`
-    (the norm over that of the BPTT gradient) are `nan` where the BPTT gradient is zero; the cosine
-    also where the other is. `claim` is what the program says, `held` whether it is so: `None`
-    where nothing was claimed, or where a BPTT gradient that is zero or not finite shows nothing.
+    - `path`: of the parameter.
+    - `cosine`: with the BPTT gradient; `nan` where one of them is zero.
+    - `error`, `ratio`: the norm of the difference, and that of the gradient, over `norm`; `nan` where it is zero.
+    - `norm`: of the BPTT gradient.
+    - `claim`: what the program says.
+    - `held`: whether it is so; `None` where nothing was claimed, or where a BPTT gradient that is zero or not finite
+        shows nothing.
     """
 
     claim: str

@@ -20,18 +20,21 @@ class Loss(eqx.Module):
     least float32, in which it is added up. With a weight it is `weight * loss`. Where the weight is
     zero, neither the loss nor its derivative is read: what of `y` and `target` is not finite there is
     taken as zero, and no cotangent of `y` is passed on.
+
+    - `name`: of the argument, as errors have it: `"loss_fn"`, or `"score"`, which needs no derivative.
     """
 
     arrays: tuple[Any, ...]
     static: tuple[Any, ...] = eqx.field(static=True)
     treedef: Any = eqx.field(static=True)
     has_aux: bool = eqx.field(static=True)
+    name: str = eqx.field(static=True, default="loss_fn")
 
     @classmethod
-    def of(cls, loss_fn: Any, has_aux: bool) -> "Loss":
+    def of(cls, loss_fn: Any, has_aux: bool, name: str = "loss_fn") -> "Loss":
         """**Raises** `InputTypeError` where `loss_fn` is no function, or cannot be hashed."""
         if not callable(loss_fn):
-            raise InputTypeError(f"loss_fn must be a function (y, target), not {loss_fn!r}.")
+            raise InputTypeError(f"{name} must be a function (y, target), not {loss_fn!r}.")
         leaves, treedef = jax.tree.flatten(loss_fn)
         data = [eqx.is_array(leaf) or isinstance(leaf, np.ndarray) for leaf in leaves]
         arrays = tuple(jnp.asarray(a) if d else None for a, d in zip(leaves, data, strict=True))
@@ -40,11 +43,11 @@ class Loss(eqx.Module):
             hash((static, treedef))
         except TypeError as error:
             raise InputTypeError(
-                f"loss_fn is a {type(loss_fn).__name__}, which cannot be hashed ({error}). This is "
+                f"{name} is a {type(loss_fn).__name__}, which cannot be hashed ({error}). This is "
                 "because what is no array is part of the compiled program. Make it a function, or an "
                 "`eqx.Module`, whose arrays may be anything."
             ) from error
-        return cls(arrays, static, treedef, bool(has_aux))
+        return cls(arrays, static, treedef, bool(has_aux), name)
 
     def raw(self, *arguments: Any) -> Any:
         """Call the function itself. An error in it gets a note that says what it was called with."""
@@ -54,9 +57,9 @@ class Loss(eqx.Module):
         except Exception as error:
             shapes = (", ".join(map(_shown, jax.tree.leaves(tree))) for tree in arguments)
             error.add_note(
-                "etpc called loss_fn with y {} and target {}: one example at one step, without axes "
+                "etpc called {} with y {} and target {}: one example at one step, without axes "
                 "for time and batch. Write it for these; the mean over examples and steps is taken "
-                "by `reduction`.".format(*shapes)
+                "by etpc.".format(self.name, *shapes)
             )
             raise
 
@@ -75,7 +78,7 @@ class Loss(eqx.Module):
         return loss.astype(summed_in(loss.dtype)), aux
 
     def check(self, outputs: Any, targets: Any) -> jax.ShapeDtypeStruct:
-        """The shape of the loss itself. **Raises** `InputError` unless it is one float.
+        """The shape of the loss itself. **Raises** `InputError` unless it is one float, or one number of a score.
 
         - `outputs`, `targets`: shapes of one example at one step.
         """
@@ -95,13 +98,16 @@ class Loss(eqx.Module):
         unit = getattr(aval, "unit", None)
         if unit is not None:
             raise InputError(
-                f"loss_fn returns a quantity in {unit}, and a loss is a plain number. Divide y and "
-                "target by a unit, or take `.to_decimal(unit)` of the loss."
+                f"{self.name} returns a quantity in {unit}, and should return a plain number. Divide y and "
+                "target by a unit, or take `.to_decimal(unit)` of the result."
             )
-        if getattr(aval, "shape", None) != () or not jnp.issubdtype(aval.dtype, jnp.floating):
+        is_score = self.name == "score"
+        kinds = (jnp.floating, jnp.integer, jnp.bool_) if is_score else (jnp.floating,)
+        is_one = getattr(aval, "shape", None) == ()
+        if not is_one or not any(jnp.issubdtype(aval.dtype, kind) for kind in kinds):
             raise InputError(
-                f"loss_fn must return one float for one example at one step, and returns "
-                f"{_shown(aval)}. {_advice(aval)}"
+                f"{self.name} must return one {'number' if is_score else 'float'} for one example at one step, "
+                f"and returns {_shown(aval)}. {_advice(aval, is_score)}"
             )
         return aval
 
@@ -138,18 +144,18 @@ def _with_arrays(result: Any) -> Any:
     return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, number) else a, result)
 
 
-def _advice(aval: Any) -> str:
-    """Advice for a loss that is not one float."""
+def _advice(aval: Any, is_score: bool) -> str:
+    """Advice for a loss that is not one float, or a score that is not one number."""
     if aval is None:
         return "It ends without a value: add a `return`."
-    if isinstance(aval, tuple) and len(aval) == 2:
+    if isinstance(aval, tuple) and len(aval) == 2 and not is_score:
         return "Pass has_aux=True for a loss_fn that returns (loss, aux)."
     dtype = getattr(aval, "dtype", None)
     if dtype is None:
         return "Return one number."
     if is_complex(aval):
         return "Take its real part, or its absolute value."
-    if not jnp.issubdtype(dtype, jnp.floating):
+    if not is_score and not jnp.issubdtype(dtype, jnp.floating):
         return (
             "This is because it needs a derivative. Return a float that depends on y smoothly, such as "
             "a squared error, or a cross-entropy in the place of a count of errors."

@@ -4,7 +4,7 @@ from ..analyse import data_of
 from ._claims import Claim, Reason, claims
 from ._filtered import NO_LESS
 from ._paths import MovedStates, OutputPaths
-from ._plain import AT_LEAST
+from ._plain import AT_LEAST, last_steps
 from ._plan import plan
 from ._proofs import Proofs
 from ._records import Group, OpPlan, Plan
@@ -33,5 +33,6 @@ __all__ = [
     "claims",
     "context",
     "data_of",
+    "last_steps",
     "plan",
 ]

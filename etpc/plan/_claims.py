@@ -7,6 +7,7 @@ from typing import Any, Literal
 from ..analyse import Escape
 from ..errors import Code
 from ..files.record import record
+from ._plain import steps_back
 from ._records import OpPlan, Plan
 
 ClaimName = Literal["exact", "approximate", "current step", "unused"]
@@ -36,9 +37,10 @@ class Reason:
 class Claim:
     """What a program says of the gradient of one parameter, whatever the values of all of them are.
 
-    - `claim`: `"exact"`: it equals that of BPTT; `"approximate"`: a trace follows it, and something
-        is left out; `"current step"`: no trace follows it, and its influence on later steps is left
-        out (under `backprop="full"`, on later windows); `"unused"`: it is zero.
+    - `path`: of the parameter.
+    - `claim`: `"exact"`: it equals that of BPTT; `"approximate"`: a trace follows it, or credit goes back to it
+        through the last steps, and something is left out; `"current step"`: its influence on all later steps is
+        left out; `"unused"`: it is zero.
     - `reasons`: why it is not exact; empty where it is.
     - `uses`: the weight operations in which it meets data, traced (`use.form` says how) or not.
     """
@@ -82,8 +84,8 @@ def _claim(plan: Plan, number: int, path: str) -> Claim:
     reasons = tuple(reason for p in relevant for reason in reasons_of(plan, p))
     if not reasons:
         return Claim(path, "exact", (), uses)
-    traced = any(p.node is not None for p in relevant)
-    return Claim(path, "approximate" if traced else "current step", reasons, uses)
+    followed = steps_back(plan.algorithm) > 1 or any(p.node is not None for p in relevant)
+    return Claim(path, "approximate" if followed else "current step", reasons, uses)
 
 
 def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:

@@ -81,6 +81,19 @@ def _window(
     )
 
 
+def steps_back(algorithm: Algorithm) -> int:
+    """Through how many steps at most the credit of a loss goes back to a weight without a trace."""
+    if algorithm.backprop == "cut":
+        return 1
+    return algorithm.lookback or (AT_LEAST if algorithm.window == "auto" else algorithm.window)
+
+
+def last_steps(algorithm: Algorithm) -> str:
+    """These steps in words."""
+    back = steps_back(algorithm)
+    return "the current step" if back == 1 else f"the last {back} steps"
+
+
 def no_trace(
     op: WeightOp, algorithm: Algorithm, asked: Context, choice: Choice, unchosen: Why
 ) -> Why | None:
@@ -95,8 +108,7 @@ def no_trace(
     name, why = type(algorithm).__name__, None if op in asked.ops else unchosen
     if why is None and choice.forms[op.number] is None:
         why = Why(Code.NO_FORM, f"{name} gives it none")
-    steps = "current step" if algorithm.backprop == "cut" else "last steps"
-    gradient = f"it gets the gradient of the {steps}"
+    gradient = f"it gets the gradient of {last_steps(algorithm)}"
     if why is None and not reach.block.nnz and not _rows(op, asked, choice):
         through = ", ".join(_entrances(asked.analysis, op))
         cuts = "cuts" if algorithm.backprop == "cut" else "cuts between windows"
@@ -112,7 +124,7 @@ def ends(reach: Reach, algorithm: Algorithm) -> Why:
     if not reach.escapes:
         return Why(Code.NOT_READ_LATER, f"{text}; the gradient of each step is exact")
     cut = f"as data that {type(algorithm).__name__} cuts"
-    gradient = f"it gets the gradient of the current step{UNLIKE}"
+    gradient = f"it gets the gradient of {last_steps(algorithm)}{UNLIKE}"
     return Why(Code.READ_AS_CUT_DATA, f"{text} but {cut}; {gradient}")
 
 

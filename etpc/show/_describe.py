@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ..plan import Claim, OpPlan, Plan
+from ..plan import Claim, OpPlan, Plan, last_steps
 
 Claims = Mapping[str, Claim]
 
@@ -20,8 +20,7 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     ]
     lines = [*head, *table(COLUMNS, rows(plan, claims))]
     if not plan.traced:
-        back = plan.algorithm.lookback or plan.window
-        last = "the current step" if plan.algorithm.backprop == "cut" else f"the last {back} steps"
+        last = last_steps(plan.algorithm)
         lines += ["", f"no weight has a trace: nothing from before {last} enters a gradient"]
     names = use_names(plan)
     several = {

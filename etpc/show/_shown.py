@@ -59,17 +59,18 @@ class Shown:
     @cached_property
     def untraced(self) -> Mapping[str, str]:
         """Paths of parameters without a trace, or with a use that reaches a hidden state and has
-        none, each with the reason."""
+        none, each with the reason; with that of each use where they differ."""
         reasons: dict[str, str] = {}
         for path, claim in self.claims.items():
-            without = [p.reason for p in claim.uses if p.node is None]
-            if len(without) < len(claim.uses):
-                missing = [r for r in claim.reasons if r.kind == "untraced" and r.use is not None]
-                without = [f"in one use ({r.use.kind}) {r.text}" for r in missing if r.use]
-                if not without:
+            uses = [p for p in claim.uses if p.node is None]
+            if len(uses) < len(claim.uses):
+                uses = [r.use for r in claim.reasons if r.kind == "untraced" and r.use is not None]
+                if not uses:
                     continue
-            unused = [reason.text for reason in claim.reasons if reason.kind == "unused"]
-            reasons[path] = "; ".join(dict.fromkeys(without or unused))
+            differ = len(uses) < len(claim.uses) or len({p.reason for p in uses}) > 1
+            texts = [f"in one use ({p.kind}) {p.reason}" if differ else p.reason for p in uses]
+            texts = texts or [reason.text for reason in claim.reasons]
+            reasons[path] = "; ".join(dict.fromkeys(texts))
         return reasons
 
     @cached_property

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..checkpoint import load, save
@@ -18,22 +19,25 @@ from ..run import Online, check_first
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """Where a run of [`etpc.fit`][] is: what callbacks get, and what it returns."""
+    """Where a run of [`etpc.fit`][] is: what callbacks get, and what it returns.
+
+    - `model`, `opt_state`, `carry`: after the last update, to go on with.
+    - `block`: how many blocks were trained on, those before a resume among them.
+    - `losses`: the loss before each update of the last block, [N]; `None` where this call had no block.
+    - `aux`: what the loss function returned besides, for the last block, with `has_aux`; else `None`.
+    - `history`: the mean loss of each of these blocks, [block]: over the weights where it has a `mask`, and
+        `nan` where no loss counts.
+    - `stopped`: whether a callback ended the run.
+    """
 
     model: Any
     opt_state: Any
     carry: Any
     block: int
-    """How many blocks were trained on, those before a resume among them."""
     losses: Any
-    """The loss before each update of the last block, [N]; `None` where this call had no block."""
     aux: Any
-    """What the loss function returned besides, for the last block, with `has_aux`; else `None`."""
     history: np.ndarray
-    """The mean loss of each block of this call: over the weights where it has a `mask`, and `nan` where no
-    loss counts."""
     stopped: bool
-    """Whether a callback ended the run."""
 
 
 def fit(
@@ -113,34 +117,36 @@ def fit(
     fresh_opt_state, fresh_carry = learner.init(model, batch_size)
     opt_state = fresh_opt_state if opt_state is None else opt_state
     carry = fresh_carry if carry is None else carry
-    block, stopped = 0, False
+    block, stopped, means = 0, False, np.zeros(0)
     if checkpoint is not None and Path(checkpoint).exists():
         try:
-            model, opt_state, carry, block, stopped = load(
-                checkpoint, like=(model, opt_state, carry, block, stopped)
-            )
+            like = jax.ShapeDtypeStruct((None,), means.dtype)
+            *found, means = load(checkpoint, (model, opt_state, carry, block, stopped, like))
+            model, opt_state, carry, block, stopped = found
         except CheckpointError as error:
             _explain(error, checkpoint)
             raise
-    run = Run(model, opt_state, carry, block, None, None, np.zeros(0), stopped)
-    history: list[float] = []
+    means = np.array(means)
+    run = Run(model, opt_state, carry, block, None, None, means, stopped)
     remaining = () if stopped else itertools.islice(blocks, block, None)
     with _Saves(None if stopped else checkpoint, run) as saves:
         for data in remaining:
             arguments = _arguments(data, run.block)
             carry = learner.restarted(run.carry) if independent else run.carry
-            if not history:
+            if run.losses is None:  # the first block of this call
                 xs, mask = arguments["xs"], arguments.get("mask")
                 targets = arguments["targets"] if verify else None
                 check_first(learner, run.model, carry, xs, targets, mask, stacklevel=2)
             model, opt_state, carry, losses, *aux = learner.update(
                 run.model, run.opt_state, carry, **arguments
             )
-            history.append(_mean_loss(learner, losses, arguments.get("mask")))
             block = run.block + 1
+            if block > len(means):  # each run has a part of one array, which is seldom copied
+                means = np.concatenate([means, np.zeros(max(64, len(means)))])
+            means[run.block] = _mean_loss(learner, losses, arguments.get("mask"))
             run = Run(
                 *(model, opt_state, carry, block, losses, aux[0] if aux else None),
-                np.asarray(history),
+                means[:block],
                 False,
             )
             saves.run = run
@@ -194,7 +200,7 @@ class _Saves:
 
     def _write(self, path: str | os.PathLike[str]) -> None:
         run = self.run
-        save(path, (run.model, run.opt_state, run.carry, run.block, run.stopped))
+        save(path, (run.model, run.opt_state, run.carry, run.block, run.stopped, run.history))
 
 
 def _mean_loss(learner: Online, losses: Any, mask: Any) -> float:
@@ -226,6 +232,7 @@ def _explain(error: CheckpointError, checkpoint: Any) -> None:
     differ = set(re.findall(r"^ *\d+\. (\[2\]\.fresh|\[\d\])", str(error), re.MULTILINE))
     whats = {
         "[3]": "is no run that `etpc.fit` saved",
+        "[5]": "is a run of another version of etpc",
         "[0]": "holds a run of another model: its parameters have other names, shapes or dtypes",
         "[1]": "holds a run with another optimizer",
         "[2].fresh": "holds a run with another batch_size",

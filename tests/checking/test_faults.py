@@ -19,7 +19,7 @@ def test_without_a_mistake_it_is_the_gradient_of_the_rule(name):
     model = named(name)
     trial = Trial(model, *data(model, T, B), loss, batch_size=B)
     program = trial.program("d_rtrl")
-    rewritten = Rewritten(trial, program)
+    rewritten = Rewritten(trial, program.plan.analysis.step)
     for rule, want in ((TBPTT(T), trial.bptt), (D_RTRL(), trial.online(program))):
         got = Known(rewritten.gradient(rule))
         assert any(np.abs(value).max(initial=0) > 1e-6 for value in got.values.values())

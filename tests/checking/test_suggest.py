@@ -458,14 +458,44 @@ def test_what_diverges_is_said_first(monkeypatch):
 def test_arguments_that_are_refused():
     with pytest.raises(TypeError, match=r"suggest takes `\(model, data, loss_fn\)`"):
         etpc.suggest(MODEL, (XS, TARGETS))
-    with pytest.raises(ValueError, match="rates must be a number above zero"):
-        suggest(LEAKY, rates=(1.0, 0.0))
     with pytest.raises(ValueError, match="mask= is for xs and targets"):
         etpc.suggest(LEAKY, (XS, TARGETS), loss, mask=jnp.ones((T, B)))
     with pytest.raises(ValueError, match="There is nothing to go on with"):
         etpc.Suggestion(None, (), (), (), ()).go_on(1.0)
     with pytest.raises(ValueError, match="budget must be a number above zero"):
         suggest(LEAKY).go_on(0.0)
+
+
+ONE_NUMBER = "score must return one number for one example at one step, and returns"
+WRONG = [
+    *(
+        (dict(rates=r), "rates must be finite numbers above zero")
+        for r in ([], [1.0, 0.0], [math.inf])
+    ),
+    (dict(rates=["1.0"]), "rates must be finite numbers above zero"),
+    (dict(rates=1.0), r"rates must be a list of numbers, not 1.0. Pass \[1.0\]"),
+    (dict(rules="d_rtrl"), r"list of algorithms or their names, not 'd_rtrl'. Pass \['d_rtrl'\]"),
+    (dict(rules=etpc.RTRL()), "rules must be a list of algorithms or their names, not RTRL"),
+    (dict(rules=[]), "rules is empty. Leave it out"),
+    (dict(score="accuracy"), r"score must be a function \(y, target\), not 'accuracy'"),
+    (dict(score=lambda y, t: y), rf"{ONE_NUMBER} float\d\d\[4\]. Sum or average"),
+    (dict(score=lambda y, t: (y[0], 1.0)), rf"{ONE_NUMBER} \(float\d\d\[\], .*Return one number"),
+    (dict(score=lambda y, t: None), f"{ONE_NUMBER} None. It ends without a value"),
+    (dict(score=lambda y, t: y[0] + 1j), f"{ONE_NUMBER} complex.* Take its real part"),
+]
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(("options", "words"), WRONG)
+def test_options_that_are_refused_by_name(options, words):
+    with pytest.raises((etpc.InputError, etpc.InputTypeError), match=words):
+        suggest(LEAKY, **options)
+
+
+def test_an_error_in_a_score_says_what_it_was_called_with():
+    with pytest.raises(TypeError) as caught:
+        suggest(LEAKY, score=lambda y, t: jnp.dot(y, t, "precise"))
+    assert caught.value.__notes__[0].startswith("etpc called score with y float")
 
 
 # --- where there is nothing to compare ------------------------------------------------------------

@@ -413,6 +413,26 @@ def test_bptt_goes_back_through_feedback_unless_a_reference_is_given():
     assert not plain.remarks
 
 
+@pytest.mark.parametrize("rule", [etpc.EProp("random"), etpc.RFLO(0.5)], ids=str)
+def test_feedback_that_the_rule_puts_in_place_is_nothing_that_bptt_goes_back_through(rule):
+    model, straight = leaky(rec=True), lambda a: jnp.sign(a) + (a - jax.lax.stop_gradient(a))
+    own = etpc.verify(model, *data(), squared, rule)
+    assert own.ok
+    assert not any("BPTT goes back" in remark for remark in own.remarks)
+    assert any(r.code == "other-feedback" for r in own.program.claims[".rec"].reasons)
+    _, true = etpc.bptt(model, *data(), squared)
+    want = np.asarray(true.rec).reshape(-1)
+    np.testing.assert_allclose(own.trial.reference.values[".rec"], want, rtol=1e-12)
+
+    def step(model, x, h):
+        y, h = model(x, h)
+        return straight(y), h
+
+    remark = etpc.verify(model, *data(), squared, rule, step=step).remarks[0]
+    assert "`a - stop_gradient(a)`" in remark  # that of the model is still told of
+    assert remark.startswith(f"at {__file__}:{straight.__code__.co_firstlineno}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("in_value", [False, True])
 def test_feedback_by_a_backward_rule_of_its_own_is_told(in_value):

@@ -111,6 +111,60 @@ def test_the_codes_of_operations_without_a_trace():
     assert code("w", step, etpc.TBPTT(2)) == "no-form"
 
 
+EXACT_STEP = "it reaches no hidden state; the gradient of each step is exact"
+USE = "in one use (dot_general)"
+
+
+def cut_to_steps(m, x, h):
+    y = m["out"] @ h + (m["rec"] @ h)[:2]
+    return y, jnp.tanh(m["gain"] * h + m["w"] @ x + m["rec"] @ h)
+
+
+@pytest.mark.parametrize(
+    ("algo", "claim", "back"),
+    [
+        ("d_rtrl", "current step", "the current step"),
+        (etpc.TBPTT(1), "current step", "the current step"),
+        (etpc.TBPTT(1, every=1), "current step", "the current step"),
+        (etpc.D_RTRL(window=1, backprop="full"), "current step", "the current step"),
+        (etpc.TBPTT(20), "approximate", "the last 20 steps"),
+        (etpc.TBPTT(20, every=5), "approximate", "the last 20 steps"),
+        (etpc.D_RTRL(window=5, backprop="full"), "approximate", "the last 5 steps"),
+        (etpc.D_RTRL(lookback=8), "approximate", "the last 8 steps"),
+    ],
+    ids=str,
+)
+def test_weights_without_a_trace_are_claimed_alike_everywhere(algo, claim, back):
+    """One weight reaches no hidden state, one does in one of two uses, one is in no operation, one is no float."""
+    truncated = isinstance(algo, etpc.TBPTT)
+    weights = None if truncated else lambda m: m["gain"]
+    why = "TBPTT gives it none" if truncated else "it was not selected"
+    program = compiled(algo, cut_to_steps, weights=weights)
+    reason = f"{why}; it gets the gradient of {back}"
+    assert program.claims["['w']"].left_out == program.claims["['rec']"].left_out == (reason,)
+    assert {
+        "['w']": reason,
+        "['rec']": f"{USE} {EXACT_STEP}; {USE} {reason}",
+        "['out']": EXACT_STEP,
+        "['spare']": "no operation of the step depends on it; its gradient is zero",
+    }.items() <= program.untraced.items()
+    assert "['steps']" not in program.untraced
+    assert str(program).count("the gradient of each step is exact") == 2
+    assert (f"nothing from before {back} enters a gradient" in str(program)) == truncated
+    assert reason in " ".join(program.explain("['rec']").split())
+    xs, targets = normal(40, N, seed=5), normal(40, 2, seed=6)
+    called = dict(state=STATE, step=cut_to_steps, weights=weights)
+    loss = lambda y, t: jnp.sum((y - t) ** 2)
+    found = etpc.verify(MODEL, xs, targets, loss, algo, **called)
+    side = etpc.compare(MODEL, xs, targets, loss, [algo], **called)
+    assert found.ok, str(found)
+    assert side.ok, str(side)
+    for rows in (found.rows, side.rows):
+        claims = {row.path: row.claim for row in rows}
+        assert claims == named(program)
+        assert (claims["['w']"], claims["['rec']"], claims["['out']"]) == (claim, claim, "exact")
+
+
 # --- several uses of one parameter ---
 
 
