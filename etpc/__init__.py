@@ -91,10 +91,6 @@ else:
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 
     def __getattr__(name: str) -> Any:
-        if name == "Auto":
-            raise AttributeError(
-                "`etpc.Auto` is gone: `etpc.suggest(..., memory=)` measures the rules that fit."
-            )
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         place = _PLACES[name]

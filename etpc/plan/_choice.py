@@ -11,18 +11,6 @@ from ..analyse import WeightOp
 from ..errors import AlgorithmError, raise_together
 from ..forms import Extension, Settles, Site, Trace
 
-RENAMED = {
-    "advance": "`move(site, passage, path, carry, start)`, as `follow` returns the path alone",
-    "credit": "`read(site, signals, path, carry)`",
-    "start": "`read`, with `signals.at_start`",
-    "rows": "`past`",
-    "entries": "`past`, which returns the gradient of the weight",
-    "read_after": "`read_end`, which returns the gradient of the weight",
-    "window_matters": "`reduces`",
-}
-"""What has the place of what a form had in earlier versions."""
-
-
 def check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]) -> None:
     """**Raises** `AlgorithmError` for a choice that is not one."""
     name = type(algorithm).__name__
@@ -73,11 +61,6 @@ def check_form(form: Trace, site: Site, path: str) -> None:
 
 
 def _problems(form: Trace, site: Site) -> Iterator[str]:
-    old = [name for name in RENAMED if hasattr(type(form), name) and name not in vars(form)]
-    if old:
-        new = "; ".join(f"{RENAMED[name]} in place of `{name}`" for name in old)
-        yield f"It is written for an earlier version. Let it have {new}."
-        return
     gives = lambda name: getattr(type(form), name) is not getattr(Trace, name)
     exact = getattr(form, "exact", None)
     if not isinstance(exact, bool):

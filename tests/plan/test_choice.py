@@ -75,10 +75,6 @@ MISTAKES = {
         r"(?s)1\. It has no `move`.*2\. It has no `past`",
     ),
     "nothing reads it": (lambda: gives(form(without=["past"])), "no `past`, so that nothing"),
-    "names of an earlier version": (
-        lambda: gives(form(advance=Presynaptic.move, rows=Presynaptic.past, window_matters=True)),
-        r"`move\(.*\)`, .* in place of `advance`; `past` in place of `rows`; `reduces` in place",
-    ),
     "a carry without a batch axis": (
         lambda: gives(form(init=lambda self, site, batch: zeros(1, [(I,)], site.dtype))),
         r"`init` returns \(f64\[1,3\],\) for 2 examples",
