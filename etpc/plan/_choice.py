@@ -11,6 +11,7 @@ from ..analyse import WeightOp
 from ..errors import AlgorithmError, raise_together
 from ..forms import Extension, Settles, Site, Trace
 
+
 def check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]) -> None:
     """**Raises** `AlgorithmError` for a choice that is not one."""
     name = type(algorithm).__name__
