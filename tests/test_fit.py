@@ -89,7 +89,7 @@ def test_blocks_as_dicts_with_masks_and_resets_and_an_auxiliary_output():
     mask[7:, 1] = 0
     begins = np.zeros((2, B), bool)
     begins[1, 2] = True
-    blocks = [dict(xs=x, targets=t, mask=mask, reset=begins) for x, t in make_blocks(2)]
+    blocks = [dict(xs=x, targets=t, mask=mask, begins=begins) for x, t in make_blocks(2)]
     run = fit(learner, model, blocks, batch_size=B)
     opt_state, carry = learner.init(model, B)
     for block in blocks:

@@ -101,7 +101,7 @@ def learner_of(program, every, loss_fn=loss, **options):
 
 def gradient(model, xs, targets, *, program=None, carry=None, every=None, **options):
     """Loss, gradient, carry and aux of one update: what plain descent with rate one takes away."""
-    weights = {name: options.pop(name, None) for name in ("mask", "reset")}
+    weights = {name: options.pop(name, None) for name in ("mask", "begins")}
     learner = learner_of(program or program_of(model), every or len(xs), **options)
     batch = xs.shape[1] if xs.ndim == 3 else None
     opt_state, fresh = learner.init(model, batch)
@@ -244,12 +244,12 @@ def test_reset_of_one_example(name):
 def test_resets_at_any_step_against_backpropagation():
     """Episodes that end at steps of their own: the gradient is that of each of them alone."""
     xs, targets = data()
-    reset = np.zeros((T, B), bool)
-    reset[0] = True
-    reset[[2, 5], 0] = reset[3, 1] = True
+    begins = np.zeros((T, B), bool)
+    begins[0] = True
+    begins[[2, 5], 0] = begins[3, 1] = True
     expected, total = None, 0.0
     for b in range(B):
-        starts = [*np.flatnonzero(reset[:, b]), T]
+        starts = [*np.flatnonzero(begins[:, b]), T]
         for one, end in itertools.pairwise(starts):
             value, grads = etpc.bptt(
                 PLAIN, xs[one:end, b], targets[one:end, b], loss, reduction="sum"
@@ -259,10 +259,10 @@ def test_resets_at_any_step_against_backpropagation():
             expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)
     for algo in (D, etpc.D_RTRL(window=1, backprop="full")):
         losses, grads, _ = gradient(
-            PLAIN, xs, targets, reset=reset, reduction="sum", program=program_of(PLAIN, algo)
+            PLAIN, xs, targets, begins=begins, reduction="sum", program=program_of(PLAIN, algo)
         )
         close((losses[0], grads), (total, expected))
-    without = gradient(PLAIN, xs, targets, reset=reset & False, reduction="sum")
+    without = gradient(PLAIN, xs, targets, begins=begins & False, reduction="sum")
     assert abs(float(without[0][0] - total)) > 1e-3
 
 
@@ -278,21 +278,21 @@ def test_a_reset_at_each_step_changes_no_rule(algo):
     """Where no stream begins, the gradient is that without resets."""
     (xs, targets), none = data(), np.zeros((T, B), bool)
     take = functools.partial(gradient, RECURRENT, xs, targets, program=program_of(RECURRENT, algo))
-    close(take(reset=none)[:2], take()[:2])
+    close(take(begins=none)[:2], take()[:2])
 
 
 @pytest.mark.parametrize("name", few(RULES, "decay", "rank"))
 def test_an_example_that_begins_anew_is_a_stream_of_its_own(name):
     algo, (xs, targets) = RULES[name], data()
     program = program_of(PLAIN, algo)
-    reset = np.zeros((T, B), bool)
-    reset[3, 1] = True
-    _, _, carry = gradient(PLAIN, xs, targets, program=program, reset=reset)
-    _, _, others = gradient(PLAIN, xs, targets, program=program, reset=reset & False)
+    begins = np.zeros((T, B), bool)
+    begins[3, 1] = True
+    _, _, carry = gradient(PLAIN, xs, targets, program=program, begins=begins)
+    _, _, others = gradient(PLAIN, xs, targets, program=program, begins=begins & False)
     for b in (0, 2):
         same(entry(carry, b), entry(others, b))
     _, _, alone = gradient(
-        PLAIN, xs, targets, program=program, reset=reset | (np.arange(T) == 3)[:, None]
+        PLAIN, xs, targets, program=program, begins=begins | (np.arange(T) == 3)[:, None]
     )
     for p, got, want in zip(program.ops, carry.traces, alone.traces, strict=True):
         same([a[1] for a in got[:3]], [a[1] for a in want[:3]]), p.path
@@ -304,20 +304,20 @@ def test_resets_where_the_weights_move():
     """[T / W, B]: as by hand between calls, with windows as long as ever."""
     program, (xs, targets) = program_of(), data()
     learner = etpc.online(program, loss, optax.sgd(0.1), 2)
-    reset = np.zeros((3, B), bool)
-    reset[1, 0] = reset[2, 2] = True
+    begins = np.zeros((3, B), bool)
+    begins[1, 0] = begins[2, 2] = True
     start = learner.init(PLAIN, B)
-    got = learner.update(PLAIN, *start, xs, targets, reset=reset)
+    got = learner.update(PLAIN, *start, xs, targets, begins=begins)
     now = PLAIN, *start
-    for n, where in enumerate(reset):
+    for n, where in enumerate(begins):
         piece = slice(2 * n, 2 * n + 2)
         *now, carry = now
         *now, _ = learner.update(*now, program.reset(carry, where), xs[piece], targets[piece])
     close(got[:3], now)
     assert differ(got[:3], learner.update(PLAIN, *start, xs, targets)[:3])
     by_step = np.zeros((T, B), bool)
-    by_step[::2] = reset
-    close(got, learner.update(PLAIN, *start, xs, targets, reset=by_step))
+    by_step[::2] = begins
+    close(got, learner.update(PLAIN, *start, xs, targets, begins=by_step))
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ MADE = [
     ),
     (
         lambda: program_of().reset(program_of().init(B), True),
-        r"reset has shape \[\], and should have \[B\] = \[3\]",
+        r"where has shape \[\], and should have \[B\] = \[3\]",
         etpc.InputError,
     ),
 ]
@@ -359,10 +359,10 @@ UPDATES = [
     (lambda: dict(mask=jnp.ones((T, 1))), r"mask has shape \[6, 1\], .* have \[T, B\] = \[6, 3\]"),
     (lambda: dict(mask=jnp.ones((T, B), complex)), "mask is complex128, .* booleans or real numb"),
     (
-        lambda: dict(reset=jnp.zeros((T,), bool)),
-        r"reset has shape \[6\].*\[T, B\] = \[6, 3\] or \[T / W, B\] = \[3, 3\]",
+        lambda: dict(begins=jnp.zeros((T,), bool)),
+        r"begins has shape \[6\].*\[T, B\] = \[6, 3\] or \[T / W, B\] = \[3, 3\]",
     ),
-    (lambda: dict(reset=jnp.zeros((T, B))), r"reset is float64\[6, 3\], and should be booleans"),
+    (lambda: dict(begins=jnp.zeros((T, B))), r"begins is float64\[6, 3\], and should be booleans"),
     (
         lambda: dict(carry=program_of(PLAIN, RULES["decay"]).init(B)),
         "carry belongs to another program",

@@ -1,4 +1,4 @@
-"""Checks of the data that a sequence is made of: inputs, targets and resets."""
+"""Checks of the data that a sequence is made of: inputs, targets, and where streams begin."""
 
 from typing import Any
 
@@ -97,18 +97,18 @@ def shapes_text(tree: Any) -> str:
     return ", ".join(str(list(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree))
 
 
-def checked_reset(where: Any, shapes: list[tuple[int, ...]], axes: list[str]) -> Array:
-    """`reset` or `where` as an array, if it has booleans and one of the shapes."""
+def checked_begins(name: str, where: Any, shapes: list[tuple[int, ...]], axes: list[str]) -> Array:
+    """`begins` or `where`, by its name, as an array, if it has booleans and one of the shapes."""
     where = where if hasattr(where, "dtype") else np.asarray(where)
     if where.dtype != bool:
         raise InputError(
-            f"A reset is {where.dtype}{list(where.shape)}, and should be booleans: True where an "
+            f"{name} is {where.dtype}{list(where.shape)}, and should be booleans: True where an "
             "example begins a new stream."
         )
     if where.shape not in shapes:
         expected = " or ".join(f"{a} = {list(s)}" for a, s in zip(axes, shapes, strict=True))
         raise InputError(
-            f"A reset has shape {list(where.shape)}, and should have {expected}: one boolean for "
+            f"{name} has shape {list(where.shape)}, and should have {expected}: one boolean for "
             "each example."
         )
     return jnp.asarray(where)

@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from .._jax import Tracer
 from ..errors import InputError, InputTypeError, checked_count, raise_together
-from ..gradient.data import checked_reset, foreign
+from ..gradient.data import checked_begins, foreign
 from ..gradient.loss import (
     Loss,
     check_reduction,
@@ -55,7 +55,7 @@ class UpdateArguments(NamedTuple):
     start: Training
     data: Data
     by_update: Array | None
-    """Which examples begin a new stream with which update; `data.reset`, with which step."""
+    """Which examples begin a new stream with which update; `data.begins`, with which step."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class Online(Compiled):
         targets: Any,
         *,
         mask: Any = None,
-        reset: Any = None,
+        begins: Any = None,
     ) -> tuple[Any, ...]:
         """T steps of the stream, and an update after every W of them, on the device in one go.
 
@@ -161,7 +161,7 @@ class Online(Compiled):
             Where nothing is masked, an example that is NaN makes the gradient NaN, which is a sum
             over the batch; the states and traces of the others stay as they are, and
             `program.reset` sets that one back.
-        - `reset`: booleans; True where an example begins a new stream (see
+        - `begins`: booleans; True where an example begins a new stream (see
             [`Program.reset`][etpc.Program.reset]). [T / W, B] at the first steps after updates alone; or [T, B] at
             any step, also inside a window, where it changes no rule. A trace that is not finite is set back
             by the former alone.
@@ -172,7 +172,7 @@ class Online(Compiled):
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
-        given = (model, opt_state, carry, xs, targets, mask, reset)
+        given = (model, opt_state, carry, xs, targets, mask, begins)
         arguments = None if self._checked is None else self._checked.arguments(given)
         if arguments is None:
             arguments = self._arguments(*given)
@@ -189,7 +189,7 @@ class Online(Compiled):
         xs: Any,
         targets: Any,
         mask: Any,
-        reset: Any,
+        begins: Any,
     ) -> UpdateArguments:
         """The arguments of `update` as those of its compiled part, checked."""
         program = self.program
@@ -201,11 +201,11 @@ class Online(Compiled):
                 f"of {self.every} steps; the carry goes on from call to call."
             )
         by_step = by_update = None
-        if reset is not None:
+        if begins is not None:
             updates = call.lead[0] // self.every, *call.lead[1:]
             axes = ["[T, B]", "[T / W, B]"] if carry.batched else ["[T]", "[T / W]"]
-            reset = checked_reset(reset, [call.lead, updates], axes)
-            by_step, by_update = (None, reset) if reset.shape == updates else (reset, None)
+            begins = checked_begins("begins", begins, [call.lead, updates], axes)
+            by_step, by_update = (None, begins) if begins.shape == updates else (begins, None)
         floats, others = self._split(call.parameters)
         # Weak types would be lost in the first update, and all be compiled again for the second.
         start = strong(Training(floats, opt_state, carry))
@@ -257,7 +257,7 @@ class Online(Compiled):
         targets: Any,
         *,
         mask: Any = None,
-        reset: Any = None,
+        begins: Any = None,
         platforms: Sequence[str] = ("cpu",),
     ) -> "Exported":
         """One call of `update`, and one step of the model without learning, for where Python is not.
@@ -265,8 +265,8 @@ class Online(Compiled):
         **Arguments:**
 
         - `model`, `opt_state`, `carry`: as in `update`; their values are the first ones of the file.
-        - `xs`, `targets`, `mask`, `reset`: as in `update`, of the shapes and dtypes that a call on the device gets:
-            arrays or `jax.ShapeDtypeStruct`s. Where `mask` or `reset` is `None`, the file has no such argument.
+        - `xs`, `targets`, `mask`, `begins`: as in `update`, of the shapes and dtypes that a call on the device gets:
+            arrays or `jax.ShapeDtypeStruct`s. Where `mask` or `begins` is `None`, the file has no such argument.
         - `platforms`: of JAX, on which [`etpc.load_exported`][] may run it: "cpu", "cuda", "rocm", "tpu".
 
         **Returns** the [`Exported`][etpc.Exported], whose `save` writes a folder.
@@ -276,7 +276,7 @@ class Online(Compiled):
         """
         from ..export.learner import export_learner  # which reads learners
 
-        data = (xs, targets, mask, reset)
+        data = (xs, targets, mask, begins)
         return export_learner(self, model, opt_state, carry, data, platforms)
 
     def summed(
@@ -305,7 +305,7 @@ class Online(Compiled):
         """All updates of a call: what is trained after them, and the loss and aux of each.
 
         - `others`: the array leaves of the model, with `None` in the places of those that are trained.
-        - `by_update`: which examples begin a new stream with which update; `data.reset`, with which step.
+        - `by_update`: which examples begin a new stream with which update; `data.begins`, with which step.
         """
         program, every = self.program, self.every
         self._check_opt_state(start.floats, start.opt_state)

@@ -16,7 +16,7 @@ from ..draw import fragment, to_svg, write
 from ..emit import Window
 from ..errors import AlgorithmError, UnsupportedError, checked_count
 from ..files.record import record
-from ..gradient.data import checked_reset
+from ..gradient.data import checked_begins
 from ..gradient.loss import Loss, check_reduction, finite_where_masked
 from ..plan import DEFAULT, PassReport, PassReports, Plan
 from ..show import Shown
@@ -240,7 +240,9 @@ class Program(Compiled, Shown):
         booleans.
         """
         self.arguments.check_carry(carry)
-        where = checked_reset(where, [jnp.shape(carry.fresh)], ["[B]" if carry.batched else "[]"])
+        where = checked_begins(
+            "where", where, [jnp.shape(carry.fresh)], ["[B]" if carry.batched else "[]"]
+        )
         return self._jit_reset(carry, where)
 
     def __call__(self, model: Any, x: Any, carry: Carry) -> tuple[Any, Carry]:
@@ -392,7 +394,7 @@ def _checked_begins(begins: Any, lead: tuple[int, ...]) -> Any:
     return (
         None
         if begins is None
-        else checked_reset(begins, [lead], ["[T, B]" if len(lead) > 1 else "[T]"])
+        else checked_begins("begins", begins, [lead], ["[T, B]" if len(lead) > 1 else "[T]"])
     )
 
 

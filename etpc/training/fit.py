@@ -67,7 +67,7 @@ def fit(
     - `model`: with the parameters to begin with.
     - `blocks`: an iterable of pairs `(xs, targets)`, or of dicts with the arguments of
         [`Online.update`][etpc.Online.update] that come with data: `xs`, `targets`, `mask` and
-        `reset`. Each has leading axes T, B, or T alone where `batch_size` is not given. A block of
+        `begins`. Each has leading axes T, B, or T alone where `batch_size` is not given. A block of
         many updates keeps the device busy; one that differs in T compiles again.
     - `batch_size`, `opt_state`, `carry`: of `learner.init`. Pass `opt_state` and `carry` to go on with
         those of a run before.
@@ -261,7 +261,7 @@ def _check(learner: Any, callbacks: Any, blocks: Any, independent: Any) -> None:
     raise_together(wrong, InputTypeError)
 
 
-ARGUMENTS = ("xs", "targets", "mask", "reset")
+ARGUMENTS = ("xs", "targets", "mask", "begins")
 
 
 def _arguments(data: Any, block: int) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def case(
     loss: Callable[..., Any] = squared,
     outputs: int = H,
     mask: bool = False,
-    reset: bool = False,
+    begins: bool = False,
     has_aux: bool = False,
     seed: int = 0,
     **options: Any,
@@ -173,8 +173,8 @@ def case(
     data = dict(xs=xs, targets=targets)
     if mask:
         data["mask"] = rng.uniform(0, 1, lead) < 0.7
-    if reset:
-        data["reset"] = rng.uniform(0, 1, lead) < 0.2
+    if begins:
+        data["begins"] = rng.uniform(0, 1, lead) < 0.2
     low_rank = any(rule is RULES[name] for name in LOW_RANK)
     return Case(learner, model, data, batch_size, low_rank)
 
@@ -249,10 +249,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "cell: LRU": lambda: case(nn.LRU(I, H, 4, key=KEY), every=2),
     "cell: RTU": lambda: case(nn.RTU(I, H, key=KEY), every=2, outputs=2 * H),
     "cell: S5": lambda: case(nn.S5(I, H, 4, key=KEY), every=4),
-    "batch, mask and resets": lambda: with_state(
-        gru(), jnp.zeros(H), batch_size=3, every=2, steps=4, mask=True, reset=True
+    "batch, mask and begins": lambda: with_state(
+        gru(), jnp.zeros(H), batch_size=3, every=2, steps=4, mask=True, begins=True
     ),
-    "mask": lambda: case(nn.MinGRU(I, H, key=KEY), mask=True, reset=True),
+    "mask": lambda: case(nn.MinGRU(I, H, key=KEY), mask=True, begins=True),
     "integers": lambda: case(
         Words(eqx.nn.Embedding(5, I, key=KEY), nn.MinLSTM(I, H, key=KEY)), x=words, every=2
     ),
@@ -266,7 +266,7 @@ CASES: dict[str, Callable[[], Case]] = {
         optax.contrib.split_real_and_imaginary(optax.adam(1e-2))
     ),
     "learned start": lambda: case(
-        LearnedStart(jnp.ones(H), 0.5 * jnp.ones((H, I))), every=2, reset=True
+        LearnedStart(jnp.ones(H), 0.5 * jnp.ones((H, I))), every=2, begins=True
     ),
     "aux": lambda: case(
         nn.MinGRU(I, H, key=KEY),
