@@ -98,6 +98,17 @@ def test_blocks_as_dicts_with_masks_and_resets_and_an_auxiliary_output():
     np.testing.assert_array_equal(run.aux["y"], aux["y"])
 
 
+def test_streams_that_are_left_out_have_no_part_in_the_history():
+    model, learner = build()
+    learner = etpc.online(learner.program, loss, optax.adam(1e-2), 5, skip_nonfinite=True)
+    xs, targets = make_blocks(1)[0]
+    xs[1, 2] = xs[6, :] = np.nan  # a stream in the first update, and all in the second
+    run = fit(learner, model, [(xs, targets)], batch_size=B)
+    np.testing.assert_array_equal(run.left_out, [[False, False, True], [True, True, True]])
+    np.testing.assert_array_equal(run.history, run.losses[:1])
+    assert run.aux is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, B])
 def test_independent_sequences_begin_anew_with_other_noise(batch_size):

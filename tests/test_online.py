@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import etpc
+from etpc.trace import shape_of
 from tests.helpers import arrays, close, loss, same
 from tests.marks import few
 from tests.zoo.check import model
@@ -448,6 +449,66 @@ def test_what_no_update_changes_is_checked_each_time(changed):
     found, wanted = (each.update(model, *each.init(model, B), *data()) for each in (learner, fresh))
     same(found, wanted)
     assert differ(found[0], learner.update(after[0], *learner.init(model, B), *data())[0])
+
+
+# --- lowering and donation ------------------------------------------------------------------------
+
+
+def shapes(tree):
+    is_array = lambda a: eqx.is_array(a) or isinstance(a, np.ndarray)
+    return jax.tree.map(lambda a: shape_of(a) if is_array(a) else a, tree)
+
+
+LOWERED = [(False, {}), (True, dict(mask=np.ones((T, B)), begins=np.ones((3, B), bool)))]
+
+
+@pytest.mark.parametrize(("donate", "options"), few(LOWERED, LOWERED[1]))
+def test_shapes_are_lowered_as_arrays_are(donate, options):
+    """Integers that the traces are laid out for, and weakly typed and NumPy's arrays among them."""
+    net = Gathering(jnp.ones(O), np.arange(O) % I, jnp.asarray(1.0))
+    program = etpc.compile(net, D, inputs=jnp.zeros(I))
+    learner = etpc.online(program, loss, optax.adam(0.1), 2)
+    init = eqx.filter_eval_shape(learner.init, net, B)
+    arguments = net, *learner.init(net, B), *(np.asarray(a) for a in data())
+    of_shapes = shapes(net), *init, *shapes(arguments[3:])
+    texts = [
+        learner.lower(*each, **more, donate=donate).as_text()
+        for each, more in ((arguments, options), (of_shapes, shapes(options)))
+    ]
+    assert texts[0] == texts[1]
+    assert ("tf.aliasing_output" in texts[0]) == donate
+    gradient = program.value_and_grad(loss)
+    given = lambda of: (of[0], of[3], of[4], of[2])
+    one, other = (gradient.lower(*given(each)).as_text() for each in (arguments, of_shapes))
+    assert one == other
+    for lower in (learner.lower, lambda m, _, c, xs, t: gradient.lower(m, xs, t, c)):
+        with pytest.raises(etpc.InputError, match=r"Input x has shape \[6, 3, 5\], and should be"):
+            lower(*of_shapes[:3], jax.ShapeDtypeStruct((T, B, I + 1), float), of_shapes[4])
+
+
+def test_what_is_given_away_is_gone_and_the_result_is_the_same():
+    """Of an optimizer whose state begins as the parameters: the same memory can't be given away twice."""
+    halve = functools.partial(jax.tree.map, lambda a, b: None if a is None else (a + b) / 2)
+    average = optax.GradientTransformation(lambda p: p, lambda g, s, p: (g, halve(s, p)))
+    learner = etpc.online(program_of(RECURRENT), loss, average, 2)
+
+    def start():
+        net = jax.tree.map(lambda a: a.copy() if eqx.is_array(a) else a, RECURRENT)
+        _, carry = learner.init(net, B)
+        views = lambda a: jax.device_put(a, jax.devices()[0])
+        return net, jax.tree.map(views, eqx.filter(net, eqx.is_array)), carry
+
+    xs, targets = data()
+    want, given = learner.update(*start(), xs, targets), start()
+    for _ in range(2):  # the second time without checks
+        got = learner.update(*given, xs, targets, donate=True)
+        same(got, want)
+        gone = [a.is_deleted() for a in jax.tree.leaves((given[0], given[2])) if eqx.is_array(a)]
+        assert all(gone)
+        assert not xs.is_deleted()
+        with pytest.raises(etpc.InputError, match=r"was deleted.*given away.*donate=True"):
+            learner.update(*given, xs, targets)
+        given = start()
 
 
 # --- optimisers -----------------------------------------------------------------------------------

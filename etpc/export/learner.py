@@ -63,14 +63,16 @@ class Exported(Modules):
         - `state`: the value of each state argument by name, such as `state` of this object.
         - `xs`, `targets`, `mask`, `begins`: of the shapes that were exported.
 
-        **Returns** `(state, losses)`, and what the loss returned besides as a third where the learner has
-        `has_aux=True`: a list of arrays.
+        **Returns** `(state, losses)`; where the learner has `has_aux=True` also what the loss returned besides, a list
+        of arrays; and with `skip_nonfinite=True` last, which streams each update left out.
 
         **Raises** `etpc.InputError` where an argument is missing or does not fit.
         """
         data = {"input": xs, "target": targets, "mask": mask, "begins": begins}
         state, (losses, *aux) = self._run(UPDATE, state, data)
-        return (state, losses, aux) if aux else (state, losses)
+        roles = [leaf.role for leaf in self.leaves(UPDATE)[1]]
+        left_out = [aux.pop()] if roles[-1] == "left_out" else []
+        return (state, losses, *([aux] if "output" in roles else []), *left_out)
 
     def predict(self, state: Mapping[str, Any], x: Any) -> tuple[dict[str, Any], list[Array]]:
         """One step of the model without learning, by JAX.
@@ -148,11 +150,13 @@ def export_learner(
     def update(*arrays: Any) -> tuple[dict[str, Array], *tuple[Any, ...]]:
         model, opt_state, carry, xs, targets, mask, begins = joined([*state, *read], arrays)
         new = learner.update(model, opt_state, carry, xs, targets, mask=mask, begins=begins)
-        return dict(zip(first, split(state, new[:3]), strict=True)), new[3], new[4:]
+        aux = 4 + learner.has_aux
+        return dict(zip(first, split(state, new[:3]), strict=True)), new[3], new[4:aux], *new[aux:]
 
     program, batch = learner.program, carry.fresh.shape[0] if carry.batched else None
     first = values_of(state, (model, opt_state, carry))
     results = [("losses", "loss"), ("aux", "output")]
+    results += [("left_out", "left_out")] * learner.skip_nonfinite
     update_module = module(update, described([*state, *read]), results, platforms)
     predict_module = _predict(learner, state[0], carry, data[0], platforms)
     claims = {

@@ -34,6 +34,8 @@ class Run:
     loss counts."""
     stopped: bool
     """Whether a callback ended the run."""
+    left_out: Any = None
+    """Which streams each update of the last block left out, with `skip_nonfinite`; else `None`."""
 
 
 def fit(
@@ -59,7 +61,8 @@ def fit(
     ```
 
     with callbacks, a checkpoint from which the same call goes on, and a check of the first block, which
-    warns where a layer of neurons is silent, and with `verify=True` compares its gradients with BPTT.
+    warns where a layer of neurons is silent, and with `verify=True` compares its gradients with BPTT. It
+    doesn't donate arrays, as a callback may keep them, and the checkpoint needs those of the last block.
 
     **Arguments:**
 
@@ -133,15 +136,16 @@ def fit(
                 xs, mask = arguments["xs"], arguments.get("mask")
                 targets = arguments["targets"] if verify else None
                 check_first(learner, run.model, carry, xs, targets, mask, stacklevel=2)
-            model, opt_state, carry, losses, *aux = learner.update(
+            model, opt_state, carry, losses, *more = learner.update(
                 run.model, run.opt_state, carry, **arguments
             )
-            history.append(_mean_loss(learner, losses, arguments.get("mask")))
+            aux = more[0] if learner.has_aux else None
+            left_out = more[-1] if learner.skip_nonfinite else None
+            history.append(_mean_loss(learner, losses, arguments.get("mask"), left_out))
             block = run.block + 1
             run = Run(
-                *(model, opt_state, carry, block, losses, aux[0] if aux else None),
-                np.asarray(history),
-                False,
+                *(model, opt_state, carry, block, losses, aux),
+                *(np.asarray(history), False, left_out),
             )
             saves.run = run
             answers = [_is_true(callback(run)) for callback in callbacks]
@@ -197,12 +201,15 @@ class _Saves:
         save(path, (run.model, run.opt_state, run.carry, run.block, run.stopped))
 
 
-def _mean_loss(learner: Online, losses: Any, mask: Any) -> float:
+def _mean_loss(learner: Online, losses: Any, mask: Any, left_out: Any) -> float:
     """The mean loss of a block, in which an update without a loss does not count."""
     losses = np.asarray(losses, np.float64)
-    if mask is None:
-        return float(losses.mean())
-    weights = np.asarray(mask, np.float64).reshape(len(losses), -1)
+    weights, updates = np.ones((len(losses), 1, 1)), len(losses)  # [N, W, B]
+    if mask is not None:
+        weights = np.asarray(mask, np.float64).reshape(updates, learner.every, -1)
+    if left_out is not None:
+        weights = weights * ~np.asarray(left_out).reshape(updates, 1, -1)
+    weights = weights.reshape(updates, -1)
     # The loss of an update is a mean over its weights; or a sum, which is as it is.
     weights = weights.sum(1) if learner.reduction == "mean" else (weights != 0).any(1)
     total = weights.sum()

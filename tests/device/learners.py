@@ -159,6 +159,7 @@ def case(
     mask: bool = False,
     begins: bool = False,
     has_aux: bool = False,
+    skip_nonfinite: bool = False,
     seed: int = 0,
     **options: Any,
 ) -> Case:
@@ -166,9 +167,8 @@ def case(
     lead = (CALLS, steps or every, *(() if batch_size is None else (batch_size,)))
     xs = rng.uniform(0, 1, (*lead, I)).astype(np.float32) if x is None else x(rng, lead)
     program = etpc.compile(model, rule, inputs=xs[(0,) * len(lead)], **options)
-    learner = etpc.online(
-        program, loss, optimizer or optax.adam(1e-2), every=every, has_aux=has_aux
-    )
+    returns: Any = dict(has_aux=has_aux, skip_nonfinite=skip_nonfinite)
+    learner = etpc.online(program, loss, optimizer or optax.adam(1e-2), every, **returns)
     targets = rng.uniform(0, 1, (*lead, outputs)).astype(np.float32)
     data = dict(xs=xs, targets=targets)
     if mask:
@@ -272,6 +272,13 @@ CASES: dict[str, Callable[[], Case]] = {
         nn.MinGRU(I, H, key=KEY),
         loss=lambda y, t: (squared(y, t), {"right": y > t, "y": y}),
         has_aux=True,
+    ),
+    "left out": lambda: case(
+        nn.MinGRU(I, H, key=KEY),
+        loss=lambda y, t: (jnp.where(t[0] < 0.8, squared(y, t), jnp.nan), y),
+        batch_size=3,
+        has_aux=True,
+        skip_nonfinite=True,
     ),
     "delays": lambda: case(
         nn.Sequential([nn.DelayedLinear(I, H, DELAYS, key=KEY), nn.MinGRU(H, H, key=KEY)])
