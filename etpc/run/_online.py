@@ -141,8 +141,8 @@ class Online(Compiled):
         skip_nonfinite: bool = False,
     ):
         self.program, self.loss_fn, self.optimizer = program, loss_fn, optimizer
-        self.every, self.reduction, self.has_aux = every, reduction, has_aux
-        self.skip_nonfinite = skip_nonfinite
+        self.every, self.reduction = every, reduction
+        self.has_aux, self.skip_nonfinite = bool(has_aux), bool(skip_nonfinite)
         self._loss = Loss.of(loss_fn, has_aux)
         self._jit_updates = jax.jit(self._updates), jax.jit(self._updates, donate_argnums=2)
         """Without and with `donate`."""
@@ -185,7 +185,7 @@ class Online(Compiled):
             are. The network still runs through padded steps; only their loss and gradient are dropped.
             Where nothing is masked, an example that is NaN makes the gradient NaN, which is a sum
             over the batch; the states and traces of the others stay as they are, and
-            `program.reset` sets that one back.
+            `program.reset` sets that one back. `skip_nonfinite` leaves it out.
         - `begins`: booleans; True where an example begins a new stream (see
             [`Program.reset`][etpc.Program.reset]). [T / W, B] at the first steps after updates alone; or [T, B] at
             any step, also inside a window, where it changes no rule. A trace that is not finite is set back
@@ -210,7 +210,8 @@ class Online(Compiled):
                 arguments = arguments.to_give_away(self._loss)
             after = self._jit_updates[bool(donate)](self._loss, *arguments)
         except (RuntimeError, ValueError) as error:
-            if "deleted" not in str(error):
+            gone = (_is_plain(leaf) and leaf.is_deleted() for leaf in jax.tree.leaves(given))
+            if "deleted" not in str(error) or not any(gone):
                 raise
             raise InputError(
                 "An array among the arguments of `update` was deleted. This is because it was given away, as by an "
