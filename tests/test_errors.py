@@ -426,7 +426,7 @@ CALLS = [
     (lambda: unchecked(etpc.compile)(Cell(W), inputs="abc"), r"inputs= has no array"),
     (
         lambda: unchecked(etpc.Program.reset)(compiled(), compiled().init(5), "first"),
-        r"A reset is <U5\[\], and should be booleans",
+        r"where is <U5\[\], and should be booleans",
     ),
 ]
 

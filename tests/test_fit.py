@@ -90,13 +90,24 @@ def test_blocks_as_dicts_with_masks_and_resets_and_an_auxiliary_output():
     mask[7:, 1] = 0
     begins = np.zeros((2, B), bool)
     begins[1, 2] = True
-    blocks = [dict(xs=x, targets=t, mask=mask, reset=begins) for x, t in make_blocks(2)]
+    blocks = [dict(xs=x, targets=t, mask=mask, begins=begins) for x, t in make_blocks(2)]
     run = fit(learner, model, blocks, batch_size=B)
     opt_state, carry = learner.init(model, B)
     for block in blocks:
         model, opt_state, carry, losses, aux = learner.update(model, opt_state, carry, **block)
     assert_same(run, etpc.Run(model, opt_state, carry, 2, losses, aux, run.history, False))
     np.testing.assert_array_equal(run.aux["y"], aux["y"])
+
+
+def test_streams_that_are_left_out_have_no_part_in_the_history():
+    model, learner = build()
+    learner = etpc.online(learner.program, loss, optax.adam(1e-2), 5, skip_nonfinite=True)
+    xs, targets = make_blocks(1)[0]
+    xs[1, 2] = xs[6, :] = np.nan  # a stream in the first update, and all in the second
+    run = fit(learner, model, [(xs, targets)], batch_size=B)
+    np.testing.assert_array_equal(run.left_out, [[False, False, True], [True, True, True]])
+    np.testing.assert_array_equal(run.history, run.losses[:1])
+    assert run.aux is None
 
 
 @pytest.mark.slow

@@ -127,9 +127,9 @@ def test_a_reset_begins_with_the_learned_state_again(at):
         got = jax.tree.map(jnp.add, one, two)
     else:
         learner = etpc.online(program, squared, optax.sgd(1.0), every=T, reduction="sum")
-        reset = jnp.zeros((T, B), bool).at[5].set(True)
+        begins = jnp.zeros((T, B), bool).at[5].set(True)
         state, carry = learner.init(net, B)
-        after, *_ = learner.update(net, state, carry, XS, TARGETS, reset=reset)
+        after, *_ = learner.update(net, state, carry, XS, TARGETS, begins=begins)
         params = (eqx.filter(m, eqx.is_inexact_array) for m in (net, after))
         got = jax.tree.map(lambda a, b: a - b, *params)
     assert distance(got, wanted) < 1e-9

@@ -274,8 +274,8 @@ def test_aux_of_a_stream(every, case):
     xs, targets = data()
     weights: dict[str, Any] = {"mask": MASK}
     if case != "plain":
-        weights["reset"] = np.zeros((T if case == "by step" else T // every, B), bool)
-        weights["reset"][0, 1] = True
+        weights["begins"] = np.zeros((T if case == "by step" else T // every, B), bool)
+        weights["begins"][0, 1] = True
     found = []
     for loss_fn, has_aux in ((loss, False), (with_aux, True)):
         learner = etpc.online(program_of(), loss_fn, optax.sgd(0.1), every, has_aux=has_aux)

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import etpc
+from etpc.trace import shape_of
 from tests.helpers import arrays, close, loss, same
 from tests.marks import few
 from tests.zoo.check import model
@@ -101,7 +102,7 @@ def learner_of(program, every, loss_fn=loss, **options):
 
 def gradient(model, xs, targets, *, program=None, carry=None, every=None, **options):
     """Loss, gradient, carry and aux of one update: what plain descent with rate one takes away."""
-    weights = {name: options.pop(name, None) for name in ("mask", "reset")}
+    weights = {name: options.pop(name, None) for name in ("mask", "begins")}
     learner = learner_of(program or program_of(model), every or len(xs), **options)
     batch = xs.shape[1] if xs.ndim == 3 else None
     opt_state, fresh = learner.init(model, batch)
@@ -244,12 +245,12 @@ def test_reset_of_one_example(name):
 def test_resets_at_any_step_against_backpropagation():
     """Episodes that end at steps of their own: the gradient is that of each of them alone."""
     xs, targets = data()
-    reset = np.zeros((T, B), bool)
-    reset[0] = True
-    reset[[2, 5], 0] = reset[3, 1] = True
+    begins = np.zeros((T, B), bool)
+    begins[0] = True
+    begins[[2, 5], 0] = begins[3, 1] = True
     expected, total = None, 0.0
     for b in range(B):
-        starts = [*np.flatnonzero(reset[:, b]), T]
+        starts = [*np.flatnonzero(begins[:, b]), T]
         for one, end in itertools.pairwise(starts):
             value, grads = etpc.bptt(
                 PLAIN, xs[one:end, b], targets[one:end, b], loss, reduction="sum"
@@ -259,10 +260,10 @@ def test_resets_at_any_step_against_backpropagation():
             expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)
     for algo in (D, etpc.D_RTRL(window=1, backprop="full")):
         losses, grads, _ = gradient(
-            PLAIN, xs, targets, reset=reset, reduction="sum", program=program_of(PLAIN, algo)
+            PLAIN, xs, targets, begins=begins, reduction="sum", program=program_of(PLAIN, algo)
         )
         close((losses[0], grads), (total, expected))
-    without = gradient(PLAIN, xs, targets, reset=reset & False, reduction="sum")
+    without = gradient(PLAIN, xs, targets, begins=begins & False, reduction="sum")
     assert abs(float(without[0][0] - total)) > 1e-3
 
 
@@ -278,21 +279,21 @@ def test_a_reset_at_each_step_changes_no_rule(algo):
     """Where no stream begins, the gradient is that without resets."""
     (xs, targets), none = data(), np.zeros((T, B), bool)
     take = functools.partial(gradient, RECURRENT, xs, targets, program=program_of(RECURRENT, algo))
-    close(take(reset=none)[:2], take()[:2])
+    close(take(begins=none)[:2], take()[:2])
 
 
 @pytest.mark.parametrize("name", few(RULES, "decay", "rank"))
 def test_an_example_that_begins_anew_is_a_stream_of_its_own(name):
     algo, (xs, targets) = RULES[name], data()
     program = program_of(PLAIN, algo)
-    reset = np.zeros((T, B), bool)
-    reset[3, 1] = True
-    _, _, carry = gradient(PLAIN, xs, targets, program=program, reset=reset)
-    _, _, others = gradient(PLAIN, xs, targets, program=program, reset=reset & False)
+    begins = np.zeros((T, B), bool)
+    begins[3, 1] = True
+    _, _, carry = gradient(PLAIN, xs, targets, program=program, begins=begins)
+    _, _, others = gradient(PLAIN, xs, targets, program=program, begins=begins & False)
     for b in (0, 2):
         same(entry(carry, b), entry(others, b))
     _, _, alone = gradient(
-        PLAIN, xs, targets, program=program, reset=reset | (np.arange(T) == 3)[:, None]
+        PLAIN, xs, targets, program=program, begins=begins | (np.arange(T) == 3)[:, None]
     )
     for p, got, want in zip(program.ops, carry.traces, alone.traces, strict=True):
         same([a[1] for a in got[:3]], [a[1] for a in want[:3]]), p.path
@@ -304,20 +305,20 @@ def test_resets_where_the_weights_move():
     """[T / W, B]: as by hand between calls, with windows as long as ever."""
     program, (xs, targets) = program_of(), data()
     learner = etpc.online(program, loss, optax.sgd(0.1), 2)
-    reset = np.zeros((3, B), bool)
-    reset[1, 0] = reset[2, 2] = True
+    begins = np.zeros((3, B), bool)
+    begins[1, 0] = begins[2, 2] = True
     start = learner.init(PLAIN, B)
-    got = learner.update(PLAIN, *start, xs, targets, reset=reset)
+    got = learner.update(PLAIN, *start, xs, targets, begins=begins)
     now = PLAIN, *start
-    for n, where in enumerate(reset):
+    for n, where in enumerate(begins):
         piece = slice(2 * n, 2 * n + 2)
         *now, carry = now
         *now, _ = learner.update(*now, program.reset(carry, where), xs[piece], targets[piece])
     close(got[:3], now)
     assert differ(got[:3], learner.update(PLAIN, *start, xs, targets)[:3])
     by_step = np.zeros((T, B), bool)
-    by_step[::2] = reset
-    close(got, learner.update(PLAIN, *start, xs, targets, reset=by_step))
+    by_step[::2] = begins
+    close(got, learner.update(PLAIN, *start, xs, targets, begins=by_step))
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -350,7 +351,7 @@ MADE = [
     ),
     (
         lambda: program_of().reset(program_of().init(B), True),
-        r"reset has shape \[\], and should have \[B\] = \[3\]",
+        r"where has shape \[\], and should have \[B\] = \[3\]",
         etpc.InputError,
     ),
 ]
@@ -359,10 +360,10 @@ UPDATES = [
     (lambda: dict(mask=jnp.ones((T, 1))), r"mask has shape \[6, 1\], .* have \[T, B\] = \[6, 3\]"),
     (lambda: dict(mask=jnp.ones((T, B), complex)), "mask is complex128, .* booleans or real numb"),
     (
-        lambda: dict(reset=jnp.zeros((T,), bool)),
-        r"reset has shape \[6\].*\[T, B\] = \[6, 3\] or \[T / W, B\] = \[3, 3\]",
+        lambda: dict(begins=jnp.zeros((T,), bool)),
+        r"begins has shape \[6\].*\[T, B\] = \[6, 3\] or \[T / W, B\] = \[3, 3\]",
     ),
-    (lambda: dict(reset=jnp.zeros((T, B))), r"reset is float64\[6, 3\], and should be booleans"),
+    (lambda: dict(begins=jnp.zeros((T, B))), r"begins is float64\[6, 3\], and should be booleans"),
     (
         lambda: dict(carry=program_of(PLAIN, RULES["decay"]).init(B)),
         "carry belongs to another program",
@@ -448,6 +449,66 @@ def test_what_no_update_changes_is_checked_each_time(changed):
     found, wanted = (each.update(model, *each.init(model, B), *data()) for each in (learner, fresh))
     same(found, wanted)
     assert differ(found[0], learner.update(after[0], *learner.init(model, B), *data())[0])
+
+
+# --- lowering and donation ------------------------------------------------------------------------
+
+
+def shapes(tree):
+    is_array = lambda a: eqx.is_array(a) or isinstance(a, np.ndarray)
+    return jax.tree.map(lambda a: shape_of(a) if is_array(a) else a, tree)
+
+
+LOWERED = [(False, {}), (True, dict(mask=np.ones((T, B)), begins=np.ones((3, B), bool)))]
+
+
+@pytest.mark.parametrize(("donate", "options"), few(LOWERED, LOWERED[1]))
+def test_shapes_are_lowered_as_arrays_are(donate, options):
+    """Integers that the traces are laid out for, and weakly typed and NumPy's arrays among them."""
+    net = Gathering(jnp.ones(O), np.arange(O) % I, jnp.asarray(1.0))
+    program = etpc.compile(net, D, inputs=jnp.zeros(I))
+    learner = etpc.online(program, loss, optax.adam(0.1), 2)
+    init = eqx.filter_eval_shape(learner.init, net, B)
+    arguments = net, *learner.init(net, B), *(np.asarray(a) for a in data())
+    of_shapes = shapes(net), *init, *shapes(arguments[3:])
+    texts = [
+        learner.lower(*each, **more, donate=donate).as_text()
+        for each, more in ((arguments, options), (of_shapes, shapes(options)))
+    ]
+    assert texts[0] == texts[1]
+    assert ("tf.aliasing_output" in texts[0]) == donate
+    gradient = program.value_and_grad(loss)
+    given = lambda of: (of[0], of[3], of[4], of[2])
+    one, other = (gradient.lower(*given(each)).as_text() for each in (arguments, of_shapes))
+    assert one == other
+    for lower in (learner.lower, lambda m, _, c, xs, t: gradient.lower(m, xs, t, c)):
+        with pytest.raises(etpc.InputError, match=r"Input x has shape \[6, 3, 5\], and should be"):
+            lower(*of_shapes[:3], jax.ShapeDtypeStruct((T, B, I + 1), float), of_shapes[4])
+
+
+def test_what_is_given_away_is_gone_and_the_result_is_the_same():
+    """Of an optimizer whose state begins as the parameters: the same memory can't be given away twice."""
+    halve = functools.partial(jax.tree.map, lambda a, b: None if a is None else (a + b) / 2)
+    average = optax.GradientTransformation(lambda p: p, lambda g, s, p: (g, halve(s, p)))
+    learner = etpc.online(program_of(RECURRENT), loss, average, 2)
+
+    def start():
+        net = jax.tree.map(lambda a: a.copy() if eqx.is_array(a) else a, RECURRENT)
+        _, carry = learner.init(net, B)
+        views = lambda a: jax.device_put(a, jax.devices()[0])
+        return net, jax.tree.map(views, eqx.filter(net, eqx.is_array)), carry
+
+    xs, targets = data()
+    want, given = learner.update(*start(), xs, targets), start()
+    for _ in range(2):  # the second time without checks
+        got = learner.update(*given, xs, targets, donate=True)
+        same(got, want)
+        gone = [a.is_deleted() for a in jax.tree.leaves((given[0], given[2])) if eqx.is_array(a)]
+        assert all(gone)
+        assert not xs.is_deleted()
+        with pytest.raises(etpc.InputError, match=r"was deleted.*given away.*donate=True"):
+            learner.update(*given, xs, targets)
+        given = start()
 
 
 # --- optimisers -----------------------------------------------------------------------------------

@@ -182,6 +182,49 @@ for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9, window=2):
 """
 
 
+UPDATES = """
+import equinox as eqx
+import optax
+
+mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+B, I, N = 16, 20, 40
+cell = eqx.nn.GRUCell(I, N, key=jax.random.key(0))
+
+
+def step(cell, x, h):
+    h = cell(x, h)
+    return h, h
+
+
+def placed(tree, *axes):
+    on = NamedSharding(mesh, PartitionSpec(*axes))
+    place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on)
+    return jax.tree.map(lambda a: place(a) if hasattr(a, "shape") else a, tree)
+
+
+def reduced(text):
+    # The bytes of the results of each all-reduce operation.
+    sizes = {"f64": 8, "f32": 4, "pred": 1, "s32": 4}
+    for results in re.findall(r"= (.*?) all-reduce(?:-start)?\\(", text):
+        shapes = re.findall(r"(\\w+)\\[([\\d,]*)\\]", results)
+        yield sum(sizes[t] * int(np.prod([int(n) for n in s.split(",") if n])) for t, s in shapes)
+
+
+for rule, most in ((etpc.D_RTRL(window=5), 2.1), (etpc.ES_D_RTRL(decay=0.9, window=5), 1.1)):
+    program = etpc.compile(cell, rule, inputs=jnp.zeros(I), state=jnp.zeros(N), step=step)
+    learner = etpc.online(program, lambda y, t: ((y - t) ** 2).sum(), optax.adam(1e-3), every=10)
+    opt_state, carry = eqx.filter_eval_shape(learner.init, cell, B)
+    data = [jax.ShapeDtypeStruct((20, B, n), float) for n in (I, N)]
+    start = placed(cell), placed(opt_state), placed(carry, "batch")
+    lowered = learner.lower(*start, *placed(data, None, "batch"), donate=True)
+    text = lowered.compile().as_text()
+    assert not re.findall("all-gather|all-to-all|collective-permute", text)
+    sizes = [*reduced(text)]
+    weights = sum(a.nbytes for a in jax.tree.leaves(eqx.filter(cell, eqx.is_array)))
+    assert 0.9 < sum(sizes) / weights < most, (rule, sizes, weights)  # in the loop over windows
+"""
+
+
 @pytest.mark.parametrize(
     ("program", "options"),
     [
@@ -192,8 +235,18 @@ for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9, window=2):
         (BATCH, ["pieces", "explicit", "few"]),
         (CONNECTIONS, []),
         (NEURONS, []),
+        (UPDATES, []),
     ],
-    ids=["batch", "explicit", "pieces", "explicit pieces", "few", "connections", "neurons"],
+    ids=[
+        "batch",
+        "explicit",
+        "pieces",
+        "explicit pieces",
+        "few",
+        "connections",
+        "neurons",
+        "updates",
+    ],
 )
 def test_spread_over_devices(program, options):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"

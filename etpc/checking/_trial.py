@@ -57,6 +57,7 @@ class Trial:
         *,
         weights: Any = None,
         memory: Any = None,
+        passes: Any = None,
         tolerance: Any = None,
         reduction: str = "mean",
         reference: Any = None,
@@ -77,8 +78,8 @@ class Trial:
         self.reduction, self.has_aux = reduction, objective.loss.has_aux
         self._tolerance, self._reference = tolerance, reference
         self.has_reference = reference is not None
-        chosen = dict(weights=weights, memory=memory, batch_size=self.batch_size or 1)
-        self._options: Any = self._called | chosen
+        chosen = dict(weights=weights, memory=memory, passes=passes)
+        self._options: Any = self._called | chosen | dict(batch_size=self.batch_size or 1)
         no_cuts = jnp.zeros(self.steps, bool)  # as data: BPTT of all blocks is compiled once
         self.objective = dataclasses.replace(objective, cuts=no_cuts)
 
@@ -143,7 +144,8 @@ class Trial:
         first = program.init(self.batch_size)
 
         def run(model: Any, mask: Any) -> tuple[Any, Any]:
-            (value, _), grads = gradient(model, self.xs, self.targets, first, mask=mask)
+            data = dict(mask=mask, begins=self.objective.begins)
+            (value, _), grads = gradient(model, self.xs, self.targets, first, **data)
             return value, grads
 
         return Gradient(run, self.leaves, self.model, self.mask, self.lead)

@@ -1,7 +1,7 @@
 """`etpc.verify` and `etpc.compare`: gradients against backpropagation through time."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..gradient.agreement import (
     unread_traces,
     whole,
 )
+from ..plan import Pass
 from ..run import Program
 from ..show import table
 from ..trace import StepFunction
@@ -134,6 +135,8 @@ class Comparison:
         It is computed when it is first asked for: some 30 gradients of BPTT, and for each program as many windows.
         """
         assert self.trial is not None
+        if self.trial.objective.begins is not None:
+            return {}  # what lies so many steps back may be of another stream
         given = [
             (result.algorithm, result.program, whole(result.values)) for result in self.results
         ]
@@ -251,16 +254,18 @@ def verify(
     mask: Any = None,
     has_aux: bool = False,
     reference: Any = None,
+    passes: Collection[str | Pass] | None = None,
+    begins: Any = None,
 ) -> Report:
     """Compare the gradient of an algorithm with BPTT, parameter by parameter.
 
     **Arguments:**
 
-    - `model`, `algo`, `state`, `step`, `weights`: as in [`etpc.compile`][].
+    - `model`, `algo`, `state`, `step`, `weights`, `passes`: as in [`etpc.compile`][].
     - `xs`, `targets`: a sequence; leading axis T, then B where `batch_size` is given. Take T
         longer than the window (16 by default), or no trace is read.
-    - `loss_fn`, `reduction`, `mask`, `has_aux`: as in `value_and_grad` of a
-        [`Program`][etpc.Program.value_and_grad].
+    - `loss_fn`, `reduction`, `mask`, `begins`, `has_aux`: as in `value_and_grad` of a
+        [`Program`][etpc.Program.value_and_grad]. Of data with `begins` there are no cosines by lag.
     - `tolerance`: the largest relative error that counts as exact. By default it follows the least
         precise dtype in which a step computes: 1e-9 in float64, 1e-3 in float32, and the root of the
         precision in less, 0.03 in float16 and 0.09 in bfloat16. What rounding alone explains counts as
@@ -282,7 +287,8 @@ def verify(
     """
     called: Any = dict(state=state, step=step, weights=weights, batch_size=batch_size)
     judged: Any = dict(tolerance=tolerance, reduction=reduction, mask=mask, has_aux=has_aux)
-    trial = Trial(model, xs, targets, loss_fn, reference=reference, **called, **judged)
+    more: Any = dict(reference=reference, passes=passes, begins=begins)
+    trial = Trial(model, xs, targets, loss_fn, **called, **judged, **more)
     found = _compare(trial, {"": resolve(algo)}, in_blocks=False)
     return Report(found.results, found.notes, found.tolerance, found.loss, trial)
 

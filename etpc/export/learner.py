@@ -54,24 +54,26 @@ class Exported(Modules):
         targets: Any,
         *,
         mask: Any = None,
-        reset: Any = None,
+        begins: Any = None,
     ) -> tuple[Any, ...]:
         """One call of `learner.update`, by JAX.
 
         **Arguments:**
 
         - `state`: the value of each state argument by name, such as `state` of this object.
-        - `xs`, `targets`, `mask`, `reset`: of the shapes that were exported.
+        - `xs`, `targets`, `mask`, `begins`: of the shapes that were exported.
 
-        **Returns** `(state, losses)`, and what the loss returned besides as a third where the learner has
-        `has_aux=True`: a list of arrays.
+        **Returns** `(state, losses)`; where the learner has `has_aux=True` also what the loss returned besides, a list
+        of arrays; and with `skip_nonfinite=True` last, which streams each update left out.
 
         **Raises** `etpc.InputError` where an argument is missing or does not fit, or on a platform that it was not
         exported for.
         """
-        data = {"input": xs, "target": targets, "mask": mask, "reset": reset}
+        data = {"input": xs, "target": targets, "mask": mask, "begins": begins}
         state, (losses, *aux) = self._run(UPDATE, state, data)
-        return (state, losses, aux) if aux else (state, losses)
+        roles = [leaf.role for leaf in self.leaves(UPDATE)[1]]
+        left_out = [aux.pop()] if roles[-1] == "left_out" else []
+        return (state, losses, *([aux] if "output" in roles else []), *left_out)
 
     def predict(self, state: Mapping[str, Any], x: Any) -> tuple[dict[str, Any], list[Array]]:
         """One step of the model without learning, by JAX.
@@ -139,21 +141,23 @@ def export_learner(
     data: tuple[Any, Any, Any, Any],
     platforms: Sequence[str],
 ) -> Exported:
-    """What [`Online.export`][etpc.Online.export] returns. `data`: inputs, targets, mask and resets."""
+    """What [`Online.export`][etpc.Online.export] returns. `data`: inputs, targets, mask and `begins`."""
     check_platforms(platforms)
     state = training(model, opt_state, carry)
-    roles = ("xs", "input"), ("targets", "target"), ("mask", "mask"), ("reset", "reset")
+    roles = ("xs", "input"), ("targets", "target"), ("mask", "mask"), ("begins", "begins")
     pairs = zip(data, roles, strict=True)
     read = [Tree.of(tree, root, role) for tree, (root, role) in pairs]
 
     def update(*arrays: Any) -> tuple[dict[str, Array], *tuple[Any, ...]]:
-        model, opt_state, carry, xs, targets, mask, reset = joined([*state, *read], arrays)
-        new = learner.update(model, opt_state, carry, xs, targets, mask=mask, reset=reset)
-        return dict(zip(first, split(state, new[:3]), strict=True)), new[3], new[4:]
+        model, opt_state, carry, xs, targets, mask, begins = joined([*state, *read], arrays)
+        new = learner.update(model, opt_state, carry, xs, targets, mask=mask, begins=begins)
+        aux = 4 + learner.has_aux
+        return dict(zip(first, split(state, new[:3]), strict=True)), new[3], new[4:aux], *new[aux:]
 
     program, batch = learner.program, carry.fresh.shape[0] if carry.batched else None
     first = values_of(state, (model, opt_state, carry))
     results = [("losses", "loss"), ("aux", "output")]
+    results += [("left_out", "left_out")] * learner.skip_nonfinite
     update_module = module(update, described([*state, *read]), results, platforms)
     predict_module = _predict(learner, state[0], carry, data[0], platforms)
     claims = {

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._jax import with_loops_reversed
+from .._jax import is_key, with_loops_reversed
 from ..errors import InputError, InputTypeError, checked_count, raise_together
 from ..trace import (
     Leaves,
@@ -23,7 +23,7 @@ from ..trace import (
     initial_state,
     repeat,
 )
-from .data import check_data, check_lead, foreign, lead_of, one_step, shapes_text
+from .data import check_data, check_lead, checked_begins, foreign, lead_of, one_step, shapes_text
 from .loss import (
     Loss,
     check_reduction,
@@ -47,11 +47,13 @@ def bptt(
     reduction: str = "mean",
     window: int | None = None,
     mask: Any = None,
+    begins: Any = None,
     has_aux: bool = False,
 ) -> tuple[Any, Any]:
     """Loss and gradient of a sequence by backpropagation through time: the plain reference.
 
-    **Arguments:** as for [`etpc.verify`][]; `state` is that of one example. With `window`, it is
+    **Arguments:** as for [`etpc.verify`][]; `state` is that of one example; `begins` as in `value_and_grad` of a
+    [`Program`][etpc.Program.value_and_grad]. With `window`, it is
     truncated: after every so many steps the state is passed on without its derivative.
 
     **Returns** `(loss, grads)`, with the values that `value_and_grad` of a program gives. With
@@ -68,7 +70,8 @@ def bptt(
         window = checked_count("window", window, why=why)
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     called: Any = dict(state=state, step=step, batch_size=batch_size)
-    objective = Objective.of(model, xs, targets, loss_fn, **called, mask=mask, has_aux=has_aux)
+    data: Any = dict(mask=mask, begins=begins, has_aux=has_aux)
+    objective = Objective.of(model, xs, targets, loss_fn, **called, **data)
     with batch_axis_blamed(model, xs, **called):
         check_lead(xs, targets, batch_size)
         value, grads, aux = gradient_of(model, objective, reduction, window)
@@ -91,6 +94,7 @@ class Objective(eqx.Module):
     - `start`: the state in which streams begin, with an axis B if it is `batched`.
     - `learned`: whether they begin with `model.init_state()`, and so as a function of the parameters where JAX
         can differentiate it. Then `start` only says what is no float of it.
+    - `begins`: [T, B] or [T], where a stream begins anew, or `None`.
     - `cuts`: [T], the steps to which the state is passed on without its derivative; `None` for none.
     """
 
@@ -103,6 +107,7 @@ class Objective(eqx.Module):
     batched: bool
     learned: bool = False
     cuts: Array | None = None
+    begins: Array | None = None
 
     @classmethod
     def of(
@@ -116,19 +121,23 @@ class Objective(eqx.Module):
         step: Any = None,
         batch_size: int | None = None,
         mask: Any = None,
+        begins: Any = None,
         has_aux: bool = False,
     ) -> "Objective":
         """The objective of arguments as those of [`etpc.bptt`][], which are checked one by one."""
         loss = Loss.of(loss_fn, has_aux)
         check_data(xs, targets)
-        mask = checked_weights("mask", mask, lead_of(xs, batch_size))
+        lead = lead_of(xs, batch_size)
+        mask = checked_weights("mask", mask, lead)
+        begins = None if begins is None else checked_begins("begins", begins, [lead], ["[T, B]"])
         checked_call(model, step)
         start = initial_state(model) if state is None else state
         leaves = Leaves.of(start, "state", numbers=True)
         raise_together(foreign("state", leaves.split(start) or start), InputTypeError)
         if batch_size is not None:
             start = leaves.join([repeat(a, batch_size) for a in leaves.split(start)])
-        return cls(xs, targets, mask, loss, start, step, batch_size is not None, state is None)
+        batched, learned = batch_size is not None, state is None
+        return cls(xs, targets, mask, loss, start, step, batched, learned, begins=begins)
 
 
 def gradient_of(
@@ -161,19 +170,31 @@ def _compiled(
 
     whole = Leaves.of(start, "state", numbers=True)
 
+    first = [a if is_key(a) or not batched else a[0] for a in whole.split(start)]
+
     def one_example(model: Any, start: Any, data: Any) -> tuple[Array, Any]:
         arrays, begins = start
+        initial = first
         state_leaves = Leaves.of(whole.join(arrays), "state")
         # Rounded where it is used, so that JAX adds up the gradients of the steps before it rounds them.
         rounding = lambda: eqx.combine(jax.tree.map(jnp.astype, model[0], dtypes), model[1])
         if learned:
+            new = whole.split(rounding().init_state())
+            initial = [
+                a if eqx.is_inexact_array(old) else old for a, old in zip(new, first, strict=True)
+            ]
             arrays = [
                 jnp.where(begins, a, old) if eqx.is_inexact_array(old) else old
-                for a, old in zip(whole.split(rounding().init_state()), arrays, strict=True)
+                for a, old in zip(new, arrays, strict=True)
             ]
 
         def body(before: list[Array], step_data: Any) -> tuple[list[Array], Any]:
-            x, target, weight, cut = step_data
+            x, target, weight, cut, begin = step_data
+            if begin is not None:
+                before = [
+                    old if is_key(old) else jnp.where(begin, jnp.asarray(a, old.dtype), old)
+                    for a, old in zip(initial, before, strict=True)
+                ]
             if cut is not None:
                 before = [
                     jnp.where(cut, jax.lax.stop_gradient(a), a) if eqx.is_inexact_array(a) else a
@@ -202,7 +223,7 @@ def _compiled(
         low = jax.tree.map(lambda a: jnp.broadcast_to(a, (*size, *a.shape)), low)
         many = jax.vmap(
             lambda low, start, data: one_example((low, rest), start, data),
-            in_axes=(0, 0, (1, 1, 1, None)),
+            in_axes=(0, 0, (1, 1, 1, None, 1)),
             out_axes=(0, (0, 1)),
         )
         losses, rest_of = many(low, start, data)
@@ -211,7 +232,7 @@ def _compiled(
     gradient = eqx.filter_value_and_grad(total, has_aux=True)
     arrays = [a if hasattr(a, "dtype") else jnp.asarray(a) for a in whole.split(start)]
     xs = jax.tree.map(lambda x: finite_where_masked(x, mask), objective.xs)
-    data = xs, objective.targets, mask, objective.cuts
+    data = xs, objective.targets, mask, objective.cuts, objective.begins
     steps, *size = lead_of(data, 1 if batched else None)
     wide = jax.tree.map(lambda a: a.astype(summed_in(a.dtype)), low), rest
     begin = arrays, jnp.ones(size, bool)

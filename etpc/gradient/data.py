@@ -1,13 +1,19 @@
-"""Checks of the data that a sequence is made of: inputs, targets and resets."""
+"""Checks of the data that a sequence is made of: inputs, targets, and where streams begin."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from ..errors import InputError, InputTypeError, raise_together
+
+
+def as_array(value: Any, dtype: Any = None) -> Any:
+    """A value as an array of JAX. A `jax.ShapeDtypeStruct` stays one."""
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        return jnp.asarray(value, dtype)
+    return value.update(dtype=value.dtype if dtype is None else dtype, weak_type=False)
 
 
 def check_data(xs: Any, targets: Any) -> None:
@@ -62,7 +68,7 @@ def _is_data(leaf: Any) -> bool:
     return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
-def check_targets(targets: Any, xs: list[Array], batched: bool) -> None:
+def check_targets(targets: Any, xs: list[Any], batched: bool) -> None:
     """**Raises** unless targets are arrays with the leading axes of the input, `InputTypeError` and `InputError`."""
     raise_together(foreign("targets", targets), InputTypeError)
     lead = xs[0].shape[: 2 if batched else 1]
@@ -97,18 +103,18 @@ def shapes_text(tree: Any) -> str:
     return ", ".join(str(list(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree))
 
 
-def checked_reset(where: Any, shapes: list[tuple[int, ...]], axes: list[str]) -> Array:
-    """`reset` or `where` as an array, if it has booleans and one of the shapes."""
+def checked_begins(name: str, where: Any, shapes: list[tuple[int, ...]], axes: list[str]) -> Any:
+    """`begins` or `where`, by its name, as an array, if it has booleans and one of the shapes."""
     where = where if hasattr(where, "dtype") else np.asarray(where)
     if where.dtype != bool:
         raise InputError(
-            f"A reset is {where.dtype}{list(where.shape)}, and should be booleans: True where an "
+            f"{name} is {where.dtype}{list(where.shape)}, and should be booleans: True where an "
             "example begins a new stream."
         )
     if where.shape not in shapes:
         expected = " or ".join(f"{a} = {list(s)}" for a, s in zip(axes, shapes, strict=True))
         raise InputError(
-            f"A reset has shape {list(where.shape)}, and should have {expected}: one boolean for "
+            f"{name} has shape {list(where.shape)}, and should have {expected}: one boolean for "
             "each example."
         )
-    return jnp.asarray(where)
+    return as_array(where)

@@ -11,6 +11,7 @@ from jax import Array, lax
 
 from .._jax import is_complex, result_type
 from ..errors import InputError, InputTypeError
+from .data import as_array
 
 
 class Loss(eqx.Module):
@@ -196,7 +197,7 @@ def reduced(reduction: str, sums: Any, mask: Array | None, steps: int) -> Any:
     return jax.tree.map(lambda a: a * scale.astype(a.dtype), sums)
 
 
-def checked_weights(name: str, weights: Any, lead: tuple[int, ...]) -> Array | None:
+def checked_weights(name: str, weights: Any, lead: tuple[int, ...]) -> Any:
     """Weights of examples and steps as an array. **Raises** `InputError` where they are none."""
     if weights is None:
         return None
@@ -204,7 +205,7 @@ def checked_weights(name: str, weights: Any, lead: tuple[int, ...]) -> Array | N
     is_number = weights.dtype == bool or jnp.issubdtype(weights.dtype, jnp.number)
     if not is_number or is_complex(weights):
         raise InputError(f"{name} is {weights.dtype}, and should be booleans or real numbers.")
-    weights = jnp.asarray(weights)
+    weights = as_array(weights)
     axes = "[T, B]" if len(lead) == 2 else "[T]"
     if weights.shape != lead:
         raise InputError(

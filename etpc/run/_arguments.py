@@ -10,7 +10,7 @@ from jax import Array
 
 from .._jax import Tracer, manual_axes
 from ..errors import InputError, InputTypeError, UnsupportedError, raise_together
-from ..gradient.data import check_targets
+from ..gradient.data import as_array, check_targets
 from ..gradient.loss import checked_weights
 from ..plan import Plan
 from ..trace import Leaves, paths_of
@@ -22,8 +22,8 @@ class Call(NamedTuple):
 
     parameters: list[Any]
     """The array leaves of the model."""
-    xs: list[Array]
-    mask: Array | None
+    xs: list[Any]
+    mask: Any
     lead: tuple[int, ...]
     """T and B, or T alone."""
 
@@ -130,7 +130,7 @@ class Arguments:
         Inside a transformation its values are not known before the program runs, so they are
         compared there.
         """
-        if values is self._seen.get(i):
+        if values is self._seen.get(i) or isinstance(values, jax.ShapeDtypeStruct):
             return values
         compiled = self.step.fixed[self.step.parameters[i]]
         message = (
@@ -187,7 +187,7 @@ class Arguments:
         fresh = state.fresh if isinstance(state, Carry) else jnp.zeros(lead, bool)
         return Carry(expected.join(leaves), (), fresh, self.id, bool(lead))
 
-    def inputs(self, xs: Any, carry: Carry) -> list[Array]:
+    def inputs(self, xs: Any, carry: Carry) -> list[Any]:
         axes = manual_axes((xs, carry))
         if axes:
             raise UnsupportedError(
@@ -236,7 +236,7 @@ class Arguments:
             problems.append("The input has no steps (T = 0).")
         raise_together(problems, InputError)
         return [
-            v if isinstance(v, jax.Array) and v.dtype == a.dtype else jnp.asarray(v, a.dtype)
+            v if isinstance(v, jax.Array) and v.dtype == a.dtype else as_array(v, a.dtype)
             for v, a in zip(values, expected.avals, strict=True)
         ]
 
@@ -265,10 +265,10 @@ def _cast_problem(leaf: Any, wanted: Any) -> str | None:
     if target.min <= source.min and source.max <= target.max:
         return None
     remedy = f"Compile with `inputs=` of {dtype}, or of another type that holds all values"
-    if isinstance(leaf, Tracer):
+    if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
         return (
             f"is {dtype}, and was compiled as {wanted}, which does not hold all values of that "
-            f"type; inside a transformation they are not known. {remedy}, or convert it yourself "
+            f"type; inside a transformation, and of a shape, they are not known. {remedy}, or convert it yourself "
             f"where the values are known to fit: `.astype({str(wanted)!r})`."
         )
     if not np.size(leaf):

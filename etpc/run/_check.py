@@ -148,8 +148,7 @@ def _refusal(
     why = (
         f"This is because the rule, a form of its traces or a pass{such} is wrong, or XLA compiles the program wrongly "
         "for this machine, dtype or size. Run `etpc.verify` of the model in float64: where it holds "
-        "there, it is the compilation, and another `window=` or version of jaxlib may be right. `etpc.verify` takes no "
-        "`passes=`: to see whether a pass is wrong, compile with `passes=()` and check again. "
-        "`etpc.testing.check_pass` checks one."
+        "there, it is the compilation, and another `window=` or version of jaxlib may be right. To see whether a pass "
+        "is wrong, do so with `passes=()` too; `etpc.testing.check_pass` checks one."
     )
     return "\n".join([head, *lines, why])

@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from .._jax import Tracer
 from ..errors import InputError, InputTypeError, checked_count, raise_together
-from ..gradient.data import checked_reset, foreign
+from ..gradient.data import as_array, checked_begins, foreign
 from ..gradient.loss import (
     Loss,
     check_reduction,
@@ -21,8 +21,9 @@ from ..gradient.loss import (
 from ..trace import Leaves
 from ._carry import Carry
 from ._check import check_first
+from ._left_out import of_finite_streams
 from ._program import Compiled, Program
-from ._runner import Data, Runner
+from ._runner import Data, Learned, Runner
 
 if TYPE_CHECKING:
     from ..export.learner import Exported
@@ -55,7 +56,20 @@ class UpdateArguments(NamedTuple):
     start: Training
     data: Data
     by_update: Array | None
-    """Which examples begin a new stream with which update; `data.reset`, with which step."""
+    """Which examples begin a new stream with which update; `data.begins`, with which step."""
+
+    def to_give_away(self, loss: Loss) -> "UpdateArguments":
+        """With a copy of each array of `start` whose memory another argument has too, which XLA can't give away."""
+        others = loss, self._replace(start=None)
+        seen = {_memory_of(a) for a in jax.tree.leaves(others)}
+
+        def own(a: Any) -> Any:
+            if _memory_of(a) in seen:
+                return jnp.copy(a)
+            seen.add(_memory_of(a))
+            return a
+
+        return self._replace(start=jax.tree.map(own, self.start))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,6 +120,13 @@ def _is_plain(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
 
 
+def _memory_of(leaf: Any) -> Any:
+    """What two arrays share if one is a view of the other: where the first part of it is."""
+    if not _is_plain(leaf) or not leaf.addressable_shards:
+        return id(leaf)
+    return leaf.addressable_shards[0].data.unsafe_buffer_pointer()
+
+
 class Online(Compiled):
     """Updates on a stream. Made by [`etpc.online`][]."""
 
@@ -117,11 +138,14 @@ class Online(Compiled):
         every: int,
         reduction: str,
         has_aux: bool = False,
+        skip_nonfinite: bool = False,
     ):
         self.program, self.loss_fn, self.optimizer = program, loss_fn, optimizer
-        self.every, self.reduction, self.has_aux = every, reduction, has_aux
+        self.every, self.reduction = every, reduction
+        self.has_aux, self.skip_nonfinite = bool(has_aux), bool(skip_nonfinite)
         self._loss = Loss.of(loss_fn, has_aux)
-        self._jit_updates = jax.jit(self._updates)
+        self._jit_updates = jax.jit(self._updates), jax.jit(self._updates, donate_argnums=2)
+        """Without and with `donate`."""
         self._checked: ArgumentCache | None = None
 
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
@@ -143,7 +167,8 @@ class Online(Compiled):
         targets: Any,
         *,
         mask: Any = None,
-        reset: Any = None,
+        begins: Any = None,
+        donate: bool = False,
     ) -> tuple[Any, ...]:
         """T steps of the stream, and an update after every W of them, on the device in one go.
 
@@ -160,26 +185,57 @@ class Online(Compiled):
             are. The network still runs through padded steps; only their loss and gradient are dropped.
             Where nothing is masked, an example that is NaN makes the gradient NaN, which is a sum
             over the batch; the states and traces of the others stay as they are, and
-            `program.reset` sets that one back.
-        - `reset`: booleans; True where an example begins a new stream (see
+            `program.reset` sets that one back. `skip_nonfinite` leaves it out.
+        - `begins`: booleans; True where an example begins a new stream (see
             [`Program.reset`][etpc.Program.reset]). [T / W, B] at the first steps after updates alone; or [T, B] at
             any step, also inside a window, where it changes no rule. A trace that is not finite is set back
             by the former alone.
+        - `donate`: whether the update may write its results over `opt_state`, `carry` and the floats of `model`,
+            which are gone then: [half the memory](../scale.md#memory-of-an-update).
 
         **Returns** `(model, opt_state, carry, losses)`, with the loss of each of the
-        N = T / W updates, before it, at least in float32; and with `has_aux` as a fifth one what
-        `loss_fn` returned besides, with leading axes [T, B], or [T].
+        N = T / W updates, before it, at least in float32; with `has_aux` also what `loss_fn` returned besides, with
+        leading axes [T, B], or [T]; and with `skip_nonfinite` last, as booleans [N, B], or [N], which streams each
+        update left out.
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
-        given = (model, opt_state, carry, xs, targets, mask, reset)
-        arguments = None if self._checked is None else self._checked.arguments(given)
-        if arguments is None:
-            arguments = self._arguments(*given)
-            self._checked = ArgumentCache.of(self.program.runner, given, arguments)
-        (floats, opt_state, carry), losses, aux = self._jit_updates(self._loss, *arguments)
-        result = self._leaves.with_floats(model, floats), opt_state, carry, losses
-        return (*result, aux) if self.has_aux else result
+        given = (model, opt_state, carry, xs, targets, mask, begins)
+        try:
+            arguments = None if self._checked is None else self._checked.arguments(given)
+            if arguments is None:
+                arguments = self._arguments(*given)
+                self._checked = ArgumentCache.of(self.program.runner, given, arguments)
+            if donate:
+                arguments = arguments.to_give_away(self._loss)
+            after = self._jit_updates[bool(donate)](self._loss, *arguments)
+        except (RuntimeError, ValueError) as error:
+            gone = (_is_plain(leaf) and leaf.is_deleted() for leaf in jax.tree.leaves(given))
+            if "deleted" not in str(error) or not any(gone):
+                raise
+            raise InputError(
+                "An array among the arguments of `update` was deleted. This is because it was given away, as by an "
+                "`update` with donate=True, which writes its results over model, opt_state and carry. Go on with those "
+                "that it returned; keep copies of what is needed besides, by `jax.tree.map(jnp.copy, ...)`; or leave "
+                "donate= out."
+            ) from error
+        (floats, opt_state, carry), losses, aux, left_out = after
+        more = [aux] * self.has_aux + [left_out] * self.skip_nonfinite
+        return self._leaves.with_floats(model, floats), opt_state, carry, losses, *more
+
+    def lower(self, *arguments: Any, donate: bool = False, **options: Any) -> jax.stages.Lowered:
+        """A call of `update` as JAX lowers it, such as to see its memory before there is any data.
+
+        **Arguments:** those of `update`; any array may be a `jax.ShapeDtypeStruct`, with a `sharding=` or without.
+
+        **Returns** the `jax.stages.Lowered`: `.as_text()`, or `.compile().memory_analysis()`. What it compiles takes
+        arrays in an order of its own.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError` as `update` does.
+        """
+        return self._jit_updates[bool(donate)].lower(
+            self._loss, *self._arguments(*arguments, **options)
+        )
 
     def _arguments(
         self,
@@ -188,8 +244,8 @@ class Online(Compiled):
         carry: Any,
         xs: Any,
         targets: Any,
-        mask: Any,
-        reset: Any,
+        mask: Any = None,
+        begins: Any = None,
     ) -> UpdateArguments:
         """The arguments of `update` as those of its compiled part, checked."""
         program = self.program
@@ -201,11 +257,11 @@ class Online(Compiled):
                 f"of {self.every} steps; the carry goes on from call to call."
             )
         by_step = by_update = None
-        if reset is not None:
+        if begins is not None:
             updates = call.lead[0] // self.every, *call.lead[1:]
             axes = ["[T, B]", "[T / W, B]"] if carry.batched else ["[T]", "[T / W]"]
-            reset = checked_reset(reset, [call.lead, updates], axes)
-            by_step, by_update = (None, reset) if reset.shape == updates else (reset, None)
+            begins = checked_begins("begins", begins, [call.lead, updates], axes)
+            by_step, by_update = (None, begins) if begins.shape == updates else (begins, None)
         floats, others = self._split(call.parameters)
         # Weak types would be lost in the first update, and all be compiled again for the second.
         start = strong(Training(floats, opt_state, carry))
@@ -257,7 +313,7 @@ class Online(Compiled):
         targets: Any,
         *,
         mask: Any = None,
-        reset: Any = None,
+        begins: Any = None,
         platforms: Sequence[str] = ("cpu",),
     ) -> "Exported":
         """One call of `update`, and one step of the model without learning, for where Python is not.
@@ -265,8 +321,8 @@ class Online(Compiled):
         **Arguments:**
 
         - `model`, `opt_state`, `carry`: as in `update`; their values are the first ones of the file.
-        - `xs`, `targets`, `mask`, `reset`: as in `update`, of the shapes and dtypes that a call on the device gets:
-            arrays or `jax.ShapeDtypeStruct`s. Where `mask` or `reset` is `None`, the file has no such argument.
+        - `xs`, `targets`, `mask`, `begins`: as in `update`, of the shapes and dtypes that a call on the device gets:
+            arrays or `jax.ShapeDtypeStruct`s. Where `mask` or `begins` is `None`, the file has no such argument.
         - `platforms`: of JAX, on which [`etpc.load_exported`][] may run it: "cpu", "cuda", "rocm", "tpu".
 
         **Returns** the [`Exported`][etpc.Exported], whose `save` writes a folder.
@@ -276,7 +332,7 @@ class Online(Compiled):
         """
         from ..export.learner import export_learner  # which reads learners
 
-        data = (xs, targets, mask, reset)
+        data = (xs, targets, mask, begins)
         return export_learner(self, model, opt_state, carry, data, platforms)
 
     def summed(
@@ -301,11 +357,11 @@ class Online(Compiled):
         start: Training,
         data: Data,
         by_update: Array | None,
-    ) -> tuple[Training, Array, Any]:
-        """All updates of a call: what is trained after them, and the loss and aux of each.
+    ) -> tuple[Training, Array, Any, Array | None]:
+        """All updates of a call: what is trained after them, and the loss and aux of each, and what it left out.
 
         - `others`: the array leaves of the model, with `None` in the places of those that are trained.
-        - `by_update`: which examples begin a new stream with which update; `data.reset`, with which step.
+        - `by_update`: which examples begin a new stream with which update; `data.begins`, with which step.
         """
         program, every = self.program, self.every
         self._check_opt_state(start.floats, start.opt_state)
@@ -321,16 +377,24 @@ class Online(Compiled):
                 data = jax.tree.map(lambda a: a[None], data)
             if restarted is not None:
                 carry = program.reset(carry, restarted)
-            value, grads, aux, carry_after = program.runner.value_and_grad(
-                loss, self.reduction, self._leaves.replaced(others, floats), data, carry
-            )
-            new = self._moved(floats, opt_state, value, grads)
-            carry = carry_after(jax.tree.leaves(new))
-            if data.weights is not None:  # where nothing counts, momentum moves nothing either
-                counts = data.weights.astype(bool).any()
+            parameters = self._leaves.replaced(others, floats)
+
+            def learn(reduction: str, data: Data, carry: Carry) -> Learned:
+                return program.runner.value_and_grad(loss, reduction, parameters, data, carry)
+
+            if self.skip_nonfinite:
+                kept, aux = of_finite_streams(program.runner, learn, self.reduction, data, carry)
+                value, grads, carry, left_out, counts = kept
+                new = self._moved(floats, opt_state, value, grads)
+            else:
+                value, grads, aux, carry_after = learn(self.reduction, data, carry)
+                new = self._moved(floats, opt_state, value, grads)
+                carry, left_out = carry_after(jax.tree.leaves(new)), None
+                counts = None if data.weights is None else data.weights.astype(bool).any()
+            if counts is not None:  # where nothing counts, momentum moves nothing either
                 new = jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, (floats, opt_state))
             floats, opt_state = new
-            return Training(floats, opt_state, carry), (value, aux)
+            return Training(floats, opt_state, carry), (value, aux, left_out)
 
         def in_pieces(a: Any) -> Array:
             a = jnp.asarray(a)
@@ -341,10 +405,11 @@ class Online(Compiled):
         pieces = jax.tree.map(in_pieces, data), by_update
         if steps == every:  # in a loop the gradient would be differentiated with what is carried
             after, results = update(start, jax.tree.map(lambda a: a[0], pieces))
-            losses, aux = jax.tree.map(lambda a: a[None], results)
+            losses, aux, left_out = jax.tree.map(lambda a: a[None], results)
         else:
-            after, (losses, aux) = lax.scan(update, start, pieces)
-        return after, losses, jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux)
+            after, (losses, aux, left_out) = lax.scan(update, start, pieces)
+        aux = jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux)
+        return after, losses, aux, left_out
 
     def _moved(
         self, floats: list[Array], opt_state: Any, value: Array, grads: list[Array]
@@ -361,7 +426,7 @@ class Online(Compiled):
         """Those of the model."""
         return self.program.runner.step.model_leaves
 
-    def _split(self, parameters: list[Any]) -> tuple[list[Array], list[Any]]:
+    def _split(self, parameters: list[Any]) -> tuple[list[Any], list[Any]]:
         """The floats, which are trained, and the rest, with `None` in the places of floats."""
         floats = [parameters[i] for i in self._leaves.floats]
         return floats, self._leaves.replaced(parameters, [None] * len(floats))
@@ -418,7 +483,7 @@ def check_optimizer(name: str, optimizer: Any) -> None:
 def strong(tree: Any) -> Any:
     """Arrays of the dtypes that they have, where JAX took these to be weak."""
     weak = lambda a: getattr(a, "weak_type", False)
-    return jax.tree.map(lambda a: lax.convert_element_type(a, a.dtype) if weak(a) else a, tree)
+    return jax.tree.map(lambda a: as_array(a, a.dtype) if weak(a) else a, tree)
 
 
 def online(
@@ -429,6 +494,7 @@ def online(
     *,
     reduction: str = "mean",
     has_aux: bool = False,
+    skip_nonfinite: bool = False,
 ) -> Online:
     """Train on an endless stream: the weights are updated every W steps, in constant memory.
 
@@ -453,6 +519,9 @@ def online(
     - `has_aux`: `loss_fn` returns `(scalar, aux)`, where `aux` is any PyTree of arrays, such as
         whether the example was classified correctly or its spikes. It is not differentiated, and
         `update` returns it too.
+    - `skip_nonfinite`: whether an update leaves out each stream, an example of the batch, whose loss or gradient is
+        not finite in it, as a mask of zero does; state and traces of that stream begin anew. Where all are left out,
+        parameters and optimizer state stay as they are. `update` returns which ones too.
 
     **Returns** an [`Online`][etpc.Online] with `init` and `update`.
 
@@ -480,7 +549,7 @@ def online(
         kind = type(program).__name__
         raise InputTypeError(f"program is a {kind}. Pass what `etpc.compile` returns.")
     check_optimizer("optimizer", optimizer)
-    return Online(program, loss_fn, optimizer, steps, reduction, has_aux)
+    return Online(program, loss_fn, optimizer, steps, reduction, has_aux, skip_nonfinite)
 
 
 __all__ = ["Online", "online"]

@@ -16,7 +16,7 @@ from ..draw import fragment, to_svg, write
 from ..emit import Window
 from ..errors import AlgorithmError, UnsupportedError, checked_count
 from ..files.record import record
-from ..gradient.data import checked_reset
+from ..gradient.data import checked_begins
 from ..gradient.loss import Loss, check_reduction, finite_where_masked
 from ..plan import DEFAULT, PassReport, PassReports, Plan
 from ..show import Shown
@@ -43,9 +43,13 @@ class Memory:
     """Bytes of the directions along which escaping influence is followed, beside their part of the traces."""
     past: int = 0
     """Bytes of the last steps, if the algorithm looks back through them."""
+    steps: int | None = None
+    temporary: int | None = None
+    """Bytes that the gradient of so many steps takes beside its arguments and results, if that was asked for."""
 
     @property
     def total(self) -> int:
+        """Those of the carry."""
         return self.state + self.directions + self.past + sum(size for _, size in self.traces)
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,13 +57,15 @@ class Memory:
         traces = [{"path": path, "bytes": size} for path, size in self.traces]
         fields = dict(state=self.state, directions=self.directions, past=self.past)
         size = dict(total=self.total, batch_size=self.batch_size)
-        return record("etpc-memory/1", traces=traces, **fields, **size)
+        window = dict(steps=self.steps, temporary=self.temporary)
+        return record("etpc-memory/1", traces=traces, **fields, **size, **window)
 
     def __str__(self) -> str:
         rows = [*self.traces, ("hidden state", self.state)]
         rows += [("directions", self.directions)] if self.directions else []
         rows += [("last steps", self.past)] if self.past else []
         rows.append(("total", self.total))
+        rows += [(f"beside, {self.steps} steps", self.temporary)] if self.temporary else []
         width = max(len(path) for path, _ in rows)
         batch = "one example" if self.batch_size is None else f"batch size {self.batch_size}"
         lines = [f"{path:<{width}}  {size:>14,} bytes" for path, size in rows]
@@ -136,9 +142,20 @@ class Program(Compiled, Shown):
 
         return equations(self.ir, path)
 
-    def memory(self, batch_size: int | None = None) -> Memory:
-        """Bytes of the carry: of each trace, of the state, of what else there is, in all."""
+    def memory(self, batch_size: int | None = None, *, steps: int | None = None) -> Memory:
+        """Bytes of the carry: of each trace, of the state, of what else there is, in all.
+
+        **Arguments:**
+
+        - `batch_size`: as in `init`.
+        - `steps`: of a sequence, such as those between two updates, whose gradient is compiled for the first device of
+            this process, with a squared error, to see what it takes besides: `.temporary`. It is not run.
+
+        **Raises** `etpc.InputError` where one is no int >= 1.
+        """
         batch_size = self._batch_size(batch_size)
+        steps = None if steps is None else checked_count("steps", steps)
+        temporary = None if steps is None else self._temporary(batch_size, steps)
         count = 1 if batch_size is None else batch_size
         traces = tuple((node.op.path, count * node.bytes) for node in self.ir.traces)
         state = count * (
@@ -146,7 +163,26 @@ class Program(Compiled, Shown):
         )  # one byte says if it is fresh
         carry = jax.eval_shape(lambda: self.init(batch_size))
         directions = _bytes([*carry.shared, *carry.each])
-        return Memory(traces, state, batch_size, directions, _bytes(carry.past))
+        beside = directions, _bytes(carry.past), steps, temporary
+        return Memory(traces, state, batch_size, *beside)
+
+    def _temporary(self, batch_size: int | None, steps: int) -> int:
+        """The bytes of a gradient of so many steps, beside its arguments and results."""
+
+        def squares(y: Any, _: Any) -> Array:
+            floats = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.inexact)]
+            squares = (jnp.sum(jnp.abs(a) ** 2).astype(jnp.float32) for a in floats)
+            return sum(squares, jnp.zeros((), jnp.float32))
+
+        step, loss = self.runner.step, Loss.of(squares, has_aux=False)
+        lead = (steps,) if batch_size is None else (steps, batch_size)
+        xs: list[Any] = [
+            jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype) for a in step.input_leaves.avals
+        ]
+        carry = jax.eval_shape(lambda: self.init(batch_size))
+        run = self._jit_value_and_grad(loss.static, loss.treedef, loss.has_aux, "mean")
+        lowered = run.lower(loss.arrays, step.model_leaves.avals, Data(xs, None, None), carry)
+        return int(lowered.compile().memory_analysis().temp_size_in_bytes)
 
     @functools.cached_property
     def passes(self) -> PassReports:
@@ -240,7 +276,9 @@ class Program(Compiled, Shown):
         booleans.
         """
         self.arguments.check_carry(carry)
-        where = checked_reset(where, [jnp.shape(carry.fresh)], ["[B]" if carry.batched else "[]"])
+        where = checked_begins(
+            "where", where, [jnp.shape(carry.fresh)], ["[B]" if carry.batched else "[]"]
+        )
         return self._jit_reset(carry, where)
 
     def __call__(self, model: Any, x: Any, carry: Carry) -> tuple[Any, Carry]:
@@ -312,7 +350,7 @@ class Program(Compiled, Shown):
         reduction: str = "mean",
         *,
         has_aux: bool = False,
-    ) -> Callable[..., tuple[tuple[Array, Any], Any]]:
+    ) -> "GradientFunction":
         """The loss of a sequence and its online gradient, in memory that does not grow with T.
 
         **Arguments:**
@@ -327,7 +365,8 @@ class Program(Compiled, Shown):
 
         **Returns** a function `(model, xs, targets, carry, *, mask=None, begins=None) -> ((loss, carry), grads)`,
         compiled. With `has_aux` it returns `((loss, (carry, aux)), grads)`, and `aux` has leading
-        axes [T, B], or [T].
+        axes [T, B], or [T]. Its `.lower` takes the same arguments, arrays or `jax.ShapeDtypeStruct`s, and returns
+        the `jax.stages.Lowered` of the call.
 
         - `xs`, `targets`: leading axis T, then B if the carry has one.
         - `mask`: [T, B], or [T] without a batch axis: the weight of the loss of each example at each
@@ -348,27 +387,9 @@ class Program(Compiled, Shown):
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
         check_reduction(reduction)
-        loss = Loss.of(loss_fn, has_aux)
-        compiled = self._compiled_for(loss.static, loss.treedef, loss.has_aux, reduction)
+        return GradientFunction(self, Loss.of(loss_fn, has_aux), reduction)
 
-        def run(
-            model: Any,
-            xs: Any,
-            targets: Any,
-            carry: Carry,
-            *,
-            mask: Any = None,
-            begins: Any = None,
-        ) -> tuple[tuple[Array, Any], Any]:
-            call = self.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
-            data = Data(call.xs, targets, call.mask, _checked_begins(begins, call.lead))
-            value, carry, grads, aux = compiled(loss.arrays, call.parameters, data, carry)
-            tree = self.runner.step.model_leaves.tree_of_floats(grads)
-            return (value, (carry, aux) if has_aux else carry), tree
-
-        return run
-
-    def _jit_value_and_grad(self, *loss_and_reduction: Any) -> Callable[..., Any]:
+    def _jit_value_and_grad(self, *loss_and_reduction: Any) -> Any:
         """The compiled function of the arrays of a loss and the other arguments.
 
         The structure of the loss is not an argument of it, because JAX keeps the structures of arguments, and so
@@ -387,12 +408,48 @@ class Program(Compiled, Shown):
         return jax.jit(run)
 
 
+class GradientFunction:
+    """The loss of a sequence and its online gradient. Made by
+    [`Program.value_and_grad`][etpc.Program.value_and_grad]."""
+
+    def __init__(self, program: Program, loss: Loss, reduction: str):
+        self._program, self._loss = program, loss
+        self._compiled = program._compiled_for(loss.static, loss.treedef, loss.has_aux, reduction)
+
+    def __call__(
+        self,
+        model: Any,
+        xs: Any,
+        targets: Any,
+        carry: Carry,
+        *,
+        mask: Any = None,
+        begins: Any = None,
+    ) -> tuple[tuple[Array, Any], Any]:
+        arguments = self._arguments(model, xs, targets, carry, mask=mask, begins=begins)
+        value, carry, grads, aux = self._compiled(*arguments)
+        tree = self._program.runner.step.model_leaves.tree_of_floats(grads)
+        return (value, (carry, aux) if self._loss.has_aux else carry), tree
+
+    def lower(self, *arguments: Any, **options: Any) -> jax.stages.Lowered:
+        """A call as JAX lowers it. Any array among the arguments may be a `jax.ShapeDtypeStruct`."""
+        return self._compiled.lower(*self._arguments(*arguments, **options))
+
+    def _arguments(
+        self, model: Any, xs: Any, targets: Any, carry: Any, *, mask: Any = None, begins: Any = None
+    ) -> tuple[Any, ...]:
+        """The arguments of the compiled function, checked."""
+        call = self._program.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
+        data = Data(call.xs, targets, call.mask, _checked_begins(begins, call.lead))
+        return self._loss.arrays, call.parameters, data, carry
+
+
 def _checked_begins(begins: Any, lead: tuple[int, ...]) -> Any:
     """`begins` as booleans with the leading axes of a sequence, if it is given."""
     return (
         None
         if begins is None
-        else checked_reset(begins, [lead], ["[T, B]" if len(lead) > 1 else "[T]"])
+        else checked_begins("begins", begins, [lead], ["[T, B]" if len(lead) > 1 else "[T]"])
     )
 
 

@@ -36,7 +36,7 @@ class Data(NamedTuple):
     targets: Any
     weights: Array | None
     """Factors of the loss of each example at each step."""
-    reset: Array | None = None
+    begins: Array | None = None
     """Whether an example begins a new stream with a step."""
 
 
@@ -98,23 +98,23 @@ class Runner:
         parameters: Parameters,
         xs: list[Array],
         carry: Carry,
-        reset: Array | None = None,
+        begins: Array | None = None,
     ) -> tuple[list[Array], Carry]:
         weights = self.prefix(parameters)
         xs, *start = self.enter(xs, carry)
-        reset = reset if reset is None or carry.batched else reset[:, None]
-        initial = () if reset is None else self.initial_state(parameters)
+        begins = begins if begins is None or carry.batched else begins[:, None]
+        initial = () if begins is None else self.initial_state(parameters)
 
         def one_window(scan_carry: Any, data: Any) -> tuple[Any, list[Array]]:
-            (state, traces, fresh), (xs, reset) = scan_carry, data
-            begins = Begins(fresh, reset, initial)
-            span = Span(self._with_begins(xs, begins), state, begins)
+            (state, traces, fresh), (xs, later) = scan_carry, data
+            first = Begins(fresh, later, initial)
+            span = Span(self._with_begins(xs, first), state, first)
             ys, state, traces = self.window.run(weights, span, traces)
             return (state, traces, jnp.zeros_like(fresh)), ys
 
         steps = len(xs[0])
         window = 1 if self.ir.window.step_by_step else steps
-        (state, traces, _), ys = over_windows(one_window, tuple(start), (xs, reset), steps, window)
+        (state, traces, _), ys = over_windows(one_window, tuple(start), (xs, begins), steps, window)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)
@@ -154,11 +154,11 @@ class Runner:
         carry: Carry,
     ) -> Learned:
         """The loss of a sequence and its online gradient."""
-        xs, targets, weights, reset = sequence
+        xs, targets, weights, begins = sequence
         steps = len(xs[0])
         fixed, pull = self._prefix(parameters)
         xs, state, traces, fresh = self.enter(xs, carry)
-        data = targets, weights, reset
+        data = targets, weights, begins
         if not carry.batched:
             data = jax.tree.map(lambda a: jnp.asarray(a)[:, None], data)
         value_aval = self.check_loss(loss, data[0])
@@ -167,16 +167,16 @@ class Runner:
         def learned(scan_carry: Any, window_data: Any) -> tuple[Any, Moving, Any]:
             """A window, whose traces are yet to be moved."""
             state, traces, fresh, total, sums = scan_carry
-            xs, (targets, weights, reset) = window_data
-            begins = Begins(fresh, reset, initial)
-            xs = self._with_begins(xs, begins)
+            xs, (targets, weights, later) = window_data
+            first = Begins(fresh, later, initial)
+            xs = self._with_begins(xs, first)
 
             def loss_of(ys: list[Array]) -> tuple[Array, Any]:
                 ys = self.step.output_leaves.join(ys)
                 losses, aux = jax.vmap(jax.vmap(loss))(ys, targets, weights)
                 return losses.sum() / batch, aux
 
-            span = Span(xs, state, begins)
+            span = Span(xs, state, first)
             value, aux, more, state, moving = self.window.learn(fixed, span, traces, loss_of)
             sums = sum_of_gradients(sums, more)
             return (list(state), jnp.zeros_like(fresh), total + value, sums), moving, aux
@@ -187,7 +187,7 @@ class Runner:
             return (state, traces, fresh, total, sums), aux
 
         window = self.ir.window.for_sequence(steps)
-        initial = () if reset is None else self.initial_state(parameters)
+        initial = () if begins is None else self.initial_state(parameters)
         zero = jnp.zeros((), summed_in(value_aval.dtype))
         sums = no_gradient(fixed.effective)
         start = (state, traces, fresh, zero, sums)

@@ -28,6 +28,7 @@ class Run:
     - `history`: the mean loss of each of these blocks, [block]: over the weights where it has a `mask`, and
         `nan` where no loss counts.
     - `stopped`: whether a callback ended the run.
+    - `left_out`: which streams each update of the last block left out, with `skip_nonfinite`; else `None`.
     """
 
     model: Any
@@ -38,6 +39,7 @@ class Run:
     aux: Any
     history: np.ndarray
     stopped: bool
+    left_out: Any = None
 
 
 def fit(
@@ -63,7 +65,8 @@ def fit(
     ```
 
     with callbacks, a checkpoint from which the same call goes on, and a check of the first block, which
-    warns where a layer of neurons is silent, and with `verify=True` compares its gradients with BPTT.
+    warns where a layer of neurons is silent, and with `verify=True` compares its gradients with BPTT. It
+    doesn't donate arrays, as a callback may keep them, and the checkpoint needs those of the last block.
 
     **Arguments:**
 
@@ -71,7 +74,7 @@ def fit(
     - `model`: with the parameters to begin with.
     - `blocks`: an iterable of pairs `(xs, targets)`, or of dicts with the arguments of
         [`Online.update`][etpc.Online.update] that come with data: `xs`, `targets`, `mask` and
-        `reset`. Each has leading axes T, B, or T alone where `batch_size` is not given. A block of
+        `begins`. Each has leading axes T, B, or T alone where `batch_size` is not given. A block of
         many updates keeps the device busy; one that differs in T compiles again.
     - `batch_size`, `opt_state`, `carry`: of `learner.init`. Pass `opt_state` and `carry` to go on with
         those of a run before.
@@ -137,17 +140,18 @@ def fit(
                 xs, mask = arguments["xs"], arguments.get("mask")
                 targets = arguments["targets"] if verify else None
                 check_first(learner, run.model, carry, xs, targets, mask, stacklevel=2)
-            model, opt_state, carry, losses, *aux = learner.update(
+            model, opt_state, carry, losses, *more = learner.update(
                 run.model, run.opt_state, carry, **arguments
             )
+            aux = more[0] if learner.has_aux else None
+            left_out = more[-1] if learner.skip_nonfinite else None
             block = run.block + 1
             if block > len(means):  # each run has a part of one array, which is seldom copied
                 means = np.concatenate([means, np.zeros(max(64, len(means)))])
-            means[run.block] = _mean_loss(learner, losses, arguments.get("mask"))
+            means[run.block] = _mean_loss(learner, losses, arguments.get("mask"), left_out)
             run = Run(
-                *(model, opt_state, carry, block, losses, aux[0] if aux else None),
-                means[:block],
-                False,
+                *(model, opt_state, carry, block, losses, aux),
+                *(means[:block], False, left_out),
             )
             saves.run = run
             answers = [_is_true(callback(run)) for callback in callbacks]
@@ -203,12 +207,15 @@ class _Saves:
         save(path, (run.model, run.opt_state, run.carry, run.block, run.stopped, run.history))
 
 
-def _mean_loss(learner: Online, losses: Any, mask: Any) -> float:
+def _mean_loss(learner: Online, losses: Any, mask: Any, left_out: Any) -> float:
     """The mean loss of a block, in which an update without a loss does not count."""
     losses = np.asarray(losses, np.float64)
-    if mask is None:
-        return float(losses.mean())
-    weights = np.asarray(mask, np.float64).reshape(len(losses), -1)
+    weights, updates = np.ones((len(losses), 1, 1)), len(losses)  # [N, W, B]
+    if mask is not None:
+        weights = np.asarray(mask, np.float64).reshape(updates, learner.every, -1)
+    if left_out is not None:
+        weights = weights * ~np.asarray(left_out).reshape(updates, 1, -1)
+    weights = weights.reshape(updates, -1)
     # The loss of an update is a mean over its weights; or a sum, which is as it is.
     weights = weights.sum(1) if learner.reduction == "mean" else (weights != 0).any(1)
     total = weights.sum()
@@ -268,7 +275,7 @@ def _check(learner: Any, callbacks: Any, blocks: Any, independent: Any) -> None:
     raise_together(wrong, InputTypeError)
 
 
-ARGUMENTS = ("xs", "targets", "mask", "reset")
+ARGUMENTS = ("xs", "targets", "mask", "begins")
 
 
 def _arguments(data: Any, block: int) -> dict[str, Any]:

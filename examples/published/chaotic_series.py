@@ -99,7 +99,7 @@ def error(
     fresh[:: RESTART // every] = True
     model, learner = Network(jax.random.key(seed)), learner_of(rule, every)
     opt_state, carry = learner.init(model, STREAMS)
-    *_, losses = learner.update(model, opt_state, carry, xs, targets, reset=fresh)
+    *_, losses = learner.update(model, opt_state, carry, xs, targets, begins=fresh)
     losses = np.repeat(losses, every)
     ends = range(steps - RECORD_EVERY + 1, 0, -RECORD_EVERY)[:RECORDS]
     return [float(np.mean([losses[max(end - RECORD, 0) : end].mean() for end in ends]))]

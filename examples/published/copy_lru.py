@@ -108,7 +108,7 @@ def final_loss(depth: int, rule: Algorithm, spatial: bool, updates: int, seed: i
     for _ in range(CALLS):
         xs, targets, mask = sequences(draw, number, BATCH)
         model, opt_state, carry, _ = learner.update(
-            model, opt_state, carry, xs, targets, mask=mask, reset=fresh
+            model, opt_state, carry, xs, targets, mask=mask, begins=fresh
         )
     xs, targets, mask = sequences(draw, 1, TESTS)
     losses = eqx.filter_jit(evaluated)(model, jnp.asarray(xs), jnp.asarray(targets))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import equinox as eqx
 import jax
@@ -17,6 +18,7 @@ from etpc.gradient.agreement import Known, compare_all
 from tests.helpers import by_path, distance
 from tests.helpers import loss as squared
 from tests.marks import few
+from tests.test_initial_state import model as learned
 
 T, I, O = 24, 3, 4
 """Longer than the default window."""
@@ -117,6 +119,36 @@ def test_bptt_is_a_loop_over_windows(window, batch):
     assert distance(grads, jax.tree.map(lambda g: g / count, expected)) < 1e-12
     whole = etpc.bptt(model, xs, targets, squared, **options)[1]
     assert (distance(grads, whole) > 1e-3) == (length < steps)
+
+
+@pytest.mark.parametrize("window", few([None, 3], None))
+@pytest.mark.parametrize("learns_start", few([True, False], True))
+def test_streams_begin_inside_a_sequence(learns_start, window):
+    """The gradient is that of each stream alone; a program has it too, also without passes."""
+    net = learned(recurrent=True) if learns_start else leaky(rec=True)
+    rng, outputs = np.random.default_rng(2), () if learns_start else (2,)
+    xs = rng.normal(size=(T, 2, 2 if learns_start else I))
+    targets = rng.normal(size=(T, 2, *(outputs or (4,))))
+    begins = np.zeros((T, 2), bool)
+    begins[[0, 3, 9], 0] = begins[18, 1] = True
+    of = dict(reduction="sum", window=window)
+    found = etpc.bptt(net, xs, targets, squared, batch_size=2, begins=begins, **of)
+    alone = [
+        etpc.bptt(net, xs[part, b], targets[part, b], squared, **of)
+        for b, starts in enumerate(([0, 3, 9, T], [0, 18, T]))
+        for part in itertools.starmap(slice, itertools.pairwise(starts))
+    ]
+    total = jax.tree.map(lambda *each: sum(each) / 2, *alone)
+    assert float(found[0]) == pytest.approx(float(total[0]), rel=1e-12)
+    assert distance(found[1], total[1]) < 1e-11
+    if window is None:
+        options = dict(batch_size=2, begins=begins, passes=())
+        report = etpc.verify(net, xs, targets, squared, etpc.RTRL(window=5), **options)
+        assert report.ok
+        assert {row.claim for row in report.rows} == {"exact"}
+        assert report.by_lag == {}
+        assert not any(each.ran for each in report.program.passes)
+        assert distance(found[1], etpc.bptt(net, xs, targets, squared, batch_size=2)[1]) > 1e-2
 
 
 CLAIMS = {

@@ -157,8 +157,9 @@ def case(
     loss: Callable[..., Any] = squared,
     outputs: int = H,
     mask: bool = False,
-    reset: bool = False,
+    begins: bool = False,
     has_aux: bool = False,
+    skip_nonfinite: bool = False,
     seed: int = 0,
     **options: Any,
 ) -> Case:
@@ -166,15 +167,14 @@ def case(
     lead = (CALLS, steps or every, *(() if batch_size is None else (batch_size,)))
     xs = rng.uniform(0, 1, (*lead, I)).astype(np.float32) if x is None else x(rng, lead)
     program = etpc.compile(model, rule, inputs=xs[(0,) * len(lead)], **options)
-    learner = etpc.online(
-        program, loss, optimizer or optax.adam(1e-2), every=every, has_aux=has_aux
-    )
+    returns: Any = dict(has_aux=has_aux, skip_nonfinite=skip_nonfinite)
+    learner = etpc.online(program, loss, optimizer or optax.adam(1e-2), every, **returns)
     targets = rng.uniform(0, 1, (*lead, outputs)).astype(np.float32)
     data = dict(xs=xs, targets=targets)
     if mask:
         data["mask"] = rng.uniform(0, 1, lead) < 0.7
-    if reset:
-        data["reset"] = rng.uniform(0, 1, lead) < 0.2
+    if begins:
+        data["begins"] = rng.uniform(0, 1, lead) < 0.2
     low_rank = any(rule is RULES[name] for name in LOW_RANK)
     return Case(learner, model, data, batch_size, low_rank)
 
@@ -249,10 +249,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "cell: LRU": lambda: case(nn.LRU(I, H, 4, key=KEY), every=2),
     "cell: RTU": lambda: case(nn.RTU(I, H, key=KEY), every=2, outputs=2 * H),
     "cell: S5": lambda: case(nn.S5(I, H, 4, key=KEY), every=4),
-    "batch, mask and resets": lambda: with_state(
-        gru(), jnp.zeros(H), batch_size=3, every=2, steps=4, mask=True, reset=True
+    "batch, mask and begins": lambda: with_state(
+        gru(), jnp.zeros(H), batch_size=3, every=2, steps=4, mask=True, begins=True
     ),
-    "mask": lambda: case(nn.MinGRU(I, H, key=KEY), mask=True, reset=True),
+    "mask": lambda: case(nn.MinGRU(I, H, key=KEY), mask=True, begins=True),
     "integers": lambda: case(
         Words(eqx.nn.Embedding(5, I, key=KEY), nn.MinLSTM(I, H, key=KEY)), x=words, every=2
     ),
@@ -266,12 +266,19 @@ CASES: dict[str, Callable[[], Case]] = {
         optax.contrib.split_real_and_imaginary(optax.adam(1e-2))
     ),
     "learned start": lambda: case(
-        LearnedStart(jnp.ones(H), 0.5 * jnp.ones((H, I))), every=2, reset=True
+        LearnedStart(jnp.ones(H), 0.5 * jnp.ones((H, I))), every=2, begins=True
     ),
     "aux": lambda: case(
         nn.MinGRU(I, H, key=KEY),
         loss=lambda y, t: (squared(y, t), {"right": y > t, "y": y}),
         has_aux=True,
+    ),
+    "left out": lambda: case(
+        nn.MinGRU(I, H, key=KEY),
+        loss=lambda y, t: (jnp.where(t[0] < 0.8, squared(y, t), jnp.nan), y),
+        batch_size=3,
+        has_aux=True,
+        skip_nonfinite=True,
     ),
     "delays": lambda: case(
         nn.Sequential([nn.DelayedLinear(I, H, DELAYS, key=KEY), nn.MinGRU(H, H, key=KEY)])

@@ -68,10 +68,10 @@ def test_update_and_predict(name: str, tmp_path: Path) -> None:
             assert distance(after[path], predicted[path]) < 1e-5, path
         if isinstance(made.model, Spiking):
             spikes += int(jnp.sum(carry.state[1] > 0))
-        *state, losses, aux = (*made.learner.update(*state, **call), None)[:5]
+        *state, losses = (result := made.learner.update(*state, **call))[:4]
         kept, found, *more = exported.update(kept, **call)
         assert distance(found, losses) < 1e-5
-        for a, b in zip(jax.tree.leaves(aux), more[0] if more else [], strict=True):
+        for a, b in zip(*map(jax.tree.leaves, (result[4:], more)), strict=True):
             assert distance(b, a) < 1e-5
     wanted = exported.state_of(*state)
     assert wanted.keys() == kept.keys()
