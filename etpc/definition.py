@@ -53,6 +53,7 @@ def reference(
     step: StepFunction | None = None,
     batch_size: int | None = None,
     mask: Any = None,
+    begins: Any = None,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
     """Loss and gradient of a sequence by the definition of a learning rule: dense, and slow.
@@ -78,7 +79,7 @@ def reference(
     check_reduction(reduction)
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     called: Any = dict(state=state, step=step, batch_size=batch_size)
-    objective = Objective.of(model, xs, targets, loss_fn, **called, mask=mask)
+    objective = Objective.of(model, xs, targets, loss_fn, **called, mask=mask, begins=begins)
     with batch_axis_blamed(model, xs, **called):
         check_lead(xs, targets, batch_size)
         if isinstance(rule, TBPTT):
@@ -104,7 +105,7 @@ def reference(
         return value, pull(definition.weights.cotangents(grad))[0]
 
     mask = objective.mask
-    data = jax.tree.map(lambda x: finite_where_masked(x, mask), xs), targets, mask
+    data = jax.tree.map(lambda x: finite_where_masked(x, mask), xs), targets, mask, objective.begins
     start = traced.state_leaves.split(objective.start)
     value, grads = run([parameters[i] for i in leaves.floats], start, data)
     return value, leaves.tree_of_floats(grads)
@@ -168,6 +169,15 @@ class Trace(NamedTuple):
     """c, the sum of the decays of the steps so far."""
 
 
+def _begun(start: Any, before: Any, begins: Any) -> Any:
+    """Arrays as a step reads them: those of `start`, or zeros, where a stream begins with it. PRNG keys go on."""
+    if begins is None:
+        return before
+    start = jax.tree.map(jnp.zeros_like, before) if start is None else start
+    new = lambda a, b: b if is_key(b) else jnp.where(begins, a, b)
+    return jax.tree.map(new, start, before)
+
+
 class Definition:
     """One step of one example, as a function of real vectors of weights and of hidden states; and a rule on it."""
 
@@ -218,26 +228,30 @@ class Definition:
         self, weights: Array, others: Sequence[Any], start: list[Any], data: Any
     ) -> tuple[Array, Array]:
         """The sum of the losses, and the derivative by the weights [P]."""
-        xs, targets, mask = data
+        xs, targets, mask, begins = data
         inputs = self.step.input_leaves.split(xs)
         steps = len(inputs[0])
-        inputs = self.step.with_begins(inputs, jnp.arange(steps) == 0)
-        sequence = inputs, targets, mask
+        first = jnp.arange(steps) == 0
+        inputs = self.step.with_begins(inputs, first if begins is None else first | begins)
+        sequence = inputs, targets, mask, begins
         carry = start, self._no_trace(), jnp.zeros_like(weights)
         if self.window is None:
-            one = lambda carry, data: self._step(weights, others, carry, data)
+            one = lambda carry, data: self._step(weights, others, start, carry, data)
             carry, losses = lax.scan(one, carry, sequence)
             return losses.sum(), carry[-1]
         losses = []
         for at in range(0, steps, self.window):
             window = jax.tree.map(lambda a, end=at + self.window, at=at: a[at:end], sequence)
-            carry, loss = self._window(weights, others, carry, window)
+            carry, loss = self._window(weights, others, start, carry, window)
             losses.append(loss)
         return jnp.stack(losses).sum(), carry[-1]
 
-    def _step(self, weights: Array, others: Sequence[Any], carry: Any, data: Any) -> Any:
-        """One step of a rule that cuts."""
+    def _step(
+        self, weights: Array, others: Sequence[Any], start: list[Any], carry: Any, data: Any
+    ) -> Any:
+        """One step of a rule that cuts; `start` is the state in which a stream begins."""
         state, trace, grad = carry
+        state, trace = _begun(start, state, data[3]), _begun(None, trace, data[3])
         env = self._environment(others, data[0], state)
         h = self._hidden(env)
 
@@ -262,13 +276,16 @@ class Definition:
                 grad = grad + past_states @ f @ x / jnp.maximum(trace.normaliser, 1)
         return (new, moved, grad), value
 
-    def _window(self, weights: Array, others: Sequence[Any], carry: Any, window: Any) -> Any:
+    def _window(
+        self, weights: Array, others: Sequence[Any], start: list[Any], carry: Any, window: Any
+    ) -> Any:
         """A window with nothing cut; what came before it enters through its first state."""
         state, trace, grad = carry
         h = self.states.flat([state[i] for i in self.hidden.leaves])
 
         def loss(w: Array, h: Array) -> tuple[Array, Any]:
             def body(state: list[Any], data: Any) -> tuple[list[Any], Any]:
+                state = _begun(start, state, data[3])
                 env = self._environment(others, data[0], state)
                 env, new = self.evaluated(env, w, self._hidden(env))
                 outputs = [env[v] for v in self.split.outputs]
@@ -281,10 +298,11 @@ class Definition:
         (value, (last, states)), (by_weights, by_states) = gradient(weights, h)
 
         def move(trace: Trace, step: Any) -> tuple[Trace, None]:
-            env = self._environment(others, *step)
+            inputs, state, begins = step
+            env, trace = self._environment(others, inputs, state), _begun(None, trace, begins)
             return self._moved(trace, env, weights, self._hidden(env), []), None
 
-        moved, _ = lax.scan(move, trace, (window[0], states))
+        moved, _ = lax.scan(move, trace, (window[0], states, window[3]))
         return (last, moved, grad + by_weights + by_states @ trace.whole), value
 
     @property
@@ -312,7 +330,7 @@ class Definition:
         return Trace(whole, factors, self.decays[2] * trace.normaliser + 1)
 
     def _loss_of(self, outputs: Sequence[Any], data: Any) -> Array:
-        _, target, weight = data
+        _, target, weight, _ = data
         return self.loss(self.step.output_leaves.join(outputs), target, weight)[0]
 
     # --- the step ---

@@ -45,6 +45,8 @@ NET = Net(nn.LRU(2, 3, 3, key=jax.random.key(0)), 0.5 * normal(3, 6), normal(3, 
 DATA = normal(T, B, 2, seed=2), normal(T, B, seed=3)
 MASK = np.array([[1, 0], [2, 1], [0, 0], [1, 1], [0.5, 1], [1, 0]])
 OPTIONS = dict(batch_size=B, mask=MASK)
+BEGINS = np.zeros((T, B), bool)
+BEGINS[[2, 3], 0] = BEGINS[4, 1] = True
 
 
 def loss(y, target):
@@ -57,16 +59,32 @@ def close(one, other):
 
 
 @functools.cache
-def defined(name):
-    return etpc.reference(NET, *DATA, loss, RULES[name], **OPTIONS)
+def defined(name, several=False):
+    begins = BEGINS if several else None
+    return etpc.reference(NET, *DATA, loss, RULES[name], begins=begins, **OPTIONS)
 
 
-@pytest.mark.parametrize("name", few(RULES, "d_rtrl", "decay", "two decays"))
-def test_complex_states_batches_masks_and_learned_initial_states(name):
+CASES = [(name, several) for name in RULES for several in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "several"), few(CASES, ("d_rtrl", False), ("decay", True), ("two decays", False))
+)
+def test_complex_states_batches_masks_and_learned_initial_states(name, several):
+    """Also of several streams, one after the other."""
     program = etpc.compile(NET, RULES[name], inputs=DATA[0][0, 0])
-    carry = program.init(B, model=NET)
-    (value, _), grads = program.value_and_grad(loss)(NET, *DATA, carry, mask=MASK)
-    close((value, grads), defined(name))
+    carry, begins = program.init(B, model=NET), BEGINS if several else None
+    run = program.value_and_grad(loss)
+    (value, _), grads = run(NET, *DATA, carry, mask=MASK, begins=begins)
+    close((value, grads), defined(name, several))
+
+
+@pytest.mark.slow
+def test_streams_that_begin_inside_are_those_of_backpropagation():
+    exact = etpc.bptt(NET, *DATA, loss, begins=BEGINS, **OPTIONS)
+    close(defined("rtrl", several=True), exact)
+    close(etpc.reference(NET, *DATA, loss, etpc.TBPTT(T), begins=BEGINS, **OPTIONS), exact)
+    assert np.linalg.norm(exact[1].rec - etpc.bptt(NET, *DATA, loss, **OPTIONS)[1].rec) > 1e-3
 
 
 def test_rtrl_and_a_window_of_the_whole_sequence_are_backpropagation():
