@@ -155,13 +155,6 @@ def test_an_indented_block_is_an_error() -> None:
 
 PUBLIC = {name: getattr(etpc, name) for name in etpc.__all__}
 RECORDS = [n for n, c in PUBLIC.items() if isinstance(c, type) and dataclasses.is_dataclass(c)]
-WITHOUT_TEXT = {
-    "Carry": ["program", "batched"],
-    "Exported": ["manifest", "state", "modules"],
-    "ExportedFunctions": ["manifest", "state", "modules"],
-    "Memory": ["traces", "state", "batch_size", "directions", "past"],
-}
-"""Fields that are still to be described."""
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -172,4 +165,4 @@ def test_help_of_a_record_describes_its_fields(name):
     listed = re.findall(r"^- ((?:`\w+`(?:, )?)+): \S", "\n".join(texts), re.MULTILINE)
     names = re.findall(r"`(\w+)`", "".join(listed))
     fields = [f.name for f in dataclasses.fields(record) if not f.name.startswith("_")]
-    assert [f for f in fields if f not in names] == WITHOUT_TEXT.get(name, [])
+    assert [f for f in fields if f not in names] == []

@@ -38,6 +38,10 @@ class ExportedFunctions(Modules):
     such as `state` of this object, arguments are those that were exported, or trees that flatten as they do, and
     `outputs` is a list of arrays. It **raises** `etpc.InputError` where an argument is missing or does not fit, or on a
     platform that it was not exported for.
+
+    - `manifest`: what is written to `manifest.json`, ready for JSON.
+    - `state`: the first value of each state argument, by name.
+    - `modules`: portable StableHLO, by the name of the file.
     """
 
     @property

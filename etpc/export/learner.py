@@ -39,6 +39,10 @@ class Exported(Modules):
 
     It runs under JAX without the code of the model. Data are arrays in the order of the manifest, or trees of them
     that flatten in this order, as those do that were exported.
+
+    - `manifest`: what is written to `manifest.json`, ready for JSON.
+    - `state`: the first value of each state argument, by name.
+    - `modules`: portable StableHLO, by the name of the file.
     """
 
     @property

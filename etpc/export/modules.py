@@ -229,11 +229,8 @@ class Modules:
     """Functions of one state as portable StableHLO, which run under JAX without the code of the model."""
 
     manifest: dict[str, Any]
-    """What is written to `manifest.json`, ready for JSON."""
     state: dict[str, np.ndarray]
-    """The first value of each state argument, by name."""
     modules: dict[str, bytes]
-    """Portable StableHLO, by the name of the file."""
     _functions: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -14,6 +14,8 @@ class Carry(eqx.Module):
     - `traces`: the arrays of each trace, in the order of `program.ops`; uses of one weight that reach
         the same states share one.
     - `fresh`: whether the stream begins with the next step; a boolean for each example.
+    - `program`: the digest of the program that the carry is of.
+    - `batched`: whether it has a batch axis.
     - `shared`, `each`: of the directions along which escaping influence is followed, what the batch
         shares, which has no batch axis and outlives a reset, and what each example has; else empty.
     - `past`: the last steps, where the algorithm looks back through them; else empty.

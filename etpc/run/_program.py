@@ -33,19 +33,24 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes that a carry holds."""
+    """Bytes that a carry holds, and that a gradient takes beside it.
+
+    - `traces`: path and bytes of each trace, in the order of the carry.
+    - `state`: bytes of the hidden state, with a byte for each example that says whether its stream begins.
+    - `batch_size`: B; `None` for one example.
+    - `directions`: bytes of the directions along which escaping influence is followed, beside their part of the traces.
+    - `past`: bytes of the last steps, if the algorithm looks back through them.
+    - `steps`, `temporary`: bytes that the gradient of so many steps takes beside its arguments and results; `None` where
+        that was not asked for.
+    """
 
     traces: tuple[tuple[str, int], ...]
-    """Path and bytes of each trace, in the order of the carry."""
     state: int
     batch_size: int | None
     directions: int = 0
-    """Bytes of the directions along which escaping influence is followed, beside their part of the traces."""
     past: int = 0
-    """Bytes of the last steps, if the algorithm looks back through them."""
     steps: int | None = None
     temporary: int | None = None
-    """Bytes that the gradient of so many steps takes beside its arguments and results, if that was asked for."""
 
     @property
     def total(self) -> int:
