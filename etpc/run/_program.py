@@ -38,7 +38,7 @@ class Memory:
     - `traces`: path and bytes of each trace, in the order of the carry.
     - `state`: bytes of the hidden state, with a byte for each example that says whether its stream begins.
     - `batch_size`: B; `None` for one example.
-    - `directions`: bytes of the directions along which escaping influence is followed, beside their part of the traces.
+    - `directions`: bytes of the directions along which escaping influence is followed, beside their rows in the traces.
     - `past`: bytes of the last steps, if the algorithm looks back through them.
     - `steps`, `temporary`: bytes that the gradient of so many steps takes beside its arguments and results; `None` where
         that was not asked for.
