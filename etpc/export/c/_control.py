@@ -6,7 +6,8 @@ from ._program import Body, Operation, Program, Value, size_of, stored, type_of
 
 
 def _called(program: Program, op: Any, values: list[Value]) -> list[Value]:
-    function = program.functions[str(op.attributes["callee"])[1:].strip('"')]
+    name = "callee" if "callee" in op.attributes else "decomposition"
+    function = program.functions[str(op.attributes[name])[1:].strip('"')]
     return program.run(function.regions[0].blocks[0], [*map(program.readable, values)])
 
 
@@ -38,12 +39,13 @@ def _branched(program: Program, op: Any, values: list[Value]) -> list[Value]:
         program.add(test if n == 0 else f"}} else {test}")
         for value, buffer in zip(program.run(region.blocks[0], []), results, strict=True):
             program.assign(value.shape, buffer, value.at)
-    program.add("} }", opens=-1)
+    program.add("}\n}", opens=-1)
     return [stored(b, shape) for b, (shape, _) in zip(results, kinds, strict=True)]
 
 
 CONTROL: dict[str, Operation] = {
     "func.call": _called,
+    "stablehlo.composite": _called,
     "stablehlo.while": _looped,
     "stablehlo.if": _branched,
     "stablehlo.case": _branched,

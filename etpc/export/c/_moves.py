@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..._jax.mlir import integer, integers, numbers, stablehlo
+from ._helpers import Missing
 from ._program import (
     Body,
-    Missing,
     Operation,
     Program,
     Value,
+    fixed_array,
     flat,
     indices,
+    is_filled,
     literal,
     nested,
     size_of,
@@ -85,14 +87,12 @@ def _iota(program: Program, op: Any, values: list[Value]) -> Value:
 
 def _constant(program: Program, op: Any, values: list[Value]) -> Value:
     (shape, c_type), held = type_of(op.results[0]), numbers(op, "value")
-    if held.size < 2 or (held == held[0]).all():
+    if not held.size or is_filled(held):
         text = literal(held[0], c_type) if held.size else "0"
         return Value(shape, c_type, lambda i, body: text, moved=True)
-    name = f"c{next(program.numbers)}_{program.name}"
-    buffer = program.new(c_type, held.size, name, fixed=True)
-    text = ", ".join(literal(n, c_type) for n in held)
-    program.constants[name] = f"static const {c_type} {name}[{held.size}] = {{{text}}};"
-    return stored(buffer, shape)
+    code, name = fixed_array(f"c{next(program.numbers)}_{program.name}", held, c_type)
+    program.constants[name] = code
+    return stored(program.new(c_type, held.size, name, fixed=True), shape)
 
 
 def _concatenated(program: Program, op: Any, values: list[Value]) -> Value:
@@ -130,7 +130,8 @@ def _padded(program: Program, op: Any, values: list[Value]) -> Value:
 def _inside(value: Value, index: list[str], limit: int, body: Body) -> str:
     """A start that is computed, moved to where the slice is inside."""
     a = value.at(index, body)
-    return body.let("int", f"{a} < 0 ? 0 : ({a} > {limit} ? {limit} : (int){a})")
+    below = "" if value.c_type[0] == "u" else f"{a} < 0 ? 0 : "
+    return body.let("int", f"{below}{a} > {limit} ? {limit} : (int){a}")
 
 
 def _starts(values: Sequence[Value], limits: Sequence[int], body: Body) -> list[str]:

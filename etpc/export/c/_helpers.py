@@ -1,0 +1,144 @@
+"""What operators and functions of C do otherwise than StableHLO: as functions of C, of which a file has those it calls.
+
+Each is for one type, or for two, which its name ends with: `divide_int32`, `convert_uint8_float`.
+"""
+
+import re
+from collections.abc import Iterator
+
+SHORT = {"float complex": "cfloat", "double complex": "cdouble"}
+LONG = {short: c_type for c_type, short in SHORT.items()}
+
+
+class Missing(Exception):
+    """There is no C for what the text names."""
+
+
+def helper(name: str, *c_types: str) -> str:
+    """The name of a helper for these types. **Raises** `Missing`."""
+    if name not in _words(c_types[0], "")[0]:
+        raise Missing(f"{name} of {c_types[0]}")
+    return "_".join([name, *(SHORT.get(t, t.removesuffix("_t")) for t in c_types)])
+
+
+def bits_of(c_type: str) -> int:
+    """Of an integer type."""
+    return int("".join(c for c in c_type if c.isdigit()))
+
+
+def wrapping(c_type: str) -> str:
+    """The unsigned type to compute in, so that what overflows wraps around: C has no result for it in others."""
+    return "uint64_t" if bits_of(c_type) == 64 else "uint32_t"
+
+
+# T is the type and N the end of its name, F the end of functions of <math.h> for it. Of an integer type, U is the one
+# that wraps around, S the signed one of its size and B its bits; of a complex one, R is the type of its parts. O is the
+# type that a conversion is from.
+INTEGERS = {
+    "divide": "T divide_N(T a, T b) {\n    return b == 0 ? (T)-1 : a == MIN && b == (T)-1 ? MIN : (T)(a / b);\n}",
+    "remainder": "T remainder_N(T a, T b) {\n    return b == 0 ? a : a == MIN && b == (T)-1 ? 0 : (T)(a % b);\n}",
+    "absolute": "T absolute_N(T a) {\n    return a > 0 ? a : (T)(0u - (U)a);\n}",
+    "sign": "T sign_N(T a) {\n    return a > 0 ? 1 : a == 0 ? 0 : (T)-1;\n}",
+    "shift_left": "T shift_left_N(T a, T b) {\n    return (uint64_t)b < B ? (T)((U)a << b) : 0;\n}",
+    "shift_logical": "T shift_logical_N(T a, T b) {\n    return (uint64_t)b < B ? (T)((uS)a >> b) : 0;\n}",
+    "shift_arithmetic": """\
+T shift_arithmetic_N(T a, T b) {
+    const int by = (uint64_t)b < B ? (int)b : B - 1;
+    return (T)((S)a < 0 ? ~(~(S)a >> by) : (S)a >> by);
+}""",
+    "convert": """\
+T convert_N_O(O a) {
+    if (a != a) return 0;
+    if (a <= (O)MIN) return MIN;
+    return a >= (O)(MAX / 2 + 1) * 2 ? MAX : (T)a;
+}""",
+}
+FLOATS = {
+    "maximum": "T maximum_N(T a, T b) {\n    return a > b || a != a || (a == b && !signbit(a)) ? a : b;\n}",
+    "minimum": "T minimum_N(T a, T b) {\n    return a < b || a != a || (a == b && signbit(a)) ? a : b;\n}",
+    "sign": "T sign_N(T a) {\n    return a > 0 ? 1 : a < 0 ? -1 : a;\n}",
+    "rounded": """\
+T rounded_N(T a, int bits) {
+    U u, unit = (U)1 << (M - bits);
+    memcpy(&u, &a, sizeof u);
+    if (a != a || unit == 1) return a;
+    u = (u + unit / 2 - 1 + (u / unit & 1)) & ~(unit - 1);
+    memcpy(&a, &u, sizeof u);
+    return a;
+}""",
+}
+ANY = {
+    "maximum": "T maximum_N(T a, T b) {\n    return a > b ? a : b;\n}",
+    "minimum": "T minimum_N(T a, T b) {\n    return a < b ? a : b;\n}",
+    **{name: f"bool {name}_N(T a, T b) {{\n    return a {sign} b;\n}}" for name, sign in {
+        "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
+    }.items()},
+}  # fmt: skip
+COMPLEX = {
+    "made": """\
+T made_N(R a, R b) {
+    union {
+        R parts[2];
+        T number;
+    } made = {{a, b}};
+    return made.number;
+}""",
+    "multiply": """\
+T multiply_N(T a, T b) {
+    const R u = crealF(a), v = cimagF(a), x = crealF(b), y = cimagF(b);
+    return made_N(u * x - v * y, u * y + v * x);
+}""",
+    "divide": """\
+T divide_N(T a, T b) {
+    return a / b;
+}""",
+    "sign": """\
+T sign_N(T a) {
+    const R size = cabsF(a);
+    return size == 0 ? 0 : made_N(crealF(a) / size, cimagF(a) / size);
+}""",
+    "expm1": """\
+T expm1_N(T a) {
+    const R x = crealF(a), y = cimagF(a), half = sinF(y / 2);
+    return made_N(expm1F(x) * cosF(y) - 2 * half * half, expF(x) * sinF(y));
+}""",
+    "log1p": """\
+T log1p_N(T a) {
+    const R x = crealF(a), y = cimagF(a);
+    return made_N(log1pF(x * (2 + x) + y * y) / 2, atan2F(y, 1 + x));
+}""",
+}
+
+
+def _words(c_type: str, other: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The helpers for a type, and what the words in them mean for it."""
+    words = {"T": c_type, "O": other, "F": "f" if c_type.startswith("float") else ""}
+    if "complex" in c_type:
+        return COMPLEX, words | {"R": c_type.split()[0]}
+    if c_type in ("float", "double"):
+        size, mantissa = (32, 23) if c_type == "float" else (64, 52)
+        return ANY | FLOATS, words | {"U": f"uint{size}_t", "M": str(mantissa)}
+    if c_type == "bool":
+        return ANY, words
+    of, signed = c_type.upper().removesuffix("_T"), c_type.lstrip("u")
+    limits = {"MIN": "0" if c_type[0] == "u" else f"{of}_MIN", "MAX": f"{of}_MAX"}
+    wide = {"U": wrapping(c_type), "S": signed, "uS": f"u{signed}", "B": str(bits_of(c_type))}
+    return ANY | INTEGERS, words | wide | limits
+
+
+def helpers_of(text: str, known: set[str] | None = None) -> Iterator[str]:
+    """The helpers that a text calls, each after those that it calls itself."""
+    known = set() if known is None else known
+    names = "|".join({**INTEGERS, **FLOATS, **ANY, **COMPLEX})
+    ends = "bool|u?int[0-9]+|c?float|c?double"
+    for match in re.finditer(rf"\b({names})_({ends})(?:_({ends}))?\(", text):
+        if match[0] in known:
+            continue
+        known.add(match[0])
+        full = lambda end: f"{end}_t" if end and "int" in end else LONG.get(end, end or "")
+        helpers, words = _words(full(match[2]), full(match[3]))
+        body = helpers[match[1]].replace("_N", f"_{match[2]}").replace("_O", f"_{match[3]}")
+        body = re.sub(r"\b(?:[TORUSBM]|uS|MIN|MAX)\b", lambda m, words=words: words[m[0]], body)
+        body = re.sub(r"([a-z0-9])F\(", rf"\1{words['F']}(", body)
+        yield from helpers_of(body.partition("{")[2], known)
+        yield f"static inline {body}"
