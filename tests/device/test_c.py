@@ -20,7 +20,7 @@ from tests.marks import few
 from tests.pages import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-CFLAGS = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror", "-pedantic"]
+CFLAGS = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 
 class Learner:
@@ -28,12 +28,14 @@ class Learner:
 
     def __init__(self, exported: Any, folder: Path):
         self.exported = exported
-        exported.to_c(folder)
+        sizes = exported.to_c(folder)
         library = folder / "learner.so"
         run(["cc", *CFLAGS, "-shared", "-fPIC", "learner.c", "-o", library.name, "-lm"], folder)
         self.library = ctypes.CDLL(str(library))
-        fields = [(name, a.dtype, (max(1, a.size),)) for name, a in exported.state.items()]
-        self.memory = np.zeros((), np.dtype(fields, align=True))
+        arrays = [(name, a.dtype, (max(1, a.size),)) for name, a in exported.state.items()]
+        layout = np.dtype([("id", np.uint32), *arrays], align=True)
+        self.memory, self.work = np.zeros((), layout), np.zeros(sizes["work"], np.uint8)
+        assert layout.itemsize == sizes["state"]
         self.library.learner_init(self._pointer(self.memory))
 
     @staticmethod
@@ -56,7 +58,7 @@ class Learner:
             if r["role"] != "state"
         }
         given = [np.ascontiguousarray(data[a["name"]], a["dtype"]) for a in arguments]
-        pointers = map(self._pointer, [self.memory, *given, *results.values()])
+        pointers = map(self._pointer, [self.memory, self.work, *given, *results.values()])
         getattr(self.library, f"learner_{function}")(*pointers)
         return results
 
@@ -73,7 +75,8 @@ def test_equals_jax(name: str, tmp_path: Path) -> None:
         before = in_c.state
         for a, b in zip(in_c.call("predict", x=data["xs"][0]).values(), outputs, strict=True):
             assert distance(a, b) < 1e-5
-        in_c.memory[()] = tuple(before[n].reshape(in_c.memory[n].shape) for n in before)
+        for path, value in before.items():
+            in_c.memory[path] = value.reshape(in_c.memory[path].shape)
         *state, losses = made.learner.update(*state, **made.call(k))[:4]
         kept = exported.state_of(*state)
         assert distance(in_c.call("update", **data)["losses"], losses) < 1e-5
@@ -152,13 +155,14 @@ STREAM = """\
 #include <stdio.h>
 #include "learner.h"
 static learner_state state;
+static learner_work work;
 int main(void) {
     learner_init(&state);
     for (int k = 0; k < 50; k++) {
         float x[3], target[6], loss[1];
         for (int i = 0; i < 3; i++) x[i] = (float)((7 * k + 3 * i) % 11) / 10;
         for (int i = 0; i < 6; i++) target[i] = (float)((5 * k + i) % 7) / 6;
-        learner_update(&state, x, target, loss);
+        learner_update(&state, &work, x, target, loss);
         printf("%.5f\\n", (double)loss[0]);
     }
     return 0;

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..._jax.mlir import integer
-from ._helpers import Missing, helper, wrapping
+from ._helpers import Missing, helper, helpers_for, wrapping
 from ._program import SIZES, Body, Operation, Program, Value, type_of
 
 Formula = Callable[..., str]
@@ -22,6 +22,7 @@ def _by_element(formula: Formula) -> Operation:
             operands = (v.at(index if v.shape else [], body) for v in values)
             return formula(c_type, values[0].c_type, *operands)
 
+        formula(c_type, values[0].c_type, *"x" * len(values))  # which may refuse a type
         return Value(shape, c_type, element)
 
     return handler
@@ -33,54 +34,37 @@ def _call(name: str) -> Formula:
     def formula(c_type: str, of: str, *arguments: str) -> str:
         if of not in FLOATS and "complex" not in of:
             raise Missing(f"{name} of {of}")
-        prefix = "c" if "complex" in of and name not in ("creal", "cimag", "cabs") else ""
+        prefix = "c" if "complex" in of and name not in ("creal", "cimag") else ""
         suffix = "f" if of.startswith("float") else ""
         return f"{prefix}{name}{suffix}({', '.join(arguments)})"
 
     return formula
 
 
-def _infix(operator: str, of_complex: str = "") -> Formula:
+def _infix(operator: str) -> Formula:
     """An operator. Integers wrap around."""
 
     def formula(t: str, of: str, a: str, b: str) -> str:
-        if of_complex and "complex" in t:
-            return _helped(of_complex)(t, of, a, b)
         u = f"({wrapping(t)})" if "int" in t else ""
         return f"({t})({u}{a} {operator} {u}{b})"
 
     return formula
 
 
-def _helped(name: str) -> Formula:
-    return lambda t, of, *arguments: f"{helper(name, t)}({', '.join(arguments)})"
+def _helped(name: str, otherwise: Formula | None = None) -> Formula:
+    """A helper, or something else for the types that it is not for."""
 
-
-def _by_kind(
-    of_integers: Formula, of_floats: Formula, of_complex: Formula | None = None
-) -> Formula:
     def formula(t: str, of: str, *arguments: str) -> str:
-        kind = (
-            of_floats
-            if t in FLOATS
-            else (of_complex or of_floats)
-            if "complex" in t
-            else of_integers
-        )
-        return kind(t, of, *arguments)
+        if otherwise is not None and name not in helpers_for(of):
+            return otherwise(t, of, *arguments)
+        return f"{helper(name, of)}({', '.join(arguments)})"
 
     return formula
 
 
-def _absolute(t: str, of: str, a: str) -> str:
-    return (_call("cabs" if "complex" in of else "fabs") if t in FLOATS else _helped("absolute"))(
-        t, of, a
-    )
-
-
 def _converted(t: str, of: str, a: str) -> str:
-    if t == "bool":
-        return f"(bool)({a} != 0)"
+    if t in ("bool", of):
+        return a if t == of else f"(bool)({a} != 0)"
     if "complex" in of and "complex" not in t:
         a, of = _call("creal")(t, of, a), of.split()[0]
     return f"{helper('convert', t, of)}({a})" if "int" in t and of in FLOATS else f"({t}){a}"
@@ -91,7 +75,7 @@ def _clamped(t: str, of: str, low: str, a: str, high: str) -> str:
 
 
 def _bitcast(t: str, of: str, a: str) -> str:
-    if t.split()[0] == "bool" or of == "bool" or SIZES[t] != SIZES[of]:
+    if "bool" in (t, of) or SIZES[t] != SIZES[of]:
         raise Missing(f"a bitcast from {of} to {t}")
     return f"((union {{ {of} from; {t} to; }}){{ .from = {a} }}).to"
 
@@ -102,8 +86,7 @@ def _part(name: str) -> Formula:
 
 
 def _inverse(t: str, divisor: str) -> str:
-    one = "1" if "complex" in t else "(" + t + ")1"
-    return FORMULAS["divide"](t, t, one, divisor)
+    return f"({t})(1 / {divisor})"
 
 
 def _compared(program: Program, op: Any, values: list[Value]) -> Any:
@@ -134,9 +117,9 @@ def _rounded(program: Program, op: Any, values: list[Value]) -> Any:
 FORMULAS: dict[str, Formula] = {
     "add": _infix("+"),
     "subtract": _infix("-"),
-    "multiply": _infix("*", "multiply"),
-    "divide": _by_kind(_helped("divide"), _infix("/", "divide")),
-    "remainder": _by_kind(_helped("remainder"), _call("fmod")),
+    "multiply": _helped("multiply", _infix("*")),
+    "divide": _helped("divide", _infix("/")),
+    "remainder": _helped("remainder", _call("fmod")),
     "and": _infix("&"),
     "or": _infix("|"),
     "xor": _infix("^"),
@@ -147,7 +130,7 @@ FORMULAS: dict[str, Formula] = {
     "shift_right_logical": _helped("shift_logical"),
     "shift_right_arithmetic": _helped("shift_arithmetic"),
     "negate": lambda t, of, a: f"({t})(-{f'({wrapping(t)})' if 'int' in t else ''}{a})",
-    "abs": _absolute,
+    "abs": _helped("absolute", _call("fabs")),
     "sign": _helped("sign"),
     "select": lambda t, of, p, a, b: f"{p} ? {a} : {b}",
     "clamp": _clamped,
@@ -156,12 +139,12 @@ FORMULAS: dict[str, Formula] = {
     "is_finite": lambda t, of, a: f"isfinite({a}) != 0",
     "real": _part("real"),
     "imag": _part("imag"),
-    "complex": _helped("made"),
+    "complex": lambda t, of, a, b: f"{helper('made', t)}({a}, {b})",
     "logistic": lambda t, of, a: _inverse(t, f"(1 + {_call('exp')(t, of, f'-{a}')})"),
     "rsqrt": lambda t, of, a: _inverse(t, _call("sqrt")(t, of, a)),
-    "power": _call("pow"),
-    "exponential_minus_one": _by_kind(_call("expm1"), _call("expm1"), _helped("expm1")),
-    "log_plus_one": _by_kind(_call("log1p"), _call("log1p"), _helped("log1p")),
+    "power": _helped("power", _call("pow")),
+    "exponential_minus_one": _helped("expm1", _call("expm1")),
+    "log_plus_one": _helped("log1p", _call("log1p")),
     **{name: _call(c) for name, c in {
         "exponential": "exp", "log": "log", "tanh": "tanh",
         "sqrt": "sqrt", "cbrt": "cbrt", "sine": "sin", "cosine": "cos", "tan": "tan", "atan2": "atan2",

@@ -16,7 +16,7 @@ class Missing(Exception):
 
 def helper(name: str, *c_types: str) -> str:
     """The name of a helper for these types. **Raises** `Missing`."""
-    if name not in _words(c_types[0], "")[0]:
+    if name not in helpers_for(c_types[0]):
         raise Missing(f"{name} of {c_types[0]}")
     return "_".join([name, *(SHORT.get(t, t.removesuffix("_t")) for t in c_types)])
 
@@ -88,19 +88,26 @@ T multiply_N(T a, T b) {
     const R u = crealF(a), v = cimagF(a), x = crealF(b), y = cimagF(b);
     return made_N(u * x - v * y, u * y + v * x);
 }""",
-    "divide": """\
-T divide_N(T a, T b) {
-    return a / b;
+    "absolute": """\
+R absolute_N(T a) {
+    return isnan(crealF(a)) || isnan(cimagF(a)) ? NAN : cabsF(a);
+}""",
+    "power": """\
+T power_N(T a, T b) {
+    const R x = crealF(b), y = cimagF(b), size = cabsF(a), angle = cargF(a);
+    if (size == 0 && y == 0 && x >= 0) return x == 0;
+    const R turn = x * angle + y * logF(size), scale = powF(size, x) * expF(-y * angle);
+    return made_N(scale * cosF(turn), scale * sinF(turn));
 }""",
     "sign": """\
 T sign_N(T a) {
-    const R size = cabsF(a);
+    const R size = absolute_N(a);
     return size == 0 ? 0 : made_N(crealF(a) / size, cimagF(a) / size);
 }""",
     "expm1": """\
 T expm1_N(T a) {
     const R x = crealF(a), y = cimagF(a), half = sinF(y / 2);
-    return made_N(expm1F(x) * cosF(y) - 2 * half * half, expF(x) * sinF(y));
+    return made_N(expm1F(x) * cosF(y) - 2 * half * half, y == 0 ? y : expF(x) * sinF(y));
 }""",
     "log1p": """\
 T log1p_N(T a) {
@@ -110,20 +117,25 @@ T log1p_N(T a) {
 }
 
 
-def _words(c_type: str, other: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The helpers for a type, and what the words in them mean for it."""
-    words = {"T": c_type, "O": other, "F": "f" if c_type.startswith("float") else ""}
+def helpers_for(c_type: str) -> dict[str, str]:
+    """The helpers for a type, by name."""
     if "complex" in c_type:
-        return COMPLEX, words | {"R": c_type.split()[0]}
+        return COMPLEX
+    return ANY if c_type == "bool" else ANY | (INTEGERS if "int" in c_type else FLOATS)
+
+
+def _meanings(c_type: str, other: str) -> dict[str, str]:
+    """What the words in the helpers for a type mean."""
+    words = {"T": c_type, "O": other, "F": "f" if c_type.startswith("float") else ""}
     if c_type in ("float", "double"):
         size, mantissa = (32, 23) if c_type == "float" else (64, 52)
-        return ANY | FLOATS, words | {"U": f"uint{size}_t", "M": str(mantissa)}
-    if c_type == "bool":
-        return ANY, words
+        return words | {"U": f"uint{size}_t", "M": str(mantissa)}
+    if "int" not in c_type:
+        return words | {"R": c_type.split()[0]}
     of, signed = c_type.upper().removesuffix("_T"), c_type.lstrip("u")
     limits = {"MIN": "0" if c_type[0] == "u" else f"{of}_MIN", "MAX": f"{of}_MAX"}
-    wide = {"U": wrapping(c_type), "S": signed, "uS": f"u{signed}", "B": str(bits_of(c_type))}
-    return ANY | INTEGERS, words | wide | limits
+    bits = {"U": wrapping(c_type), "S": signed, "uS": f"u{signed}", "B": str(bits_of(c_type))}
+    return words | limits | bits
 
 
 def helpers_of(text: str, known: set[str] | None = None) -> Iterator[str]:
@@ -136,8 +148,12 @@ def helpers_of(text: str, known: set[str] | None = None) -> Iterator[str]:
             continue
         known.add(match[0])
         full = lambda end: f"{end}_t" if end and "int" in end else LONG.get(end, end or "")
-        helpers, words = _words(full(match[2]), full(match[3]))
-        body = helpers[match[1]].replace("_N", f"_{match[2]}").replace("_O", f"_{match[3]}")
+        words = _meanings(full(match[2]), full(match[3]))
+        body = (
+            helpers_for(words["T"])[match[1]]
+            .replace("_N", f"_{match[2]}")
+            .replace("_O", f"_{match[3]}")
+        )
         body = re.sub(r"\b(?:[TORUSBM]|uS|MIN|MAX)\b", lambda m, words=words: words[m[0]], body)
         body = re.sub(r"([a-z0-9])F\(", rf"\1{words['F']}(", body)
         yield from helpers_of(body.partition("{")[2], known)

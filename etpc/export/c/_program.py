@@ -327,7 +327,8 @@ def fixed_array(name: str, numbers: np.ndarray, c_type: str) -> tuple[str, str]:
     """An array that is never written: its definition, and its name in the code."""
     size, of_complex = numbers.size, "complex" in c_type
     if of_complex:  # C99 has no literals of complex numbers that keep -0 and what is not finite
-        numbers, c_type = np.stack([numbers.real, numbers.imag], -1).reshape(-1), c_type.split()[0]
+        parts = [np.real(numbers), np.imag(numbers)]
+        numbers, c_type = np.stack(parts, -1).reshape(-1), c_type.split()[0]
     rows = textwrap.wrap(", ".join(literal(n, c_type) for n in numbers), 92, break_on_hyphens=False)
     text = "\n".join(f"    {row}" for row in rows)
     if of_complex:

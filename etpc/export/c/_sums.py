@@ -45,20 +45,16 @@ def _contracted(program: Program, op: Any, values: list[Value]) -> Value:
                 there[d] = i
         return sides[side].at(there, body)
 
-    pair = [
-        body.let(
-            c_type, FORMULAS["convert"](c_type, v.c_type, at(n)) if v.c_type != c_type else at(n)
-        )
-        for n, v in enumerate(sides)
-    ]
-    product, where = (
-        body.let(c_type, FORMULAS["multiply"](c_type, c_type, *pair)),
-        flat(index, shape),
-    )
-    total = f"s{next(program.numbers)}"
-    more = f"{total} = {FORMULAS['add'](c_type, c_type, total, product)};"
-    sums = nested(inner, lengths, [*body.lines, more])
-    lines = [f"{c_type} {total} = 0;", sums, f"@{buffer.name}@[{where}] = {total};"]
+    convert, multiply, add = (FORMULAS[name] for name in ("convert", "multiply", "add"))
+    pair = [body.let(c_type, convert(c_type, v.c_type, at(n))) for n, v in enumerate(sides)]
+    product, where = body.let(c_type, multiply(c_type, c_type, *pair)), flat(index, shape)
+    if size_of(lengths) == 1:
+        lines = [*body.lines, f"@{buffer.name}@[{where}] = {product};"]
+    else:
+        total = f"s{next(program.numbers)}"
+        more = f"{total} = {add(c_type, c_type, total, product)};"
+        sums = nested(inner, lengths, [*body.lines, more])
+        lines = [f"{c_type} {total} = 0;", sums, f"@{buffer.name}@[{where}] = {total};"]
     program.add(nested(index, shape, lines), [(buffer, where)], [(b, None) for b, _ in body.reads])
     return stored(buffer, shape)
 
