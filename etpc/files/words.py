@@ -26,7 +26,7 @@ C = re.compile(
     "|mem(?:ccpy|chr|cmp|cpy|frob|mem|move|pcpy|rchr|set|set_explicit)|str(?:case)?(?:cat|chr|chrnul|cmp|coll|cpy|cspn|dup"
     "|error|fry|lcat|lcpy|len|ncasecmp|ncat|ncmp|ncpy|ndup|nlen|pbrk|rchr|sep|signal|spn|str|tok|verscmp|xfrm)(?:_[lr])?"
     # what the writer names itself: indices, constants, helpers
-    r"|[a-z]\d+|\w+_(?:bool|u?int\d+|c?float|c?double)|state|work)(?<!_)"
+    r"|[a-z]\d+|etpc_\w+|state|work)(?<!_)"
 )
 """Words that mean something in C or C++, in a header that is included, or in the code around them."""
 

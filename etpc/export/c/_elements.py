@@ -85,10 +85,6 @@ def _part(name: str) -> Formula:
     return lambda t, of, a: _call(f"c{name}")(t, of, a) if "complex" in of else real(a)
 
 
-def _inverse(t: str, divisor: str) -> str:
-    return f"({t})(1 / {divisor})"
-
-
 def _compared(program: Program, op: Any, values: list[Value]) -> Any:
     signs = {"EQ": "==", "NE": "!=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">="}
     (name,) = re.findall(r"\b[A-Z]{2}\b", str(op.attributes["comparison_direction"]))
@@ -140,8 +136,7 @@ FORMULAS: dict[str, Formula] = {
     "real": _part("real"),
     "imag": _part("imag"),
     "complex": lambda t, of, a, b: f"{helper('made', t)}({a}, {b})",
-    "logistic": lambda t, of, a: _inverse(t, f"(1 + {_call('exp')(t, of, f'-{a}')})"),
-    "rsqrt": lambda t, of, a: _inverse(t, _call("sqrt")(t, of, a)),
+    "rsqrt": lambda t, of, a: f"({t})(1 / {_call('sqrt')(t, of, a)})",
     "power": _helped("power", _call("pow")),
     "exponential_minus_one": _helped("expm1", _call("expm1")),
     "log_plus_one": _helped("log1p", _call("log1p")),

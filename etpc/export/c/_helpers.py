@@ -1,6 +1,6 @@
 """What operators and functions of C do otherwise than StableHLO: as functions of C, of which a file has those it calls.
 
-Each is for one type, or for two, which its name ends with: `divide_int32`, `convert_uint8_float`.
+Each is for one type, or for two, which its name ends with: `etpc_divide_int32`, `etpc_convert_uint8_float`.
 """
 
 import re
@@ -18,7 +18,7 @@ def helper(name: str, *c_types: str) -> str:
     """The name of a helper for these types. **Raises** `Missing`."""
     if name not in helpers_for(c_types[0]):
         raise Missing(f"{name} of {c_types[0]}")
-    return "_".join([name, *(SHORT.get(t, t.removesuffix("_t")) for t in c_types)])
+    return "_".join(["etpc", name, *(SHORT.get(t, t.removesuffix("_t")) for t in c_types)])
 
 
 def bits_of(c_type: str) -> int:
@@ -35,30 +35,30 @@ def wrapping(c_type: str) -> str:
 # that wraps around, S the signed one of its size and B its bits; of a complex one, R is the type of its parts. O is the
 # type that a conversion is from.
 INTEGERS = {
-    "divide": "T divide_N(T a, T b) {\n    return b == 0 ? (T)-1 : a == MIN && b == (T)-1 ? MIN : (T)(a / b);\n}",
-    "remainder": "T remainder_N(T a, T b) {\n    return b == 0 ? a : a == MIN && b == (T)-1 ? 0 : (T)(a % b);\n}",
-    "absolute": "T absolute_N(T a) {\n    return a > 0 ? a : (T)(0u - (U)a);\n}",
-    "sign": "T sign_N(T a) {\n    return a > 0 ? 1 : a == 0 ? 0 : (T)-1;\n}",
-    "shift_left": "T shift_left_N(T a, T b) {\n    return (uint64_t)b < B ? (T)((U)a << b) : 0;\n}",
-    "shift_logical": "T shift_logical_N(T a, T b) {\n    return (uint64_t)b < B ? (T)((uS)a >> b) : 0;\n}",
+    "divide": "T etpc_divide_N(T a, T b) {\n    return b == 0 ? (T)-1 : a == MIN && b == (T)-1 ? MIN : (T)(a / b);\n}",
+    "remainder": "T etpc_remainder_N(T a, T b) {\n    return b == 0 ? a : a == MIN && b == (T)-1 ? 0 : (T)(a % b);\n}",
+    "absolute": "T etpc_absolute_N(T a) {\n    return a > 0 ? a : (T)(0u - (U)a);\n}",
+    "sign": "T etpc_sign_N(T a) {\n    return a > 0 ? 1 : a == 0 ? 0 : (T)-1;\n}",
+    "shift_left": "T etpc_shift_left_N(T a, T b) {\n    return (uint64_t)b < B ? (T)((U)a << b) : 0;\n}",
+    "shift_logical": "T etpc_shift_logical_N(T a, T b) {\n    return (uint64_t)b < B ? (T)((uS)a >> b) : 0;\n}",
     "shift_arithmetic": """\
-T shift_arithmetic_N(T a, T b) {
+T etpc_shift_arithmetic_N(T a, T b) {
     const int by = (uint64_t)b < B ? (int)b : B - 1;
     return (T)((S)a < 0 ? ~(~(S)a >> by) : (S)a >> by);
 }""",
     "convert": """\
-T convert_N_O(O a) {
+T etpc_convert_N_O(O a) {
     if (a != a) return 0;
     if (a <= (O)MIN) return MIN;
     return a >= (O)(MAX / 2 + 1) * 2 ? MAX : (T)a;
 }""",
 }
 FLOATS = {
-    "maximum": "T maximum_N(T a, T b) {\n    return a > b || a != a || (a == b && !signbit(a)) ? a : b;\n}",
-    "minimum": "T minimum_N(T a, T b) {\n    return a < b || a != a || (a == b && signbit(a)) ? a : b;\n}",
-    "sign": "T sign_N(T a) {\n    return a > 0 ? 1 : a < 0 ? -1 : a;\n}",
+    "maximum": "T etpc_maximum_N(T a, T b) {\n    return a > b || a != a || (a == b && !signbit(a)) ? a : b;\n}",
+    "minimum": "T etpc_minimum_N(T a, T b) {\n    return a < b || a != a || (a == b && signbit(a)) ? a : b;\n}",
+    "sign": "T etpc_sign_N(T a) {\n    return a > 0 ? 1 : a < 0 ? -1 : a;\n}",
     "rounded": """\
-T rounded_N(T a, int bits) {
+T etpc_rounded_N(T a, int bits) {
     U u, unit = (U)1 << (M - bits);
     memcpy(&u, &a, sizeof u);
     if (a != a || unit == 1) return a;
@@ -68,15 +68,15 @@ T rounded_N(T a, int bits) {
 }""",
 }
 ANY = {
-    "maximum": "T maximum_N(T a, T b) {\n    return a > b ? a : b;\n}",
-    "minimum": "T minimum_N(T a, T b) {\n    return a < b ? a : b;\n}",
-    **{name: f"bool {name}_N(T a, T b) {{\n    return a {sign} b;\n}}" for name, sign in {
+    "maximum": "T etpc_maximum_N(T a, T b) {\n    return a > b ? a : b;\n}",
+    "minimum": "T etpc_minimum_N(T a, T b) {\n    return a < b ? a : b;\n}",
+    **{name: f"bool etpc_{name}_N(T a, T b) {{\n    return a {sign} b;\n}}" for name, sign in {
         "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
     }.items()},
 }  # fmt: skip
 COMPLEX = {
     "made": """\
-T made_N(R a, R b) {
+T etpc_made_N(R a, R b) {
     union {
         R parts[2];
         T number;
@@ -84,35 +84,35 @@ T made_N(R a, R b) {
     return made.number;
 }""",
     "multiply": """\
-T multiply_N(T a, T b) {
+T etpc_multiply_N(T a, T b) {
     const R u = crealF(a), v = cimagF(a), x = crealF(b), y = cimagF(b);
-    return made_N(u * x - v * y, u * y + v * x);
+    return etpc_made_N(u * x - v * y, u * y + v * x);
 }""",
     "absolute": """\
-R absolute_N(T a) {
+R etpc_absolute_N(T a) {
     return isnan(crealF(a)) || isnan(cimagF(a)) ? NAN : cabsF(a);
 }""",
     "power": """\
-T power_N(T a, T b) {
+T etpc_power_N(T a, T b) {
     const R x = crealF(b), y = cimagF(b), size = cabsF(a), angle = cargF(a);
     if (size == 0 && y == 0 && x >= 0) return x == 0;
     const R turn = x * angle + y * logF(size), scale = powF(size, x) * expF(-y * angle);
-    return made_N(scale * cosF(turn), scale * sinF(turn));
+    return etpc_made_N(scale * cosF(turn), scale * sinF(turn));
 }""",
     "sign": """\
-T sign_N(T a) {
-    const R size = absolute_N(a);
-    return size == 0 ? 0 : made_N(crealF(a) / size, cimagF(a) / size);
+T etpc_sign_N(T a) {
+    const R size = etpc_absolute_N(a);
+    return size == 0 ? 0 : etpc_made_N(crealF(a) / size, cimagF(a) / size);
 }""",
     "expm1": """\
-T expm1_N(T a) {
+T etpc_expm1_N(T a) {
     const R x = crealF(a), y = cimagF(a), half = sinF(y / 2);
-    return made_N(expm1F(x) * cosF(y) - 2 * half * half, y == 0 ? y : expF(x) * sinF(y));
+    return etpc_made_N(expm1F(x) * cosF(y) - 2 * half * half, y == 0 ? y : expF(x) * sinF(y));
 }""",
     "log1p": """\
-T log1p_N(T a) {
+T etpc_log1p_N(T a) {
     const R x = crealF(a), y = cimagF(a);
-    return made_N(log1pF(x * (2 + x) + y * y) / 2, atan2F(y, 1 + x));
+    return etpc_made_N(log1pF(x * (2 + x) + y * y) / 2, atan2F(y, 1 + x));
 }""",
 }
 
@@ -143,7 +143,7 @@ def helpers_of(text: str, known: set[str] | None = None) -> Iterator[str]:
     known = set() if known is None else known
     names = "|".join({**INTEGERS, **FLOATS, **ANY, **COMPLEX})
     ends = "bool|u?int[0-9]+|c?float|c?double"
-    for match in re.finditer(rf"\b({names})_({ends})(?:_({ends}))?\(", text):
+    for match in re.finditer(rf"\betpc_({names})_({ends})(?:_({ends}))?\(", text):
         if match[0] in known:
             continue
         known.add(match[0])

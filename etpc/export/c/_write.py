@@ -248,10 +248,10 @@ def write_c(exported: Modules, folder: Path, name: str) -> dict[str, int]:
         )
     leaves, known = exported.state_leaves(), {"id"}
     fields = {leaf.name: identifier(leaf.name, known) for leaf in leaves}
-    known = {"init", "check", *SHORT.values()}
+    known = {f"{name}_{word}" for word in ("init", "check", "state", "work", *SHORT.values())}
     functions = [
         _function(
-            (name, f"{name}_{identifier(module.split('.')[0], known)}"),
+            (name, identifier(f"{name}_{module.split('.')[0]}", known)),
             code,
             exported.leaves(module),
             fields,
