@@ -13,7 +13,7 @@ class TracesOf(tuple[tuple[Array, ...], ...]):
 
     weights: tuple[str, ...]
 
-    def __new__(cls, traces: Iterable[tuple[Array, ...]], weights: tuple[str, ...]) -> "TracesOf":
+    def __new__(cls, traces: Iterable[Any], weights: tuple[str, ...]) -> "TracesOf":
         self = super().__new__(cls, traces)
         self.weights = weights
         return self

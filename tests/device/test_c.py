@@ -1,6 +1,7 @@
 """The C of exported learners against JAX, step by step."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -108,24 +109,143 @@ def test_what_has_no_c_is_refused_by_its_name_and_line(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_names_that_mean_something_in_c(tmp_path: Path) -> None:
-    def double(state: Any, sum: Any, I: Any, i0: Any, λ: Any) -> Any:
-        y = jnp.exp(sum) @ state["int"] + I + i0.sum() + λ
-        return {"int": y}, {"y": y, "0": jnp.argmax(y)}
-
-    data = {
-        name: np.random.default_rng(n).random(4, np.float32) for n, name in enumerate(["I", "i0"])
-    }
-    data |= {"sum": np.eye(4, dtype=np.float32), "λ": np.float32(1)}
-    arguments = [data[name] for name in ("sum", "I", "i0", "λ")]
-    functions = etpc.export_functions({"int": jnp.arange(4.0)}, double=(double, *arguments))
-    in_c, (state, outputs) = (
-        Learner(functions, tmp_path),
-        functions.double(functions.state, *arguments),
+def words_of_c(folder: Path) -> set[str]:
+    """The macros and functions that a compiler knows after all headers of the C, and words of the languages."""
+    headers = ("complex.h", "math.h", "stdbool.h", "stdint.h", "string.h")
+    (folder / "all.c").write_text("".join(f"#include <{header}>\n" for header in headers))
+    macros = run(["cc", "-E", "-dM", "all.c"], folder)
+    functions = run(["cc", "-E", "all.c"], folder)
+    found = re.findall(r"#define ([a-zA-Z]\w*)", macros) + re.findall(
+        r"\b([a-zA-Z]\w*) ?\(", functions
     )
-    for a, b in zip(in_c.call("double", **data).values(), outputs, strict=True):
-        assert distance(a, b) < 1e-6
-    assert distance(in_c.state["['int']"], state["['int']"]) < 1e-6
+    return {
+        *found,
+        *[
+            "int",
+            "typeof",
+            "nullptr",
+            "class",
+            "template",
+            "constexpr",
+            "size_t",
+            "I",
+            "i0",
+            "t12",
+            "state",
+            "work",
+        ],
+    }
+
+
+COMMENTS = (
+    "*/ float injected; /*",
+    "*/*/",
+    "/*",
+    "//",
+    "a\\\nb",
+    "a\\",
+    "??/\n*/",
+    "\u202e",
+    "a\r*\u2028/",
+)
+
+
+def test_names_are_neither_code_nor_words_of_c(tmp_path: Path) -> None:
+    """Of states and arguments, and those that end a comment; a C++ compiler takes the header too."""
+    words = sorted(words_of_c(tmp_path))
+    assert len(words) > 300
+    names = [*words, *COMMENTS, "λ", "", "id", "learner_state", "a__b", "a_b"]
+    ns = {}
+    exec(
+        f"def double(state, {(known := 'expf, NAN, i0, state_, work, I, λ, exp')}):\n"
+        f"    return state, [2 * x for x in ({known})]",
+        ns,
+    )
+    data = {name: np.float32(n) for n, name in enumerate(known.split(", "))}
+    functions = etpc.export_functions(
+        {name: jnp.full(2, n) for n, name in enumerate(names)},
+        double=(ns["double"], *data.values()),
+        move=(lambda state, x: ({name: a + x for name, a in state.items()}, None), 1),
+    )
+    in_c = Learner(functions, tmp_path)
+    for n, y in enumerate(in_c.call("double", **data).values()):
+        assert y == 2 * n
+    in_c.call("move", x=1)
+    for name, value in in_c.state.items():
+        assert (value == functions.state[name] + 1).all(), name
+    header = (tmp_path / "learner.h").read_text()
+    members = re.findall(r"^    \w+ (\w+)\[2\]; /\* .* \*/$", header, re.M)
+    assert len({*members}) == len(names)
+    assert "injected;" not in re.sub(r"/\*.*?\*/", "", header, flags=re.S)
+
+
+TWO = """\
+#include "first.h"
+#include "second_one.h"
+static first_state a, b;
+static second_one_state c;
+static union { first_work first; second_one_work second; } work;
+int main(void) {
+    const float x[2] = {1, 2};
+    float y[2], z[2];
+    first_init(&a);
+    second_one_init(&c);
+    for (int i = 0; i < 3; i++) {
+        first_turn(&a, &work.first, x, y);
+        second_one_turn(&c, &work.second, x, z);
+    }
+    b = a; /* as from flash */
+    return !(y[0] == 3 && z[1] == 6.25f && first_check(&b) && c.id == SECOND_ONE_ID && FIRST_ID != SECOND_ONE_ID);
+}
+"""
+
+
+def test_two_learners_in_a_program_of_c_and_of_cpp(tmp_path: Path) -> None:
+    def turn(state: Any, x: Any) -> Any:
+        return state * 1j, x + (state * jnp.conj(state)).real.sum() / 2
+
+    def exported(start: Any) -> etpc.ExportedFunctions:
+        return etpc.export_functions(start, turn=(turn, jnp.ones(2)))
+
+    exported(jnp.full(2, 1 + 1j)).to_c(tmp_path, "first")
+    exported(jnp.full(2, 2 + 0.5j)).to_c(tmp_path, name="second_one")
+    run(["cc", *CFLAGS, "-c", "first.c", "second_one.c"], tmp_path)
+    strict = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
+    for compiler in (["cc", *CFLAGS], ["c++", "-x", "c++", "-std=c++11", *strict]):
+        if shutil.which(compiler[0]):
+            (tmp_path / "main.c").write_text(TWO)
+            run([*compiler, "-c", "main.c"], tmp_path)
+            run(["cc", "main.o", "first.o", "second_one.o", "-lm", "-o", "both"], tmp_path)
+            run(["./both"], tmp_path)
+    symbols = run(["nm", "-g", "--defined-only", "second_one.o"], tmp_path).split()[2::3]
+    assert {*symbols} == {f"second_one_{f}" for f in ("init", "check", "turn")}
+    assert " b " not in run(["nm", "first.o"], tmp_path).lower()  # no memory of its own
+
+
+def test_a_state_of_another_build_is_told(tmp_path: Path) -> None:
+    """Another first value, another constant and another shape are another build; another line of the code is not."""
+
+    def built(start: Any, scale: float, name: str = "learner") -> str:
+        functions = etpc.export_functions(start, f=(lambda s, x: (s + x * scale, None), 1.0))
+        functions.to_c(tmp_path, name)
+        return re.findall(r"_ID (0x[0-9a-f]{8})u", (tmp_path / f"{name}.h").read_text())[0]
+
+    first = built(jnp.zeros(3), 2.0)
+    in_c = Learner(
+        etpc.export_functions(jnp.zeros(3), f=(lambda s, x: (s + x * 2.0, None), 1.0)), tmp_path
+    )
+    assert f"{int(in_c.memory['id']):#010x}" == first
+    assert in_c.library.learner_check(in_c._pointer(in_c.memory)) & 1
+    others = [built(jnp.ones(3), 2.0), built(jnp.zeros(3), 3.0), built(jnp.zeros(4), 2.0)]
+    assert len({first, *others}) == 4
+    for other in (*others, "0x00000000", "0xffffffff"):
+        in_c.memory["id"] = int(other, 16)
+        assert not in_c.library.learner_check(in_c._pointer(in_c.memory)) & 1
+    source = (tmp_path / "learner.c").read_text()
+    assert re.search(rf"/\* {Path(__file__).name}:\d+ \*/", source)
+    for name in ("int", "two words", "a-b", "", "../x", "9", "NAN", "λ"):
+        with pytest.raises(etpc.InputError, match="no files and functions of the name"):
+            built(jnp.zeros(3), 2.0, name)
 
 
 def test_states_that_change_places_and_are_returned(tmp_path: Path) -> None:
