@@ -14,11 +14,11 @@ from jax import lax
 import etpc
 from etpc.export.c._program import C_OF_NUMPY
 from etpc.export.c._write import OPERATIONS
-from tests.device.test_c import CFLAGS, run
+from tests.device.test_c import Learner
 from tests.device.test_exported import text_of
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-SANITIZED = ["-O0", "-fsanitize=undefined,address,float-cast-overflow", "-fno-sanitize-recover=all"]
+SANITIZED = ("-O0", "-fsanitize=undefined,float-cast-overflow")
 
 BOOL, FLOATS, COMPLEX = ("bool",), ("float32", "float64"), ("complex64", "complex128")
 SIGNED, UNSIGNED = (tuple(f"{u}int{n}" for n in (8, 16, 32, 64)) for u in ("", "u"))
@@ -121,64 +121,47 @@ def controlled(a: Any) -> Any:
     return loop, taken, jnp.clip(a, 1, 2), lax.erf(a)
 
 
-LIBM = {
-    "exponential": lax.exp,
-    "exponential_minus_one": lax.expm1,
-    "log": lax.log,
-    "log_plus_one": lax.log1p,
-    "logistic": lax.logistic,
-    "sqrt": lax.sqrt,
-    "rsqrt": lax.rsqrt,
-    "sine": lax.sin,
-    "cosine": lax.cos,
-}
-ROUNDINGS = lax.RoundingMethod
+def nearest(way: str) -> Any:
+    return lambda a: lax.round(a, lax.RoundingMethod[way])
+
+
+def also_zero(function: Any) -> Any:
+    return lambda a, b: (function(a, b), function(a, lax.full_like(a, 0)))
+
+
+BITS = BOOL + INTEGERS
 CASES = {
-    "add": each(lax.add, NUMBERS, 2),
-    "subtract": each(lax.sub, NUMBERS, 2),
-    "multiply": each(lax.mul, NUMBERS, 2),
-    "divide": each(lax.div, NUMBERS, 2),
-    "remainder": each(lax.rem, REAL, 2),
-    "power": each(lax.pow, FLOATS + COMPLEX, 2, finite=True),
-    "atan2": each(lax.atan2, FLOATS, 2),
-    "and": each(lax.bitwise_and, BOOL + INTEGERS, 2),
-    "or": each(lax.bitwise_or, BOOL + INTEGERS, 2),
-    "xor": each(lax.bitwise_xor, BOOL + INTEGERS, 2),
-    "not": each(lax.bitwise_not, BOOL + INTEGERS),
-    "shift_left": each(lax.shift_left, INTEGERS, 2),
-    "shift_right_logical": each(lax.shift_right_logical, INTEGERS, 2),
-    "shift_right_arithmetic": each(lax.shift_right_arithmetic, INTEGERS, 2),
-    "maximum": each(lambda a, b: (lax.max(a, b), lax.max(a, lax.full_like(a, 0))), BOOL + REAL, 2),
-    "minimum": each(lambda a, b: (lax.min(a, b), lax.min(a, lax.full_like(a, 0))), BOOL + REAL, 2),
-    "clamp": each(lax.clamp, REAL, 3),
-    "compare": each(compared, ALL, 2),
-    "select": each(chosen, ALL, 2),
-    "negate": each(lax.neg, NUMBERS),
-    "abs": each(lax.abs, SIGNED + FLOATS + COMPLEX),
-    "sign": each(lax.sign, NUMBERS),
-    "convert": each(converted, ALL),
-    "bitcast_convert": each(bits, REAL),
-    "is_finite": each(lax.is_finite, FLOATS),
-    "real": each(lax.real, COMPLEX),
-    "imag": each(lax.imag, COMPLEX),
-    "complex": each(lax.complex, FLOATS, 2),
-    "reduce_precision": each(rounded, FLOATS),
-    **{name: each(function, FLOATS + COMPLEX) for name, function in LIBM.items()},
-    "tanh": each(lax.tanh, FLOATS + COMPLEX, finite=True),  # else libraries of C differ
-    "tan": each(lax.tan, FLOATS + COMPLEX, finite=True),
-    "cbrt": each(lax.cbrt, FLOATS),
-    "floor": each(lax.floor, FLOATS),
-    "ceil": each(lax.ceil, FLOATS),
-    "round_nearest_even": each(lambda a: lax.round(a, ROUNDINGS.TO_NEAREST_EVEN), FLOATS),
-    "round_nearest_afz": each(lambda a: lax.round(a, ROUNDINGS.AWAY_FROM_ZERO), FLOATS),
-    "dot_general": each(products, NUMBERS, finite=True),
-    "reduce": each(reduced, BOOL + REAL),
-    "reduce_window": each(windows, REAL),
-    "gather": each(at_places, INTEGERS),
-    "scatter": each(written, INTEGERS),
+    **{n: each(f, NUMBERS, 2) for n, f in {
+        "add": lax.add, "subtract": lax.sub, "multiply": lax.mul, "divide": lax.div,
+    }.items()},
+    **{n: each(f, BITS, 2) for n, f in {
+        "and": lax.bitwise_and, "or": lax.bitwise_or, "xor": lax.bitwise_xor,
+    }.items()},
+    **{n: each(getattr(lax, n), INTEGERS, 2) for n in (
+        "shift_left", "shift_right_logical", "shift_right_arithmetic",
+    )},
+    **{n: each(f, FLOATS + COMPLEX) for n, f in {
+        "exponential": lax.exp, "exponential_minus_one": lax.expm1, "log": lax.log, "log_plus_one": lax.log1p,
+        "logistic": lax.logistic, "sqrt": lax.sqrt, "rsqrt": lax.rsqrt, "sine": lax.sin, "cosine": lax.cos,
+    }.items()},
+    **{n: each(f, FLOATS) for n, f in {
+        "is_finite": lax.is_finite, "cbrt": lax.cbrt, "floor": lax.floor, "ceil": lax.ceil, "reduce_precision": rounded,
+        "round_nearest_even": nearest("TO_NEAREST_EVEN"), "round_nearest_afz": nearest("AWAY_FROM_ZERO"),
+        "while": controlled,
+    }.items()},
+    **{n: each(f, FLOATS + COMPLEX, k, finite=True) for n, f, k in (  # else libraries of C differ
+        ("tanh", lax.tanh, 1), ("tan", lax.tan, 1), ("power", lax.pow, 2),
+    )},
+    "remainder": each(lax.rem, REAL, 2), "clamp": each(lax.clamp, REAL, 3), "atan2": each(lax.atan2, FLOATS, 2),
+    "maximum": each(also_zero(lax.max), BOOL + REAL, 2), "minimum": each(also_zero(lax.min), BOOL + REAL, 2),
+    "compare": each(compared, ALL, 2), "select": each(chosen, ALL, 2), "convert": each(converted, ALL),
+    "not": each(lax.bitwise_not, BITS), "negate": each(lax.neg, NUMBERS), "sign": each(lax.sign, NUMBERS),
+    "abs": each(lax.abs, SIGNED + FLOATS + COMPLEX), "bitcast_convert": each(bits, REAL),
+    "real": each(lax.real, COMPLEX), "imag": each(lax.imag, COMPLEX), "complex": each(lax.complex, FLOATS, 2),
+    "dot_general": each(products, NUMBERS, finite=True), "reduce": each(reduced, BOOL + REAL),
+    "reduce_window": each(windows, REAL), "gather": each(at_places, INTEGERS), "scatter": each(written, INTEGERS),
     "broadcast_in_dim": each(moved, ALL),
-    "while": each(controlled, FLOATS),
-}
+}  # fmt: skip
 """By an operation that is in each of them, a function of arrays of one dtype and the arrays."""
 
 
@@ -201,65 +184,31 @@ def near(got: np.ndarray, wanted: np.ndarray, size: Any) -> np.ndarray:
     return (got == wanted) | close | (np.isnan(got) & np.isnan(wanted))
 
 
-def by_c(functions: etpc.ExportedFunctions, data: dict[str, list[np.ndarray]], folder: Path) -> Any:
-    """What all functions give as C, in a program that reads their arguments and writes their results."""
-    functions.to_c(folder)
-    arrays, body, results, read = list[str](), list[str](), list[Any](), b""
-    for name, values in data.items():
-        entry, places = functions.manifest["files"][f"{name}.mlirbc"], ["&state", "&work"]
-        leaves = [a for of in ("arguments", "results") for a in entry[of] if a["role"] != "state"]
-        for n, leaf in enumerate(leaves):
-            places.append(f"{name}_{n}")
-            size = max(1, int(np.prod(leaf["shape"])))
-            arrays.append(f"static {C_OF_NUMPY[leaf['dtype']]} {name}_{n}[{size}];")
-        body += [f"fread({p}, sizeof {p}, 1, stdin);" for p in places[2 : 2 + len(values)]]
-        body += [f"learner_{name}({', '.join(places)});"]
-        body += [f"fwrite({p}, sizeof {p}, 1, stdout);" for p in places[2 + len(values) :]]
-        read += b"".join(value.tobytes() for value in values)
-        results += [(leaf["dtype"], leaf["shape"]) for leaf in leaves[len(values) :]]
-    lines = ["#include <stdio.h>", "#include <complex.h>", '#include "learner.h"', *arrays]
-    lines += ["static learner_state state;", "static learner_work work;", "int main(void) {"]
-    text = "\n".join(
-        [*lines, "learner_init(&state);", *body, "return !learner_check(&state);", "}"]
-    )
-    (folder / "main.c").write_text(text + "\n")
-    (folder / "read").write_bytes(read)
-    flags = [*CFLAGS, *SANITIZED, "-Wno-unused-result"]
-    run(["cc", *flags, "main.c", "learner.c", "-lm", "-o", "main"], folder)
-    run(["sh", "-c", "./main < read > written"], folder)
-    written = (folder / "written").read_bytes()
-    for dtype, shape in results:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        yield np.frombuffer(written[:size], dtype).reshape(shape)
-        written = written[size:]
-    assert not written
-
-
-def test_edges(tmp_path: Path) -> None:
+def test_edges(tmp_path: Path, capfd: Any) -> None:
+    functions, data, wanted = {}, {}, []
     with jax.enable_x64(True):
-        functions, data, wanted = {}, {}, []
         for name, (function, grids) in CASES.items():
 
             def one(state: Any, *xs: Any, function: Any = function, count: int = len(grids[0])):
                 of_dtypes = [xs[n : n + count] for n in range(0, len(xs), count)]
                 return state, [function(*arrays) for arrays in of_dtypes]
 
-            data["f_" + name] = [a for grid in grids for a in grid]
-            functions["f_" + name] = (one, *data["f_" + name])
-            results = jax.jit(lambda *xs, one=one: one(None, *xs)[1])(*data["f_" + name])
-            found = jax.tree_util.tree_leaves_with_path(results)
+            arrays = [a for grid in grids for a in grid]
+            functions[f"f_{name}"] = (one, *arrays)
+            data[f"f_{name}"] = {f"x{n}": a for n, a in enumerate(arrays)}
+            found = jax.tree_util.tree_leaves_with_path(jax.jit(one)(0, *arrays)[1])
             wanted += [(name, grids[path[0].idx], path[1:], np.asarray(y)) for path, y in found]
         exported = etpc.export_functions(jnp.zeros(1), **functions)
-    problems = list[str]()
-    for got, (name, grid, path, y) in zip(by_c(exported, data, tmp_path), wanted, strict=True):
-        wrong = np.flatnonzero(~as_it_should_be(got, y))
-        shown = [
-            (got.flat[k], y.flat[k], *(a[k] for a in grid if a.shape == y.shape)) for k in wrong[:3]
-        ]
-        problems += (
-            [f"{name}{jax.tree_util.keystr(path)} of {grid[0].dtype}: {shown}"] if shown else []
-        )
-    assert not problems, "C, JAX, and of what:\n" + "\n".join(problems)
+    in_c = Learner(exported, tmp_path, *SANITIZED)
+    given = [y for name, arrays in data.items() for y in in_c.call(name, **arrays).values()]
+    problems = list[Any]()
+    for got, (name, grid, path, y) in zip(given, wanted, strict=True):
+        wrong = np.flatnonzero(~as_it_should_be(got, y))[:3]
+        of = [a for a in grid if a.shape == y.shape]
+        shown = [(got.flat[k], y.flat[k], *(a[k] for a in of)) for k in wrong]
+        problems += [(name, jax.tree_util.keystr(path), grid[0].dtype, shown)] if shown else []
+    assert not problems, f"C, JAX, and of what: {problems}"
+    assert "runtime error" not in capfd.readouterr().err
     texts = {name: text_of(code) for name, code in exported.modules.items()}
     for operation in OPERATIONS:
         own = texts.get(f"f_{operation.split('.')[1]}.mlirbc")

@@ -190,7 +190,7 @@ HEADER = """\
 #define {upper}_H
 #include <stdbool.h>
 #include <stdint.h>
-@#ifdef __cplusplus
+{complex}#ifdef __cplusplus
 extern "C" {{
 #endif
 
@@ -249,18 +249,10 @@ def write_c(exported: Modules, folder: Path, name: str) -> dict[str, int]:
     leaves, known = exported.state_leaves(), {"id"}
     fields = {leaf.name: identifier(leaf.name, known) for leaf in leaves}
     known = {f"{name}_{word}" for word in ("init", "check", "state", "work", *SHORT.values())}
-    functions = [
-        _function(
-            (name, identifier(f"{name}_{module.split('.')[0]}", known)),
-            code,
-            exported.leaves(module),
-            fields,
-        )
-        for module, code in exported.modules.items()
-    ]
-    needs: Counter[str] = Counter()
-    constants: list[str] = []
-    for f in functions:
+    needs, constants, functions = Counter[str](), list[str](), list[Function]()
+    for module, code in exported.modules.items():
+        names = name, identifier(f"{name}_{module.split('.')[0]}", known)
+        functions.append(f := _function(names, code, exported.leaves(module), fields))
         needs |= f.needs
         constants += f.constants
     init = ""
@@ -283,19 +275,21 @@ def write_c(exported: Modules, folder: Path, name: str) -> dict[str, int]:
     work = [(t, _member(t), needs[t], "") for t in largest_first] or [("bool", "none", 1, "")]
     sizes = {"state": _bytes([("uint32_t", "id", 1, ""), *members]), "work": _bytes(work)}
     struct, bodies = _struct(members, name), [f"{f.prototype} {{\n{f.body}\n}}" for f in functions]
-    code = "\n".join([struct, *constants, init, *bodies])
-    digest = hashlib.sha256(re.sub(r"/\*.*?\*/", "", code).encode()).hexdigest()
+    prototypes = "\n".join(f"{f.prototype};" for f in functions)
+    space, of_complex = _struct(work, name), rf"\b{name}_c(float|double)\b"
+    code = re.sub(r"/\*.*?\*/", "", "\n".join([struct, space, *constants, init, *bodies]))
+    digest = hashlib.sha256(code.encode()).hexdigest()
     header = HEADER.format(
         name=name,
         upper=name.upper(),
         about=comment(exported.about),
         id=f"{1 + int(digest, 16) % 0xFFFFFFFE:#010x}u",  # nothing that erased memory has
         members=struct,
-        work=_struct(work, name),
+        work=space,
         sizes=sizes,
-        prototypes="\n".join(f"{f.prototype};" for f in functions),
+        prototypes=prototypes,
+        complex=COMPLEX.format(name=name) if re.search(of_complex, code) else "",
     )
-    of_complex = re.search(rf"\b{name}_c(float|double)\b", header)
     source = SOURCE.format(
         name=name,
         upper=name.upper(),
@@ -304,12 +298,8 @@ def write_c(exported: Modules, folder: Path, name: str) -> dict[str, int]:
         init=init,
         bodies="\n\n".join(bodies),
     )
-    files = {
-        f"{name}.h": header.replace("@", COMPLEX.format(name=name) if of_complex else "", 1),
-        f"{name}.c": source,
-    }
     folder.mkdir(parents=True, exist_ok=True)
-    for file, text in files.items():
+    for file, text in ((f"{name}.h", header), (f"{name}.c", source)):
         with replacing(folder / file) as written:
             written.write(text.encode())
     return sizes
