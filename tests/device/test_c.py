@@ -136,11 +136,13 @@ def test_names_are_neither_code_nor_words_of_c(tmp_path: Path) -> None:
     def double(state: Any, expf: Any, NAN: Any, i0: Any, work: Any, I: Any, λ: Any) -> Any:
         return state, [2 * x for x in (expf, NAN, i0, work, I, jnp.exp(λ))]
 
+    code = "def move(state, x): return {name: a + x for name, a in state.items()}, None"
+    exec(compile(code, "of/work@x@[ } *.py", "exec"), of_file := {})
     data = {name: np.float32(n) for n, name in enumerate(("expf", "NAN", "i0", "work", "I", "λ"))}
     functions = etpc.export_functions(
         {name: jnp.full(2, n) for n, name in enumerate(names)},
         double=(double, *data.values()),
-        move=(lambda state, x: ({name: a + x for name, a in state.items()}, None), 1),
+        move=(of_file["move"], 1),
     )
     in_c = Learner(functions, tmp_path)
     for n, y in enumerate(in_c.call("double", **data).values()):
@@ -152,6 +154,7 @@ def test_names_are_neither_code_nor_words_of_c(tmp_path: Path) -> None:
     members = re.findall(r"^    \w+ (\w+)\[2\]; /\* .* \*/$", header, re.M)
     assert len({*members}) == len(names)
     assert "injected;" not in re.sub(r"/\*.*?\*/", "", header, flags=re.S)
+    assert "/* work@x@[ } *.py:1 */" in (tmp_path / "learner.c").read_text()
 
 
 TWO = """\

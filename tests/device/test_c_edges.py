@@ -184,6 +184,7 @@ def near(got: np.ndarray, wanted: np.ndarray, size: Any) -> np.ndarray:
     return (got == wanted) | close | (np.isnan(got) & np.isnan(wanted))
 
 
+@pytest.mark.slow
 def test_edges(tmp_path: Path, capfd: Any) -> None:
     functions, data, wanted = {}, {}, []
     with jax.enable_x64(True):

@@ -85,29 +85,31 @@ def _function(
     program.write_back(values, results, 0)
     program.drop_unread()
     places, needs = _placed(program)
-    text = "\n".join(_commented(program))
-    read = set(re.findall(r"@([^@]+)@", text))
-    text = re.sub(r"@([^@]+)@\[", lambda m: places[program.buffers[m[1]].end.name], text)
-    unused = [f"(void){p};" for p in parameters if not re.search(rf"\b{p}\b", text)]
+    codes = [s.code for s in program.statements]
+    read = set(re.findall(r"@([^@]+)@", "\n".join(codes)))
+    put = lambda m: places[program.buffers[m[1]].end.name]
+    codes = [re.sub(r"@([^@]+)@\[", put, code) for code in codes]
+    unused = [p for p in parameters if not re.search(rf"\b{p}\b", "\n".join(codes))]
+    lines = _commented([s.line for s in program.statements], codes)
     return Function(
         f"void {name}({', '.join(parameters.values())})",
-        _indented([*unused, *text.split("\n")]),
+        _indented([*(f"(void){p};" for p in unused), *lines]),
         [code for name, code in program.constants.items() if name in read],
         needs,
     )
 
 
-def _commented(program: Program) -> Iterator[str]:
-    """The statements, with the lines of the user's code that they come from, as far as these are known."""
-    line = ""
-    for s in program.statements:
-        if s.line not in ("", line):
-            yield f"/* {comment(s.line)} */"
-        line = s.line
-        yield s.code
+def _commented(of_user: Iterable[str], codes: Iterable[str]) -> Iterator[str]:
+    """The lines of all statements, with those of the user's code that they come from, as far as these are known."""
+    last = ""
+    for line, code in zip(of_user, codes, strict=True):
+        if line not in ("", last):
+            yield f"/* {comment(line)} */"
+        last = line
+        yield from code.split("\n")
 
 
-def _indented(lines: list[str]) -> str:
+def _indented(lines: Iterable[str]) -> str:
     """The lines of a function, each as far to the right as it is deep in braces."""
     depth, indented = 1, list[str]()
     for line in lines:
@@ -293,7 +295,7 @@ def write_c(exported: Modules, folder: Path, name: str) -> dict[str, int]:
     source = SOURCE.format(
         name=name,
         upper=name.upper(),
-        includes="#include <complex.h>\n" if "complex" in code else "",
+        includes="#include <complex.h>\n" if re.search(r"(float|double) complex\b", code) else "",
         definitions="\n\n".join([*helpers_of(code), *constants]),
         init=init,
         bodies="\n\n".join(bodies),
