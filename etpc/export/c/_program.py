@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -329,8 +328,9 @@ def fixed_array(name: str, numbers: np.ndarray, c_type: str) -> tuple[str, str]:
     if of_complex:  # C99 has no literals of complex numbers that keep -0 and what is not finite
         parts = [np.real(numbers), np.imag(numbers)]
         numbers, c_type = np.stack(parts, -1).reshape(-1), c_type.split()[0]
-    rows = textwrap.wrap(", ".join(literal(n, c_type) for n in numbers), 92, break_on_hyphens=False)
-    text = "\n".join(f"    {row}" for row in rows)
+    texts = [literal(n, c_type) for n in numbers]
+    rows = [", ".join(texts[n : n + 4]) for n in range(0, len(texts), 4)]
+    text = "    " + ",\n    ".join(rows)
     if of_complex:
         of = f"union {{ {c_type} parts[{2 * size}]; {c_type} complex numbers[{size}]; }}"
         return f"static const {of} {name} = {{{{\n{text}\n}}}};", f"{name}.numbers"
