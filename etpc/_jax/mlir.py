@@ -42,5 +42,8 @@ def numbers(op: Any, name: str = "value") -> np.ndarray:
     text, dtype = str(op), np.dtype(f"c{int(of_complex[1]) // 4}")  # the bindings have none
     if packed := re.search(r'"0x([0-9A-F]+)"', text):
         return np.frombuffer(bytes.fromhex(packed[1]), dtype)
+    part = np.finfo(dtype).dtype
+    bits = lambda t: np.array(int(t, 16), f"u{part.itemsize}").view(part)  # of what is not finite
     pairs = re.findall(r"\(([^,()]+),([^,()]+)\)", text.split(" : ")[0])
-    return np.array([complex(float(a), float(b)) for a, b in pairs], dtype)
+    parts = [bits(t) if "0x" in t else part.type(t) for pair in pairs for t in map(str.strip, pair)]
+    return np.array(parts, part).view(dtype)

@@ -219,6 +219,14 @@ def place_of(location: str) -> str:
     return (f" ({name[1]})" if name else "") + (f" at {line[1]}:{line[2]}" if line else "")
 
 
+def line_of(location: str) -> str:
+    """The line of the code of a user, not of a package, as far as a location of MLIR has it."""
+    lines = re.findall(
+        r'"(?:[^"]*[/\\])?([^"]+\.py)":(\d+)', re.sub(r'"[^"]*-packages[^"]*"', "", location)
+    )
+    return ":".join(lines[0]) if lines else ""
+
+
 def hash_of(data: bytes) -> str:
     """What tells data from any other."""
     return hashlib.sha256(data).hexdigest()
@@ -264,23 +272,28 @@ class Modules:
         """What this is, in a sentence."""
         raise NotImplementedError
 
-    def to_c(self, folder: str | os.PathLike[str]) -> dict[str, int]:
-        """Write `learner.h` and `learner.c`, in C99: no allocation, and no library but libm.
+    def to_c(self, folder: str | os.PathLike[str], name: str = "learner") -> dict[str, int]:
+        """Write `learner.h` and `learner.c`, in C99: no allocation, no static memory, and no library but libm.
 
-        `learner_state` is all that is kept from call to call, and `learner_init` gives it its first values. Each
-        function is one of C, such as `learner_update`: its arguments are the state, then those that are no state, then
-        the results that are none, in the order of the manifest. What a call works in besides is in static arrays.
+        `learner_state` is all that is kept from call to call, and `learner_init` gives it its first values.
+        `learner_check` says whether a state from elsewhere is one of this build. Each function is one of C, such as
+        `learner_update`: its arguments are the state, a `learner_work`, in which it works, then the arguments that
+        are no state, then the results that are none, in the order of the manifest.
 
-        **Arguments:** `folder`, which is made where it is not there; files of these names in it are replaced.
+        **Arguments:**
 
-        **Returns** the bytes of the `"state"`, and of the arrays to `"work"` in.
+        - `folder`: it is made where it is not there; files of these names in it are replaced.
+        - `name`: of the files, and what the names of all types and functions begin with.
+
+        **Returns** the bytes of `learner_state` as `"state"` and of `learner_work` as `"work"`, as most machines align
+        them.
 
         **Raises** `etpc.UnsupportedError` where a function has an operation or a dtype without C, which is named;
-        `OSError` where the folder can't be written.
+        `etpc.InputError` where `name` can't be one in C; `OSError` where the folder can't be written.
         """
         from .c import write_c  # which reads this module
 
-        return write_c(self, Path(folder))
+        return write_c(self, Path(folder), name)
 
     def _packed(self) -> bytes:
         buffer = io.BytesIO()

@@ -1,9 +1,33 @@
 """The carry of a stream, from call to call."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
+import jax
 from jax import Array
+
+
+class TracesOf(tuple[tuple[Array, ...], ...]):
+    """The arrays of each trace, with paths that name its weight: `carry.traces['.cell.weight_hh'][0]`."""
+
+    weights: tuple[str, ...]
+
+    def __new__(cls, traces: Iterable[Any], weights: tuple[str, ...]) -> "TracesOf":
+        self = super().__new__(cls, traces)
+        self.weights = weights
+        return self
+
+    def __getnewargs__(self) -> Any:
+        return tuple(self), self.weights
+
+
+jax.tree_util.register_pytree_with_keys(
+    TracesOf,
+    lambda t: ([*zip(map(jax.tree_util.DictKey, t.weights), t, strict=True)], t.weights),
+    lambda weights, traces: TracesOf(traces, weights),
+    lambda t: (tuple(t), t.weights),
+)
 
 
 class Carry(eqx.Module):

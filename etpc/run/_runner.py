@@ -24,7 +24,7 @@ from ..emit import (
 from ..forms import Traces
 from ..gradient.loss import Loss, over_windows, reduced, summed_in
 from ..trace import repeat
-from ._carry import Carry
+from ._carry import Carry, TracesOf
 
 Parameters = Sequence[Any]
 
@@ -256,7 +256,8 @@ class Runner:
             self.step.state_leaves, static=(None,) * len(self.step.state_leaves.static)
         )
         rest = tuple(traces.shared), tuple(each), tuple(past)
-        return Carry(leaves.join(state), tuple(map(tuple, carries)), fresh, self.id, batched, *rest)
+        named = TracesOf(map(tuple, carries), tuple(node.op.path for node in self.ir.traces))
+        return Carry(leaves.join(state), named, fresh, self.id, batched, *rest)
 
 
 def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:

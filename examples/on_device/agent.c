@@ -14,6 +14,7 @@
 enum { LENGTH = 5, EPISODES = 4000, SHOWN = 250 };
 
 static learner_state agent; /* all that the device keeps, as large after a year as after a second */
+static learner_work work;   /* what a call works in; others may use it between calls */
 static uint32_t noise = 1;  /* of the world */
 
 typedef struct {
@@ -45,10 +46,10 @@ int main(void) {
     learner_init(&agent);
     see(&at, x);
     for (int episode = 0; episode < EPISODES;) {
-        learner_act(&agent, x, &action);
+        learner_act(&agent, &work, x, &action);
         bool over = move(&at, action, &reward);
         see(&at, x);
-        learner_learn(&agent, &reward, &over, x);
+        learner_learn(&agent, &work, &reward, &over, x);
         sum += (double)reward;
         if (over && ++episode % SHOWN == 0) {
             printf("%d %.3f\n", episode, sum / SHOWN);

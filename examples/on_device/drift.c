@@ -14,6 +14,7 @@
 enum { INPUTS = 1, TARGETS = 1 };
 
 static learner_state state; /* all that the device keeps, as large after a year as after a second */
+static learner_work work;   /* what a call works in; others may use it between calls */
 
 static int read_numbers(float *numbers, int count) {
     for (int i = 0; i < count; i++)
@@ -28,7 +29,7 @@ int main(void) {
 
     learner_init(&state);
     while (read_numbers(x, INPUTS) && read_numbers(target, TARGETS)) {
-        learner_update(&state, x, target, loss);
+        learner_update(&state, &work, x, target, loss);
         sum += loss[0];
         if (++steps % 500 == 0) {
             printf("%ld %.6f\n", steps, sum / 500);

@@ -1,6 +1,7 @@
 """The C of exported learners against JAX, step by step."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -20,20 +21,23 @@ from tests.marks import few
 from tests.pages import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-CFLAGS = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror", "-pedantic"]
+CFLAGS = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 
 class Learner:
     """Exported functions as C, compiled for this machine, with the state that they have now."""
 
-    def __init__(self, exported: Any, folder: Path):
+    def __init__(self, exported: Any, folder: Path, *flags: str):
         self.exported = exported
-        exported.to_c(folder)
+        sizes = exported.to_c(folder)
         library = folder / "learner.so"
-        run(["cc", *CFLAGS, "-shared", "-fPIC", "learner.c", "-o", library.name, "-lm"], folder)
+        shared = [*CFLAGS, *flags, "-shared", "-fPIC", "learner.c", "-o", library.name, "-lm"]
+        run(["cc", *shared], folder)
         self.library = ctypes.CDLL(str(library))
-        fields = [(name, a.dtype, (max(1, a.size),)) for name, a in exported.state.items()]
-        self.memory = np.zeros((), np.dtype(fields, align=True))
+        arrays = [(name, a.dtype, (max(1, a.size),)) for name, a in exported.state.items()]
+        layout = np.dtype([("id", np.uint32), *arrays], align=True)
+        self.memory, self.work = np.zeros((), layout), np.zeros(sizes["work"], np.uint8)
+        assert layout.itemsize == sizes["state"]
         self.library.learner_init(self._pointer(self.memory))
 
     @staticmethod
@@ -56,7 +60,7 @@ class Learner:
             if r["role"] != "state"
         }
         given = [np.ascontiguousarray(data[a["name"]], a["dtype"]) for a in arguments]
-        pointers = map(self._pointer, [self.memory, *given, *results.values()])
+        pointers = map(self._pointer, [self.memory, self.work, *given, *results.values()])
         getattr(self.library, f"learner_{function}")(*pointers)
         return results
 
@@ -73,7 +77,8 @@ def test_equals_jax(name: str, tmp_path: Path) -> None:
         before = in_c.state
         for a, b in zip(in_c.call("predict", x=data["xs"][0]).values(), outputs, strict=True):
             assert distance(a, b) < 1e-5
-        in_c.memory[()] = tuple(before[n].reshape(in_c.memory[n].shape) for n in before)
+        for path, value in before.items():
+            in_c.memory[path] = value.reshape(in_c.memory[path].shape)
         *state, losses = made.learner.update(*state, **made.call(k))[:4]
         kept = exported.state_of(*state)
         assert distance(in_c.call("update", **data)["losses"], losses) < 1e-5
@@ -105,24 +110,119 @@ def test_what_has_no_c_is_refused_by_its_name_and_line(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_names_that_mean_something_in_c(tmp_path: Path) -> None:
-    def double(state: Any, sum: Any, I: Any, i0: Any, λ: Any) -> Any:
-        y = jnp.exp(sum) @ state["int"] + I + i0.sum() + λ
-        return {"int": y}, {"y": y, "0": jnp.argmax(y)}
+HEADERS = [f"#include <{h}.h>\n" for h in ("complex", "math", "stdbool", "stdint", "string")]
+WORDS = ["int", "typeof", "nullptr", "class", "size_t", "I", "i0", "t12", "state", "work"]
+COMMENTS = [
+    "*/ float injected; /*",
+    "*/*/",
+    "//",
+    "a\\\nb",
+    "a\\",
+    "??/\n*/",
+    "\u202e",
+    "\r*\u2028/",
+]
 
-    data = {
-        name: np.random.default_rng(n).random(4, np.float32) for n, name in enumerate(["I", "i0"])
-    }
-    data |= {"sum": np.eye(4, dtype=np.float32), "λ": np.float32(1)}
-    arguments = [data[name] for name in ("sum", "I", "i0", "λ")]
-    functions = etpc.export_functions({"int": jnp.arange(4.0)}, double=(double, *arguments))
-    in_c, (state, outputs) = (
-        Learner(functions, tmp_path),
-        functions.double(functions.state, *arguments),
+
+def test_names_are_neither_code_nor_words_of_c(tmp_path: Path) -> None:
+    """All macros and functions of the headers, as this compiler has them, and names that would end a comment."""
+    (tmp_path / "all.c").write_text("".join(HEADERS))
+    macros = re.findall(r"#define ([a-zA-Z]\w*)", run(["cc", "-E", "-dM", "all.c"], tmp_path))
+    functions = re.findall(r"\b([a-zA-Z]\w*) ?\(", run(["cc", "-E", "all.c"], tmp_path))
+    words = sorted({*macros, *functions, *WORDS})
+    assert len(words) > 300
+    names = [*words, *COMMENTS, "λ", "", "id", "learner_state", "a__b", "a_b"]
+
+    def double(state: Any, expf: Any, NAN: Any, i0: Any, work: Any, I: Any, λ: Any) -> Any:
+        return state, [2 * x for x in (expf, NAN, i0, work, I, jnp.exp(λ))]
+
+    code = "def move(state, x): return {name: a + x for name, a in state.items()}, None"
+    exec(compile(code, "of/work@x@[ } *.py", "exec"), of_file := {})
+    data = {name: np.float32(n) for n, name in enumerate(("expf", "NAN", "i0", "work", "I", "λ"))}
+    functions = etpc.export_functions(
+        {name: jnp.full(2, n) for n, name in enumerate(names)},
+        double=(double, *data.values()),
+        move=(of_file["move"], 1),
     )
-    for a, b in zip(in_c.call("double", **data).values(), outputs, strict=True):
-        assert distance(a, b) < 1e-6
-    assert distance(in_c.state["['int']"], state["['int']"]) < 1e-6
+    in_c = Learner(functions, tmp_path)
+    for n, y in enumerate(in_c.call("double", **data).values()):
+        assert distance(y, 2 * n if n < 5 else 2 * np.exp(5)) < 1e-6
+    in_c.call("move", x=1)
+    for name, value in in_c.state.items():
+        assert (value == functions.state[name] + 1).all(), name
+    header = (tmp_path / "learner.h").read_text()
+    members = re.findall(r"^    \w+ (\w+)\[2\]; /\* .* \*/$", header, re.M)
+    assert len({*members}) == len(names)
+    assert "injected;" not in re.sub(r"/\*.*?\*/", "", header, flags=re.S)
+    assert "/* work@x@[ } *.py:1 */" in (tmp_path / "learner.c").read_text()
+
+
+TWO = """\
+#include "first.h"
+#include "second_one.h"
+static first_state a, b;
+static second_one_state c;
+static union { first_work first; second_one_work second; } work;
+int main(void) {
+    const float x[2] = {1, 2};
+    float y[2], z[2];
+    first_init(&a);
+    second_one_init(&c);
+    for (int i = 0; i < 3; i++) {
+        first_turn(&a, &work.first, x, y);
+        second_one_turn(&c, &work.second, x, z);
+    }
+    b = a; /* as from flash */
+    return !(y[0] == 3 && z[1] == 6.25f && first_check(&b) && c.id == SECOND_ONE_ID && FIRST_ID != SECOND_ONE_ID);
+}
+"""
+
+
+def test_two_learners_in_a_program_of_c_and_of_cpp(tmp_path: Path) -> None:
+    def turn(state: Any, x: Any) -> Any:
+        return state * 1j, x + (state * jnp.conj(state)).real.sum() / 2
+
+    def exported(start: Any) -> etpc.ExportedFunctions:
+        return etpc.export_functions(start, turn=(turn, jnp.ones(2)))
+
+    exported(jnp.full(2, 1 + 1j)).to_c(tmp_path, "first")
+    exported(jnp.full(2, 2 + 0.5j)).to_c(tmp_path, name="second_one")
+    run(["cc", *CFLAGS, "-c", "first.c", "second_one.c"], tmp_path)
+    strict = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
+    for compiler in (["cc", *CFLAGS], ["c++", "-x", "c++", "-std=c++11", *strict]):
+        if shutil.which(compiler[0]):
+            (tmp_path / "main.c").write_text(TWO)
+            run([*compiler, "-c", "main.c"], tmp_path)
+            run(["cc", "main.o", "first.o", "second_one.o", "-lm", "-o", "both"], tmp_path)
+            run(["./both"], tmp_path)
+    symbols = run(["nm", "-g", "--defined-only", "second_one.o"], tmp_path).split()[2::3]
+    assert {*symbols} == {f"second_one_{f}" for f in ("init", "check", "turn")}
+    assert " b " not in run(["nm", "first.o"], tmp_path).lower()  # no memory of its own
+
+
+def test_a_state_of_another_build_is_told(tmp_path: Path) -> None:
+    """Another first value, another constant and another shape are another build; another line of the code is not."""
+
+    def built(start: Any, scale: float, name: str = "learner") -> str:
+        functions = etpc.export_functions(start, f=(lambda s, x: (s + x * scale, None), 1.0))
+        functions.to_c(tmp_path, name)
+        return re.findall(r"_ID (0x[0-9a-f]{8})u", (tmp_path / f"{name}.h").read_text())[0]
+
+    first = built(jnp.zeros(3), 2.0)
+    again = etpc.export_functions(jnp.zeros(3), f=(lambda s, x: (s + x * 2.0, None), 1.0))
+    in_c = Learner(again, tmp_path)
+    assert f"{int(in_c.memory['id']):#010x}" == first
+    assert in_c.library.learner_check(in_c._pointer(in_c.memory)) & 1
+    others = [built(jnp.ones(3), 2.0), built(jnp.zeros(3), 3.0), built(jnp.zeros(4), 2.0)]
+    assert len({first, *others}) == 4
+    for other in (*others, "0x00000000", "0xffffffff"):
+        in_c.memory["id"] = int(other, 16)
+        assert not in_c.library.learner_check(in_c._pointer(in_c.memory)) & 1
+    source = (tmp_path / "learner.c").read_text()
+    assert re.search(rf"/\* {Path(__file__).name}:\d+ \*/", source)
+    for name in ("int", "two words", "a-b", "", "../x", "9", "NAN", "λ"):
+        with pytest.raises(etpc.InputError, match="no files and functions of the name"):
+            built(jnp.zeros(3), 2.0, name)
 
 
 def test_states_that_change_places_and_are_returned(tmp_path: Path) -> None:
@@ -152,13 +252,14 @@ STREAM = """\
 #include <stdio.h>
 #include "learner.h"
 static learner_state state;
+static learner_work work;
 int main(void) {
     learner_init(&state);
     for (int k = 0; k < 50; k++) {
         float x[3], target[6], loss[1];
         for (int i = 0; i < 3; i++) x[i] = (float)((7 * k + 3 * i) % 11) / 10;
         for (int i = 0; i < 6; i++) target[i] = (float)((5 * k + i) % 7) / 6;
-        learner_update(&state, x, target, loss);
+        learner_update(&state, &work, x, target, loss);
         printf("%.5f\\n", (double)loss[0]);
     }
     return 0;

@@ -6,7 +6,8 @@ from ._program import Body, Operation, Program, Value, size_of, stored, type_of
 
 
 def _called(program: Program, op: Any, values: list[Value]) -> list[Value]:
-    function = program.functions[str(op.attributes["callee"])[1:].strip('"')]
+    name = "callee" if "callee" in op.attributes else "decomposition"
+    function = program.functions[str(op.attributes[name])[1:].strip('"')]
     return program.run(function.regions[0].blocks[0], [*map(program.readable, values)])
 
 
@@ -28,23 +29,21 @@ def _looped(program: Program, op: Any, values: list[Value]) -> list[Value]:
 def _branched(program: Program, op: Any, values: list[Value]) -> list[Value]:
     choice, body = program.readable(values[0]), Body(program)
     text, last = choice.at([], body), len(op.regions) - 1
-    # The first branch of `if` is for true; those of `case` are for 0, 1, ..., and the last also for other numbers.
-    tests = [text] if choice.c_type == "bool" else [f"{text} == {k}" for k in range(last)]
     kinds = [type_of(result) for result in op.results]
     results = [program.new(c_type, size_of(shape)) for shape, c_type in kinds]
     program.add("\n".join([*body.lines, "{"]), reads=body.reads, opens=1)
     for n, region in enumerate(op.regions):
-        test = f"if ({tests[n]}) {{" if n < last else "{"
+        test = f"if ({text} == {n}) {{" if n < last else "{"  # the last is for all other numbers
         program.add(test if n == 0 else f"}} else {test}")
         for value, buffer in zip(program.run(region.blocks[0], []), results, strict=True):
             program.assign(value.shape, buffer, value.at)
-    program.add("} }", opens=-1)
+    program.add("}\n}", opens=-1)
     return [stored(b, shape) for b, (shape, _) in zip(results, kinds, strict=True)]
 
 
 CONTROL: dict[str, Operation] = {
     "func.call": _called,
+    "stablehlo.composite": _called,
     "stablehlo.while": _looped,
-    "stablehlo.if": _branched,
     "stablehlo.case": _branched,
 }

@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..._jax.mlir import integer, integers, numbers, stablehlo
+from ._helpers import Missing
 from ._program import (
     Body,
-    Missing,
     Operation,
     Program,
     Value,
+    fixed_array,
     flat,
     indices,
+    is_filled,
     literal,
     nested,
     size_of,
@@ -85,14 +87,12 @@ def _iota(program: Program, op: Any, values: list[Value]) -> Value:
 
 def _constant(program: Program, op: Any, values: list[Value]) -> Value:
     (shape, c_type), held = type_of(op.results[0]), numbers(op, "value")
-    if held.size < 2 or (held == held[0]).all():
+    if not held.size or is_filled(held):
         text = literal(held[0], c_type) if held.size else "0"
         return Value(shape, c_type, lambda i, body: text, moved=True)
-    name = f"c{next(program.numbers)}_{program.name}"
-    buffer = program.new(c_type, held.size, name, fixed=True)
-    text = ", ".join(literal(n, c_type) for n in held)
-    program.constants[name] = f"static const {c_type} {name}[{held.size}] = {{{text}}};"
-    return stored(buffer, shape)
+    code, name = fixed_array(f"c{next(program.numbers)}_{program.name}", held, c_type)
+    program.constants[name] = code
+    return stored(program.new(c_type, held.size, name, fixed=True), shape)
 
 
 def _concatenated(program: Program, op: Any, values: list[Value]) -> Value:
@@ -127,15 +127,16 @@ def _padded(program: Program, op: Any, values: list[Value]) -> Value:
     return stored(buffer, shape)
 
 
-def _inside(value: Value, index: list[str], limit: int, body: Body) -> str:
-    """A start that is computed, moved to where the slice is inside."""
+def _limited(value: Value, index: list[str], low: int, high: int, body: Body) -> str:
+    """A place that is computed, or the limit that it is beyond."""
     a = value.at(index, body)
-    return body.let("int", f"{a} < 0 ? 0 : ({a} > {limit} ? {limit} : (int){a})")
+    below = "" if value.c_type[0] == "u" else f"{a} < {low} ? {low} : "
+    return body.let("int", f"{below}{a} > {high} ? {high} : (int){a}")
 
 
 def _starts(values: Sequence[Value], limits: Sequence[int], body: Body) -> list[str]:
     rows = zip(values, limits, strict=True)
-    return [_inside(value, [], limit, body) if limit else "0" for value, limit in rows]
+    return [_limited(value, [], 0, limit, body) if limit else "0" for value, limit in rows]
 
 
 def _dynamic_slice(program: Program, op: Any, values: list[Value]) -> Value:
@@ -185,7 +186,7 @@ def _gathered(program: Program, op: Any, values: list[Value]) -> Value:
             there[d] = batch[b - (b > axis)]
         for k, d in enumerate(n.start_index_map):
             at = _of_vector(batch, axis, k, len(places.shape))
-            begin = _inside(places, at, value.shape[d] - sizes[d], body)
+            begin = _limited(places, at, 0, value.shape[d] - sizes[d], body)
             there[d] = begin if there[d] == "0" else f"{begin} + {there[d]}"
         return value.at(there, body)
 
@@ -202,16 +203,19 @@ def _scattered(program: Program, op: Any, values: list[Value]) -> Value:
     buffer = program.copied(value)
     result, body, index = stored(buffer, value.shape), Body(program), indices(updates.shape)
     batch = [i for d, i in enumerate(index) if d not in n.update_window_dims]
-    windows = iter([index[d] for d in n.update_window_dims])
+    windows = iter([(index[d], updates.shape[d]) for d in n.update_window_dims])
     dropped = {*n.inserted_window_dims, *n.input_batching_dims}
-    there = ["0" if d in dropped else next(windows) for d in range(len(value.shape))]
+    of_window = [("0", 1) if d in dropped else next(windows) for d in range(len(value.shape))]
+    there, sizes = [i for i, _ in of_window], [size for _, size in of_window]
     for d, b in zip(n.input_batching_dims, n.scatter_indices_batching_dims, strict=True):
         there[d] = batch[b - (b > axis)]
     inside: list[str] = []
     for k, d in enumerate(n.scattered_dims_to_operand_dims):
-        a = places.at(_of_vector(batch, axis, k, len(places.shape)), body)
-        there[d] = body.let("int64_t", f"(int64_t){a} + {there[d]}")
-        inside.append(f"{there[d]} >= 0 && {there[d]} < {value.shape[d]}")
+        at, last = _of_vector(batch, axis, k, len(places.shape)), value.shape[d] - sizes[d]
+        begin = _limited(places, at, -1, last + 1, body)
+        # as in XLA, a window that is outside in part is not written at all
+        inside.append(f"{begin} >= 0 && {begin} <= {last}")
+        there[d] = begin if there[d] == "0" else body.let("int", f"{begin} + {there[d]}")
     start = len(body.lines)
     before, update = result.at(there, body), updates.at(index, body)
     of = [Value.scalar(value.c_type, text) for text in (before, update)]

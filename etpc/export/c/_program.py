@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import UnsupportedError
-from ..modules import place_of
+from ..modules import line_of, place_of
+from ._helpers import Missing, helper
 
 BITS = (8, 16, 32, 64)
 C_TYPES = {"i1": "bool", "f32": "float", "f64": "double"}
@@ -17,10 +18,8 @@ C_TYPES |= {f"{u}i{n}": f"{u and 'u'}int{n}_t" for u in ("", "u") for n in BITS}
 C_OF_NUMPY = {"bool": "bool", "float32": "float", "float64": "double"}
 C_OF_NUMPY |= {"complex64": "float complex", "complex128": "double complex"}
 C_OF_NUMPY |= {f"{u}int{n}": f"{u}int{n}_t" for u in ("", "u") for n in BITS}
-
-
-class Missing(Exception):
-    """There is no C for what the text names."""
+SIZES = {c_type: np.dtype(name).itemsize for name, c_type in C_OF_NUMPY.items()}
+"""The bytes of each C type."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,6 +74,8 @@ class Value:
     element: Element
     buffer: Buffer | None = None
     """Where all of it is stored, in rows."""
+    line: str = ""
+    """The user's line that computes it, as far as JAX knows it."""
     moved: bool = False
     """Whether reading an element costs no more than reading one of a buffer."""
 
@@ -102,6 +103,8 @@ class Statement:
     reads: Sequence[tuple[Buffer, str | None]] = ()
     opens: int = 0
     """1 where a loop or a branch begins, -1 where it ends."""
+    line: str = ""
+    """The user's line that it comes from, as far as JAX knows it."""
 
 
 class Program:
@@ -115,6 +118,8 @@ class Program:
         self.constants: dict[str, str] = {}
         self.values: dict[Any, Value] = {}
         self.numbers = iter(range(1_000_000))
+        self.line = ""
+        """The user's line that the next statements come from."""
         self.of_numbers = False
         """Whether a block of single numbers is run, which need no arrays."""
 
@@ -130,7 +135,7 @@ class Program:
         reads: Sequence[tuple[Buffer, str | None]] = (),
         opens: int = 0,
     ) -> None:
-        self.statements.append(Statement(code, writes, reads, opens))
+        self.statements.append(Statement(code, writes, reads, opens, self.line))
 
     def assign(
         self, shape: Sequence[int], buffer: Buffer, element: Element, place: Element | None = None
@@ -144,8 +149,10 @@ class Program:
 
     def copied(self, value: Value) -> Buffer:
         """A new array that holds a value."""
-        buffer = self.new(value.c_type, value.size)
+        buffer, line = self.new(value.c_type, value.size), self.line
+        self.line = value.line or line
         self.assign(value.shape, buffer, value.at)
+        self.line = line
         return buffer
 
     def stored(self, value: Value) -> Value:
@@ -161,6 +168,7 @@ class Program:
         self.values.update(zip(block.arguments, arguments, strict=True))
         for op in block.operations:
             name, values = op.operation.name, [self.values[v] for v in op.operands]
+            self.line = line = line_of(str(op.location))
             if name in ("func.return", "stablehlo.return"):
                 return values
             try:
@@ -173,7 +181,9 @@ class Program:
                     "Compute it by other operations of JAX, or run the exported file under IREE."
                 ) from None
             results = results if isinstance(results, list) else [results]
+            self.line = line
             for result, value in zip(op.results, results, strict=True):
+                value.line = value.line or line
                 once = value.moved or self.of_numbers or sum(1 for _ in result.uses) < 2
                 self.values[result] = value if once else self.stored(value)
         raise AssertionError("a block returns")
@@ -266,14 +276,14 @@ def nested(index: Sequence[str], shape: Sequence[int], lines: Sequence[str]) -> 
     """Lines in loops over the indices that have more than one value."""
     loops = [(i, n) for i, n in zip(index, shape, strict=True) if i != "0"]
     heads = [f"for (int {i} = 0; {i} < {n}; {i}++) {{" for i, n in loops]
-    return "\n".join(["{", *heads, *_without_unused(lines), "}" * len(loops) + "}"])
+    return "\n".join([*heads, *_without_unused(lines), *"}" * len(loops)])
 
 
 def _without_unused(lines: Sequence[str]) -> list[str]:
     """Lines without the constants that no later one uses."""
     kept: list[str] = []
     used: set[str] = set()
-    for line in reversed(lines):
+    for line in reversed("\n".join(lines).split("\n")):
         name = re.match(r"const [\w ]+ (t\d+) = ", line)
         if name is None or name[1] in used:
             kept.append(line)
@@ -294,13 +304,34 @@ def literal(number: Any, c_type: str) -> str:
     if c_type in ("float", "double"):
         number = float(number)
         text = "NAN" if np.isnan(number) else "INFINITY" if np.isinf(number) else abs(number).hex()
+        text = re.sub(r"\.?0*p", "p", text)
         suffix = "f" if c_type == "float" and text[0] == "0" else ""
-        return f"(-{text}{suffix})" if number < 0 else text + suffix
+        return f"(-{text}{suffix})" if np.signbit(number) else text + suffix
     if "complex" in c_type:
-        part = c_type.split()[0]
-        return f"({literal(number.real, part)} + {literal(number.imag, part)} * I)"
+        parts = literal(number.real, c_type.split()[0]), literal(number.imag, c_type.split()[0])
+        return f"{helper('made', c_type)}({', '.join(parts)})"
     if c_type == "bool":
         return str(int(number))
     number = int(number)
     suffix = ("u" if c_type[0] == "u" else "") + ("ll" if "64" in c_type else "")
     return f"({number + 1}{suffix} - 1)" if number < 0 else f"{number}{suffix}"
+
+
+def is_filled(numbers: np.ndarray) -> bool:
+    """Whether all numbers are the first one, bit for bit."""
+    return numbers.tobytes() == numbers[:1].tobytes() * numbers.size
+
+
+def fixed_array(name: str, numbers: np.ndarray, c_type: str) -> tuple[str, str]:
+    """An array that is never written: its definition, and its name in the code."""
+    size, of_complex = numbers.size, "complex" in c_type
+    if of_complex:  # C99 has no literals of complex numbers that keep -0 and what is not finite
+        parts = [np.real(numbers), np.imag(numbers)]
+        numbers, c_type = np.stack(parts, -1).reshape(-1), c_type.split()[0]
+    texts = [literal(n, c_type) for n in numbers]
+    rows = [", ".join(texts[n : n + 4]) for n in range(0, len(texts), 4)]
+    text = "    " + ",\n    ".join(rows)
+    if of_complex:
+        of = f"union {{ {c_type} parts[{2 * size}]; {c_type} complex numbers[{size}]; }}"
+        return f"static const {of} {name} = {{{{\n{text}\n}}}};", f"{name}.numbers"
+    return f"static const {c_type} {name}[{size}] = {{\n{text}\n}};", name

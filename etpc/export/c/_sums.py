@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from ..._jax.mlir import integers, numbers, stablehlo
+from ._elements import FORMULAS
+from ._helpers import Missing
 from ._program import (
     Body,
-    Missing,
     Operation,
     Program,
     Value,
@@ -44,9 +45,16 @@ def _contracted(program: Program, op: Any, values: list[Value]) -> Value:
                 there[d] = i
         return sides[side].at(there, body)
 
-    product, where = f"{at(0)} * {at(1)}", flat(index, shape)
-    sums = nested(inner, lengths, [*body.lines, f"sum += {product};"])
-    lines = [f"{c_type} sum = 0;", sums, f"@{buffer.name}@[{where}] = sum;"]
+    convert, multiply, add = (FORMULAS[name] for name in ("convert", "multiply", "add"))
+    pair = [body.let(c_type, convert(c_type, v.c_type, at(n))) for n, v in enumerate(sides)]
+    product, where = body.let(c_type, multiply(c_type, c_type, *pair)), flat(index, shape)
+    if size_of(lengths) == 1:
+        lines = [*body.lines, f"@{buffer.name}@[{where}] = {product};"]
+    else:
+        total = f"s{next(program.numbers)}"
+        more = f"{total} = {add(c_type, c_type, total, product)};"
+        sums = nested(inner, lengths, [*body.lines, more])
+        lines = [f"{c_type} {total} = 0;", sums, f"@{buffer.name}@[{where}] = {total};"]
     program.add(nested(index, shape, lines), [(buffer, where)], [(b, None) for b, _ in body.reads])
     return stored(buffer, shape)
 
