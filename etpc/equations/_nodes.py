@@ -4,15 +4,14 @@ import bisect
 import dataclasses
 import functools
 import itertools
-import keyword
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import sympy as sp
 
+from ..files.words import python_name
 from ._functions import ELEMENTS, FUNCTIONS
 
 RESERVED = re.findall(
@@ -104,15 +103,6 @@ class Family:
     """The elements of arrays that each depends on: a row of nodes for each."""
 
 
-def identifier(text: str, fallback: str) -> str:
-    """A text as a name that Python takes, and reads as no other one: it normalises names."""
-    text = unicodedata.normalize("NFKC", text)
-    text = "".join(c if f"a{c}".isidentifier() else "_" for c in text)
-    text = re.sub("_+", "_", text).strip("_") or fallback
-    is_name = text.isidentifier() and not keyword.iskeyword(text)
-    return text if is_name else f"{fallback}_{text}"
-
-
 class Nodes:
     """The scalars of a step. Equal functions of equal arguments are one node."""
 
@@ -133,7 +123,7 @@ class Nodes:
 
     def name(self, text: str, fallback: str = "q") -> str:
         """A name that nothing else has, and that Python takes."""
-        text = identifier(text, fallback)
+        text = python_name(text, fallback)
         found = next(
             f
             for n in itertools.count(1)

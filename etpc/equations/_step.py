@@ -30,8 +30,9 @@ from .._jax import (
 from .._jax.primitives import IDENTITIES, facts
 from ..analyse import Analysis, WeightOp
 from ..errors import UnsupportedError
+from ..files.words import python_name
 from ._functions import COMPLEX, ELEMENTS, INTEGERS, WITHIN, WRAPPING, function, parts_of
-from ._nodes import Array, Ids, Nodes, Sums, identifier
+from ._nodes import Array, Ids, Nodes, Sums
 from ._products import Grid, Product, sums_of
 
 Parts = tuple[Ids, ...]
@@ -454,7 +455,7 @@ class Step(Evaluation):
     def called(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
         """A function of whole arrays, by its name."""
         text = params.shown_name(eqn).removeprefix("reduce_").replace("dot_general", "product")
-        text = identifier(text, "f")
+        text = python_name(text, "f")
         pairs = zip(eqn.inputs, operands, strict=True)
         given = [ids for v, parts in pairs if v.is_float for ids in self._parts(parts, "q")]
         found: list[Parts] = []

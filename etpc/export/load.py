@@ -70,9 +70,8 @@ def _unpacked(packed: bytes, leaves: Sequence[Leaf]) -> dict[str, np.ndarray]:
     """The values of these leaves. **Raises** any error where they are not in it."""
     values = dict[str, np.ndarray]()
     sizes = [abs(math.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize for leaf in leaves]
-    if sum(sizes) > len(
-        packed
-    ):  # `save` compresses nothing, so that a small file never takes much memory
+    # `save` compresses nothing, so that a small file never takes much memory.
+    if sum(sizes) > len(packed):
         raise ValueError(f"it has fewer than {sum(sizes)} bytes")
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         for name, shape, dtype, *_ in leaves:

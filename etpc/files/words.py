@@ -1,6 +1,8 @@
 """Text of users' in code that is written: as identifiers and in comments, so that a name never becomes code."""
 
+import keyword
 import re
+import unicodedata
 
 _FUNCTIONS = (
     "acosh?|asinh?|atan[2h]?|cbrt|ceil|copysign|cosh?|drem|erfc?|exp|exp10|exp2|expm1|fabs|fdim|finite|floor|fma|fmax|fmin"
@@ -31,19 +33,26 @@ C = re.compile(
 """Words that mean something in C or C++, in a header that is included, or in the code around them."""
 
 
-def identifier(text: str, taken: set[str], words: re.Pattern[str] = C) -> str:
-    """A text as an identifier, which is none of the words and none of those taken; it is added to them."""
+def identifier(text: str, taken: set[str]) -> str:
+    """A text as an identifier of C, which is none of its words and none of those taken; it is added to them."""
     name = re.sub(r"[\W_]+", "_", text, flags=re.ASCII).strip("_") or "value"
     name = name if name[0].isalpha() else f"p_{name}"
-    while name in taken or words.fullmatch(name):
+    while name in taken or C.fullmatch(name):
         name += "2" if name.endswith("_") else "_"  # two underscores would be reserved in C++
     taken.add(name)
     return name
 
 
+def python_name(text: str, fallback: str) -> str:
+    """A text as a name that Python takes, and reads as no other one: it normalises names."""
+    text = unicodedata.normalize("NFKC", text)
+    text = "".join(c if f"a{c}".isidentifier() else "_" for c in text)
+    text = re.sub("_+", "_", text).strip("_") or fallback
+    is_name = text.isidentifier() and not keyword.iskeyword(text)
+    return text if is_name else f"{fallback}_{text}"
+
+
 def comment(text: str) -> str:
     """A text for a comment of C, in one line, which neither ends nor begins one: `/* ... */`."""
-    text = ascii(text)[
-        1:-1
-    ]  # without line ends, control characters and letters that change the order of reading
+    text = ascii(text)[1:-1]  # no line ends, and no letters that change the order of reading
     return re.sub(r"(?<=\*)(?=/)|(?<=/)(?=[*/])|(?<=\?)(?=\?)", " ", text)

@@ -35,9 +35,8 @@ else:
         place = _PLACES[name]
         try:
             value = getattr(importlib.import_module(f".{place}", __name__), name)
-        except (
-            ModuleNotFoundError
-        ) as error:  # said where it is called, as `help` looks at all names
+        except ModuleNotFoundError as error:
+            # Said where it is called, as `help` looks at all names.
             text = not_installed(f"`{name}`", error.name, _EXTRAS.get(place, place[1:]))
 
             def missing(*_: Any, **__: Any) -> Any:

@@ -40,8 +40,8 @@ class Memory:
     - `batch_size`: B; `None` for one example.
     - `directions`: bytes of the directions along which escaping influence is followed, beside their rows in the traces.
     - `past`: bytes of the last steps, if the algorithm looks back through them.
-    - `steps`, `temporary`: bytes that the gradient of so many steps takes beside its arguments and results; `None` where
-        that was not asked for.
+    - `steps`, `temporary`: bytes that the gradient of so many steps takes beside its arguments and results; `None`
+        where that was not asked for.
     """
 
     traces: tuple[tuple[str, int], ...]
