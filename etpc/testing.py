@@ -187,8 +187,8 @@ def _results(
         carry, ys = program.init(batch_size), ()
         for first in [*range(0, steps, length)] * 2:
             part = lambda a, of=slice(first, first + length): jnp.asarray(a)[of]
-            of_part: Any = jax.tree.map(part, (xs, targets))
-            (_, (carry, ys)), grads = run(model, *of_part, carry)
+            inputs, wanted = jax.tree.map(part, (xs, targets))
+            (_, (carry, ys)), grads = run(model, inputs, wanted, carry)
             for path, value in flat_gradients(leaves, grads).items():
                 name = f"the gradient of {path}, {how}"
                 found[name] = found.get(name, 0) + value
