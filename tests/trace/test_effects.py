@@ -144,6 +144,27 @@ def test_a_pure_callback_is_kept():
     check(W, normal(2), H, step, exact=True)
 
 
+def doubled(a):
+    return jax.pure_callback(lambda a: 2 * a, jax.typeof(a), a, vmap_method="expand_dims")
+
+
+WITHOUT_DERIVATIVE = {
+    "of a state": lambda w, x, h: doubled(0.5 * h) + w @ x,
+    "of a weight": lambda w, x, h: 0.5 * h + doubled(w) @ x,
+    "of the data of a weight": lambda w, x, h: 0.5 * h + w @ doubled(jnp.tanh(h[:2])),
+    "a bound": lambda w, x, h: lax.clamp(-1.0, 0.5 * h + w @ x, jnp.abs(h[0])),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_DERIVATIVE)
+def test_an_operation_that_jax_does_not_differentiate_is_named(name):
+    step = lambda w, x, h: (WITHOUT_DERIVATIVE[name](w, x, h),) * 2
+    words = r"JAX refuses the (pure_callback|clamp) at .*test_effects\.py.*jax\.custom_jvp"
+    with pytest.raises(etpc.UnsupportedError, match=words) as info:
+        etpc.compile(W, inputs=jnp.zeros(2), state=H, step=step)
+    assert info.value.code is etpc.Code.NO_DERIVATIVE
+
+
 def test_a_check_in_a_branch_fails_only_if_the_branch_is_taken():
     def step(w, x, h):
         checked = lambda: eqx.error_if(0.5 * h + w @ x, jnp.all(h < 9), "h is small")
