@@ -42,6 +42,8 @@ class Code(enum.StrEnum):
     """`AlgorithmError`"""
     UNKNOWN_ALGORITHM = "unknown-algorithm"
     """`AlgorithmError`: no algorithm has this name."""
+    PASS_ORDER = "pass-order"
+    """`AlgorithmError`: a pass of the compiler has to run before another."""
     MEMORY_LIMIT = "memory-limit"
     """`MemoryLimitError`"""
     INPUT = "input"

@@ -1,21 +1,26 @@
 """What holds of each trace program, after each pass."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import jax.numpy as jnp
 
 from ..analyse import WeightOp
-from ..errors import AlgorithmError, raise_together
+from ..errors import AlgorithmError, Code, raise_together
 from ..forms import AddsToFirst, ReadsEnd, Trace
 from ._program import After, Direct, Past, Term, Through, TraceNode, TraceProgram, terms_of, words
+
+_ORDER = re.compile(r"Let the pass that .* run before `")
+"""Of a problem that another order of the passes mends."""
 
 
 def check(program: TraceProgram, by: str = "plan") -> None:
     """**Raises** `AlgorithmError` for a program that is not one, with all that is wrong; `by` is what made it."""
     heading = f"{by} made a trace program that is not one:"
     problems = [*_of_traces(program), *_of_grads(program)]
-    raise_together(problems, AlgorithmError, heading if problems else "")
+    code = Code.PASS_ORDER if all(_ORDER.search(p) for p in problems) else Code.ALGORITHM
+    raise_together(problems, AlgorithmError, heading if problems else "", code=code)
 
 
 def _of_traces(program: TraceProgram) -> Iterator[str]:

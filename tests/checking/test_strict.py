@@ -22,7 +22,7 @@ def trained(model, xs, targets, mask, called):
     program = etpc.compile(model, inputs=xs[0, 0], **called)
     learner = etpc.online(program, loss, optimiser, every=4)
     begins = jnp.zeros((T // 4, B), bool).at[1].set(True)
-    block = dict(xs=xs, targets=targets, mask=mask, reset=begins)
+    block = dict(xs=xs, targets=targets, mask=mask, begins=begins)
     return etpc.fit(learner, model, [block], batch_size=size, independent=True, verify=True)
 
 

@@ -103,15 +103,8 @@ def test_a_trace_that_is_rounded_is_not_exact():
 
 def of_step(program):
     """A program without traces, which is valid and has other gradients."""
-
-    def term(_, term):
-        match term:
-            case Through(op):
-                return Through(op, None)
-            case Direct():
-                return term
-
-    return program.rewritten(dict.fromkeys(program.traces, ()), term)
+    terms = {op: (Direct(op), Through(op, None)) for op in program.grads}
+    return dataclasses.replace(program, traces=(), grads=terms, step_grads=terms)
 
 
 def test_a_pass_that_changes_a_gradient_is_found():
@@ -247,6 +240,17 @@ def test_passes_run_in_the_order_in_which_they_are_given():
     assert [p.name for p in chosen({"read_after", "filtered"})] == ["filtered", "read_after"]
     with pytest.raises(etpc.InputTypeError, match="run in the order given"):
         chosen({mine, "filtered"})
+
+
+def test_a_pass_that_breaks_what_default_ones_made_is_told():
+    """It is no matter of the order: no other place would mend it."""
+
+    def none(program):
+        lacking = dict.fromkeys(program.grads, ())
+        return dataclasses.replace(program, step_grads=lacking) if program.changes else program
+
+    with pytest.raises(etpc.AlgorithmError, match="'direct' is missing"):
+        checked(Pass("none", "no terms", none), "GRU", "windows")
 
 
 def test_an_order_that_would_change_the_gradient_is_refused():
