@@ -14,7 +14,6 @@ from ..analyse import Analysis, Pattern, WeightOp, columns_of
 from ..forms import Filtered
 from ..ir import block_rows, entered, uses
 from ._entries import MOST, Compressed, Entries
-from ._varied import varied
 
 LARGE = f"it is not looked for, as a state depends on more than {MOST} others"
 DIFFER = "the transitions of its outputs differ"
@@ -50,9 +49,8 @@ def filtered(analysis: Analysis, blocks: Mapping[WeightOp, Pattern]) -> dict[int
         if op.kind.data is not None and op.kind.links is None
         if op.kind.outputs > 1 and op.kind.inputs and block.nnz
     ]
-    by_part = varied(analysis) if looks else []
     for look in looks:
-        look.why = _ruled_out(analysis, by_part, look)
+        look.why = _ruled_out(analysis, look)
     left = [look for look in looks if not look.why]
     if left:
         entries = Entries(analysis, np.unique(np.concatenate([columns_of(l.block) for l in left])))
@@ -60,13 +58,9 @@ def filtered(analysis: Analysis, blocks: Mapping[WeightOp, Pattern]) -> dict[int
     return {look.op.number: look for look in looks}
 
 
-def _ruled_out(analysis: Analysis, by_part: Sequence[int], look: Look) -> str:
-    """Why there is no form, where a quick look says it; empty where there may be one."""
+def _ruled_out(analysis: Analysis, look: Look) -> str:
+    """Why there is no form, where sizes say it; empty where there may be one."""
     states = columns_of(look.block)
-    of_block = np.unique(analysis.hidden.part_of(states)).tolist()
-    old = sum(1 << j for j in of_block)
-    if any(by_part[i] & old for i in of_block):
-        return DIFFER
     among: Pattern = analysis.transition[states][:, states]
     entering = analysis.immediate[look.op.number]
     return LARGE if max(len(look.rows), _most(among), _most(entering)) > MOST else ""

@@ -239,8 +239,6 @@ def test_outputs_that_are_said_to_share_transitions_are_found(rule, monkeypatch)
     agrees(program, RANK)
     of_one = lambda tables, groups: ((0,) * (tables[0].shape[1] // groups),) * groups
     monkeypatch.setattr(_filtered, "_classes", of_one)
-    alike = lambda analysis: [0] * len(analysis.hidden.parts)
-    monkeypatch.setattr(_filtered, "varied", alike)
     is_found(program, RANK)
 
 
