@@ -7,6 +7,7 @@ compares the descriptions with those of `like`, and reads only arrays that `like
 """
 
 import collections
+import dataclasses
 import enum
 import hashlib
 import io
@@ -87,6 +88,16 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         raise
 
 
+@dataclasses.dataclass(frozen=True)
+class AnyLength:
+    """Stands for a vector of any length in what `etpc.load` compares a file with.
+
+    - `dtype`: of its elements.
+    """
+
+    dtype: Any
+
+
 def load(path: str | os.PathLike[str], like: Any) -> Any:
     """Read what [`etpc.save`][] wrote.
 
@@ -94,7 +105,8 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
 
     - `path`: of the file.
     - `like`: a PyTree with the structure, shapes and dtypes of what was saved: what a new run would
-        start from. Arrays may be `jax.ShapeDtypeStruct`s; of shape `(None,)` for a vector of any length.
+        start from. Arrays may be `jax.ShapeDtypeStruct`s, and a vector of any length an
+        `etpc.checkpoint.AnyLength` of its dtype.
 
     **Returns** a PyTree with the structure of `like`. Arrays have the shardings of those of `like`, of
     `jax.ShapeDtypeStruct`s too; functions are those of `like`.
@@ -254,6 +266,8 @@ def _text(leaf: Any) -> str:
         return str.__repr__(leaf)
     if isinstance(leaf, _ARRAYS):
         return f"{leaf.dtype if is_key(leaf) else np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    if isinstance(leaf, AnyLength):
+        return f"{jnp.dtype(leaf.dtype).name}[None]"
     if type(leaf) in _NUMBERS:
         return f"a Python {kind}"
     return "a function" if callable(leaf) else f"a {kind}"
@@ -263,9 +277,9 @@ def _of_length(entry: tuple[str, str, Any], in_file: str, room: int) -> tuple[st
     """An entry of `like`, with the length that it has in a file of `room` bytes where any will do."""
     where, _, leaf = entry
     found = re.fullmatch(r"\w+\[(\d+)\]", in_file)
-    if found is None or not isinstance(leaf, jax.ShapeDtypeStruct) or leaf.shape != (None,):
+    if found is None or not isinstance(leaf, AnyLength):
         return entry
-    if int(found[1]) * leaf.dtype.itemsize > room:
+    if int(found[1]) * jnp.dtype(leaf.dtype).itemsize > room:
         raise ValueError(f"{where} is longer than the file")
     leaf = jax.ShapeDtypeStruct((int(found[1]),), leaf.dtype)
     return where, _text(leaf), leaf

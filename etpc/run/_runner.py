@@ -256,7 +256,9 @@ class Runner:
             self.step.state_leaves, static=(None,) * len(self.step.state_leaves.static)
         )
         rest = tuple(traces.shared), tuple(each), tuple(past)
-        named = TracesOf(map(tuple, carries), tuple(node.op.path for node in self.ir.traces))
+        # `eqx.tree_at` takes any empty tuple for the plain one.
+        paths = tuple(node.op.path for node in self.ir.traces)
+        named = TracesOf(map(tuple, carries), paths) if paths else ()
         return Carry(leaves.join(state), named, fresh, self.id, batched, *rest)
 
 

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from ..checkpoint import load, save
+from ..checkpoint import AnyLength, load, save
 from ..errors import CheckpointError, InputError, InputTypeError, checked_count, raise_together
 from ..run import Online, check_first
 
@@ -123,8 +122,8 @@ def fit(
     block, stopped, means = 0, False, np.zeros(0)
     if checkpoint is not None and Path(checkpoint).exists():
         try:
-            like = jax.ShapeDtypeStruct((None,), means.dtype)
-            *found, means = load(checkpoint, (model, opt_state, carry, block, stopped, like))
+            history = AnyLength(means.dtype)
+            *found, means = load(checkpoint, (model, opt_state, carry, block, stopped, history))
             model, opt_state, carry, block, stopped = found
         except CheckpointError as error:
             _explain(error, checkpoint)
