@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from .nn import feedback
     from .plan import Claim, Reason
     from .run import Carry, Memory, Online, Program, compile, online
+    from .schedule import Target
     from .training.fit import Run, fit
 else:
     _NAMES = {
@@ -86,6 +87,7 @@ else:
         "gradient.bptt": "bptt",
         "plan": "Claim Reason",
         "run": "Carry Memory Online Program compile online",
+        "schedule": "Target",
         "training.fit": "Run fit",
     }
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
@@ -153,6 +155,7 @@ __all__ = [
     "SilentNetworkWarning",
     "SnAp",
     "Suggestion",
+    "Target",
     "UncheckedWarning",
     "UnsupportedError",
     "VerificationError",

@@ -211,7 +211,7 @@ class Definition:
             return []
         if rule.everywhere:
             return [*self.cut]
-        chosen = rule.choose(context(Proofs(analyse(self.step), rule.backprop))).forms
+        chosen = rule.choose(context(Proofs.of(analyse(self.step), rule.backprop))).forms
         is_whole = lambda op: (form := chosen.get(op.number)) is not None and form.exact
         whole = {op.equation for op in self.split.ops if is_whole(op)}
         return [eqn for eqn in self.cut if eqn not in whole]

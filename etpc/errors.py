@@ -43,7 +43,7 @@ class Code(enum.StrEnum):
     UNKNOWN_ALGORITHM = "unknown-algorithm"
     """`AlgorithmError`: no algorithm has this name."""
     PASS_ORDER = "pass-order"
-    """`AlgorithmError`: a pass of the compiler has to run before another."""
+    """`InputError`, `AlgorithmError`: a pass has to run before another."""
     MEMORY_LIMIT = "memory-limit"
     """`MemoryLimitError`"""
     INPUT = "input"

@@ -85,6 +85,8 @@ class Analysis:
     given: Step | None = None
     """The step whose gradients `reach` speaks of, where `step` is made from it: by these words a rule answers for all
     that the change leaves out, with an `Escape` for each operation that it is left out of."""
+    derived: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    """What later stages worked out of it, kept here so that it is worked out once."""
 
     @cached_property
     def hidden(self) -> HiddenStates:

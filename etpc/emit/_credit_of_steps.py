@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from ..analyse import WeightOp
 from ..forms import Traces, apply_back
-from ..ir import Feed, Layout, Past, TraceNode
+from ..ir import Carried, Feed, Layout, TraceNode
 from ._arrays import (
     by_step,
     columns,
@@ -27,12 +27,11 @@ from ._arrays import (
 )
 from ._cut import ByOp, Jacobians, ReadPull, into_op
 from ._forward import Rollout
-from ._gradient import Credit
-from ._move import Moves
+from ._gradient import Credits
 from ._read import Sources
 from ._records import Arrays, Bars, Cotangents, Span, Weights
 from ._step import StepFunctions
-from ._window import Course, Window
+from ._window import Course, ReadEnd, Window
 
 InputPull = Callable[[Cotangents], tuple[list[Array]]]
 """From the derivatives by the outputs of a window to those by the float inputs, each within its own step."""
@@ -91,19 +90,17 @@ def backward(
     residuals: CutWindow,
     traces: Traces,
     outputs: Cotangents,
-    moves: Moves | None = None,
+    read_end: ReadEnd,
 ) -> Bars:
     """The derivatives of the loss of a window, each step apart."""
     (by,) = residuals.read_pull(outputs)
     inputs = [] if residuals.input_pull is None else residuals.input_pull(outputs)[0]
-    credit = StepCredit(window, residuals, traces, by, moves)
-    at_end = moves is not None and len(by.new[0]) == 1
-    terms = window.program.step_grads if at_end else window.program.grads
-    grads = credit.added_to(widened(by.weights), terms)
+    credit = StepCredit(window, residuals, traces, by, read_end)
+    grads = credit.added_to(widened(by.weights), window.program.terms(len(by.new[0])))
     return Bars(grads, window.by_input(inputs), credit.starts, credit.moved)
 
 
-class StepCredit(Credit):
+class StepCredit(Credits):
     """Credit of each step, cut as the traces are: the derivatives `by` of the loss, each step apart."""
 
     def __init__(
@@ -112,10 +109,10 @@ class StepCredit(Credit):
         residuals: CutWindow,
         traces: Traces,
         by: Sources,
-        moves: Moves | None,
+        read_end: ReadEnd,
     ):
         super().__init__(window.program, traces)
-        self.mover, self.residuals, self.moves, self.by = window.mover, residuals, moves, by
+        self.residuals, self.read_end, self.by = residuals, read_end, by
         self.old = None
         """By old states; `None` if no output reads them past the new ones."""
         if window.cut.reads_old:
@@ -148,7 +145,7 @@ class StepCredit(Credit):
                 self.starts[node] = start
         return self._through[feed]
 
-    def first(self, past: Past) -> Array:
+    def first(self, past: Carried) -> Array:
         added, restarts = super().first(past), self.residuals.restarts
         return added if restarts is None else unless(restarts[0], added)
 
@@ -156,13 +153,9 @@ class StepCredit(Credit):
         self.through(node.op, node)
         return self.starts[node]
 
-    def after(self, node: TraceNode) -> Array | None:
-        assert self.moves is not None
+    def at_end(self, node: TraceNode) -> Array:
         credit = take(self.by.new, self.program.reads.layout(node.blocks).states)
-        found = self.mover.read_end(node, self.moves, self.traces, credit)
-        if found is None:
-            return None
-        self.moved[node], gradient = found
+        self.moved[node], gradient = self.read_end(node, credit)
         return gradient
 
     @cached_property
@@ -207,9 +200,9 @@ class StepSignals:
     def through(self) -> tuple[Array, Array]:
         layout, (credit, start) = self.layout, self.credit.passed_back
         by_output = self.credit.into(self.op, credit)
-        if self.credit.program.closed(self.node):
+        if self.credit.program.window.length != "step":
             return by_output, take(start, layout.states)
-        # A window of one step: what other new states pass back to a block is no credit of its trace.
+        # What other new states pass back to a block is no credit of its trace.
         rows, old = rows_of(self.credit.residuals.jacobians.transition), self.old()
         (of_block,) = apply_back(layout.pairs, take_rows(rows, layout.transition), self.new())
         return by_output, of_block if old is None else of_block + old[0]

@@ -22,10 +22,9 @@ from ._arrays import (
     zeros_over,
 )
 from ._forward import Rollout, Stored
-from ._gradient import Credit, StartSignals
-from ._move import Moves
+from ._gradient import Credits, StartSignals
 from ._records import Arrays, Bars, Cotangents, Span, Weights, block_of
-from ._window import Course, Window
+from ._window import Course, ReadEnd, Window
 
 
 class Sources(NamedTuple):
@@ -89,7 +88,7 @@ def backward(
     residuals: UncutWindow,
     traces: Traces,
     outputs: Cotangents,
-    moves: Moves | None = None,
+    read_end: ReadEnd,
 ) -> Bars:
     """The derivatives of the loss of a window, nothing cut."""
     (by,) = residuals.pull(Ends(outputs, residuals.ends))
@@ -206,7 +205,7 @@ def _split(window: Window[UncutWindow], states: Array) -> list[Array]:
     return [part.astype(window.step.dtype) for part in parts]
 
 
-class WindowCredit(Credit):
+class WindowCredit(Credits):
     """Credit that passed back through a window uncut: that of the states at its start."""
 
     def __init__(

@@ -13,7 +13,6 @@ from .._jax import linear_transpose
 from ..analyse import WeightOp, trace_dtype
 from ..forms import Factors, times
 from ..ir import Colouring, Columns, Layout, TraceProgram
-from ..plan import OutputPaths
 from ._arrays import (
     joined,
     over_steps,
@@ -54,9 +53,8 @@ class CutSteps:
     def __init__(self, program: TraceProgram, step: StepFunctions):
         self.program, self.step = program, step
         self.live = step.live
-        paths = OutputPaths(program.analysis, program.credited)
-        self.reading = Reading(step, paths)
-        self.reads_old = paths.from_old_states
+        self.reading = Reading(step, program.paths)
+        self.reads_old = program.paths.from_old_states
 
     def deltas(self, parts: Arrays) -> list[Array]:
         """Perturbations of zero of the live operations, [W, B, ...], spread over devices as the parts are."""

@@ -10,7 +10,7 @@ from ._window import Window
 
 def emit(program: TraceProgram) -> Window[Any]:
     """Emit the functions of a trace program."""
-    step = StepFunctions(program.analysis)
+    step = StepFunctions(program.analysis, program.schedule)
     if program.window.credit == "step":
         return Window(program, step, _credit_of_steps.forward, _credit_of_steps.backward)
     forward = _lookback.forward if program.window.behind else _credit_of_window.forward

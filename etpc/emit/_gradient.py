@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +13,19 @@ from .._jax import by_parts, is_complex, promoting, result_type
 from ..analyse import WeightOp
 from ..errors import AlgorithmError
 from ..forms import AddsToFirst, Carry, Joined, Rows, Signals, Site, Traces
-from ..ir import After, Direct, Grads, Past, Term, Through, TraceNode, TraceProgram
+from ..ir import (
+    AtEnd,
+    Carried,
+    Credit,
+    Data,
+    Direct,
+    Grads,
+    Product,
+    Steps,
+    Through,
+    TraceNode,
+    TraceProgram,
+)
 from ._arrays import joined, sum_dtype
 from ._move import computed
 from ._records import Arrays
@@ -32,7 +44,7 @@ def sum_of_gradients(grads: Arrays, more: Arrays) -> list[Array]:
     return [_sum(a, b) for a, b in zip(grads, more, strict=True)]
 
 
-class Credit(abc.ABC):
+class Credits(abc.ABC):
     """The credit of a window, as the terms of a trace program ask for it."""
 
     def __init__(self, program: TraceProgram, traces: Traces):
@@ -44,7 +56,6 @@ class Credit(abc.ABC):
         self.moved: dict[TraceNode, Carry] = {}
         """The traces that were read at the end of the window, there."""
         self._pasts: dict[TraceNode, Sequence[list[Rows] | Array]] = {}
-        self._ends: dict[TraceNode, Array | None] = {}
 
     @abc.abstractmethod
     def start(self, node: TraceNode) -> Array:
@@ -62,18 +73,18 @@ class Credit(abc.ABC):
         """The credit of an operation by way of the new states, [W, B, G * O]."""
         raise NotImplementedError
 
-    def after(self, node: TraceNode) -> Array | None:
-        """The gradient from a trace at the end of a window of one step; `None` where its form declines."""
+    def at_end(self, node: TraceNode) -> Array:
+        """The gradient that is read from a trace at the end of a window of one step."""
         raise NotImplementedError
 
-    def first(self, past: Past) -> Array:
+    def first(self, past: Carried) -> Array:
         """What the past adds to the data of the first step, [B, G, I]."""
         node = past.trace
         assert isinstance(node.form, AddsToFirst)
         added = node.form.first_data(self.program.site(node), self.carries[node])
         return by_op(node, added)[past.slot]
 
-    def past(self, past: Past) -> list[Rows] | Array:
+    def past(self, past: Carried) -> list[Rows] | Array:
         """What a trace gives for one of its operations: pairs of data and credit, or the gradient of the weight."""
         node = past.trace
         if node not in self._pasts:
@@ -92,48 +103,52 @@ class Credit(abc.ABC):
         return found
 
     def added_to(self, grads: Arrays, terms: Grads) -> list[Array]:
-        """Gradients by the effective weights, at least float32, with the terms of each operation. Where a form declines
-        to be read at the end of the window, all operations of its trace have their terms of any window."""
+        """Gradients by the effective weights, at least float32, with the terms of each operation."""
         grads, weights = list(grads), self.program.analysis.split.weights
-        at_end = {
-            term.trace for of_op in terms.values() for term in of_op if isinstance(term, After)
-        }
-        self._ends = {node: self.after(node) for node in self.program.traces if node in at_end}
-        declined = {op for node, end in self._ends.items() if end is None for op in node.ops}
+        data = [term.data for of_op in terms.values() for term in of_op]
+        at_end = {of.trace for of in data if isinstance(of, AtEnd)}
+        ends = {node: self.at_end(node) for node in self.program.traces if node in at_end}
         for op, of_op in terms.items():
             place = weights.index(op.weight)
-            for new in self._of_op(op, self.program.grads[op] if op in declined else of_op):
+            for new in self._of_op(op, of_op, ends):
                 new = new if is_complex(grads[place]) else new.real
                 grads[place] = _sum(grads[place], new.astype(grads[place].dtype))
         return grads
 
-    def _of_op(self, op: WeightOp, terms: Sequence[Term]) -> list[Array]:
+    def _of_op(
+        self, op: WeightOp, terms: Sequence[Product], ends: Mapping[TraceNode, Array]
+    ) -> list[Array]:
         """What the terms of one operation give: gradients of its weight."""
-        credits: list[Array] = []
         rows: list[tuple[Array | None, Array] | Rows] = []
         of_trace: list[Array] = []
-        x: Array | None = None
+        credits: dict[Data, list[Credit]] = {}
         for term in terms:
-            match term:
-                case Direct():
-                    x = self.data(op)
-                    credits.append(self.direct(op))
-                case Through(_, trace, past):
-                    credits.append(self.through(op, trace))
+            credits.setdefault(term.data, []).append(term.credit)
+        for data, of_data in credits.items():
+            match data:
+                case Steps(_, past):
+                    x, first, *more = self.data(op), *map(self._of_steps, of_data)
                     if past is not None and x is not None:
                         x = jnp.concatenate([x[:1] + self.first(past)[None], x[1:]])
-                case Past():
-                    given = self.past(term)
+                    rows.append((x, sum((c.reshape(first.shape) for c in more), first)))
+                case Carried():
+                    given = self.past(data)
                     if isinstance(given, list):
                         rows += given
                     else:
                         of_trace.append(given)
-                case After(trace):
-                    end = self._ends[trace]
-                    of_trace += [] if end is None else [end]
-        if credits:
-            rows.insert(0, (x, sum((c.reshape(credits[0].shape) for c in credits[1:]), credits[0])))
+                case AtEnd(trace):
+                    of_trace.append(ends[trace])
         return [*of_trace, *([_product(op, rows)] if rows else [])]
+
+    def _of_steps(self, credit: Credit) -> Array:
+        """The credit of an operation at each step of a window."""
+        match credit:
+            case Through(op, trace):
+                return self.through(op, trace)
+            case _:
+                assert isinstance(credit, Direct)
+                return self.direct(credit.op)
 
 
 def by_op(node: TraceNode, x: Array) -> list[Array]:

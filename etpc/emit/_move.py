@@ -165,19 +165,22 @@ class Mover:
         return Traces(carries, shared, each, past)
 
     def read_end(
-        self, node: TraceNode, moves: Moves, traces: Traces, credit: Array
-    ) -> tuple[Carry, Array] | None:
+        self, moves: Moves, traces: Traces, node: TraceNode, credit: Array
+    ) -> tuple[Carry, Array]:
         """A trace at the end of a window of one step, and the gradient of the weight; `credit` is that of its block,
         [1, B, m, GO]. There is no extension where windows are cut."""
-        assert isinstance(node.form, ReadsEnd)
         place = self._place[node]
         site, carry = computed(self.program, node, moves.going_on(node, traces.carries[place]))
         factors = list(moves.factors)
         factors[place] = [hide_from_xla(of_feed, credit) for of_feed in factors[place]]
         passage, path = self._passages(factors, None)(node), moves.paths[place]
         new = node.form.move(site, passage, path, carry, None)
-        found = node.form.read_end(site, credit[0], new)
-        return None if found is None else (new, checked_gradient(node, "read_end", found))
+        return new, _read_end(node, site, credit, new)
+
+    def read_moved(self, last: Traces, node: TraceNode, credit: Array) -> tuple[Carry, Array]:
+        """The same of traces that were moved."""
+        site, new = computed(self.program, node, last.carries[self._place[node]])
+        return new, _read_end(node, site, credit, new)
 
     def _passages(
         self, factors: list[list[Factors]], after: Array | None
@@ -196,6 +199,11 @@ class Mover:
 
     def _layout(self, node: TraceNode) -> Layout:
         return self.program.reads.layout(node.blocks)
+
+
+def _read_end(node: TraceNode, site: Site, credit: Array, carry: Carry) -> Array:
+    assert isinstance(node.form, ReadsEnd)
+    return checked_gradient(node, "read_end", node.form.read_end(site, credit[0], carry))
 
 
 def computed(program: TraceProgram, node: TraceNode, carry: Carry) -> tuple[Site, Carry]:

@@ -6,28 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, prims
+from .._jax import Equation, Rule, prims
 from .._jax.primitives import facts
-from ..tuning import tuning
+from ..schedule import Schedule
 
 SymbolicZero: Any = jax.custom_derivatives.SymbolicZero
 
 
-def prefix_rule(eqn: Equation, values: list[Any]) -> list[Any] | None:
+def prefix_rule(schedule: Schedule) -> Rule:
     """The rule by which the equations of the prefix are evaluated."""
-    results = _zero_stays_zero(eqn, values)
-    if eqn.primitive not in (prims.sin_p, prims.cos_p) or not tuning().stores_sines:
-        return results
-    return [_stored(a) for a in (eqn.bind(*values) if results is None else results)]
 
+    def rule(eqn: Equation, values: list[Any]) -> list[Any] | None:
+        results = _zero_stays_zero(eqn, values)
+        if eqn.primitive not in (prims.sin_p, prims.cos_p):
+            return results
+        return [schedule.stored(a) for a in (eqn.bind(*values) if results is None else results)]
 
-def _stored(a: jax.Array) -> jax.Array:
-    """An array that XLA writes to memory before it is read.
-
-    XLA fuses a sine into each loop that reads it, and a loop over a batch of blocks then computes a sine for each
-    entry. It does not fuse a sum over an axis; an `optimization_barrier` is gone by the time it fuses.
-    """
-    return jnp.stack([a, jnp.zeros_like(a)]).sum(0)
+    return rule
 
 
 def _zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .._jax import Equation, Variable, evaluate, prune
-from ..plan import OutputPaths, data_of
+from ..analyse import data_of
+from ..ir import OutputPaths
 from ._forward import Values, superpose
 from ._records import Arrays, Taken, Weights
 from ._step import StepFunctions

@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from .._jax import Equation, Rule, evaluate, prune
 from ..analyse import Analysis, WeightOp, by_equation, shifted
+from ..schedule import Schedule
 from ._forward import Forward, Values, fixed_values
 from ._prefix import prefix_rule
 from ._records import Arrays, Taken, Weights
@@ -25,9 +26,9 @@ class StepFunctions:
     - `forward`: the model over a window.
     """
 
-    def __init__(self, analysis: Analysis):
+    def __init__(self, analysis: Analysis, schedule: Schedule = Schedule()):
         a, body = analysis, analysis.split.body
-        self.analysis = analysis
+        self.analysis, self.schedule = analysis, schedule
         self.dtype = a.hidden.dtype
         self.live: list[WeightOp] = [op for op in a.ops if a.reach[op.number].role == "state"]
         self.saved = [op for op in self.live if op.number in a.cut]
@@ -70,7 +71,7 @@ class StepFunctions:
         env: Values = dict(a.step.constants)
         env.update(zip(a.step.parameters, parameters, strict=True))
         outputs = (*a.split.weights, *a.split.others)
-        evaluate(prune(a.split.prefix, outputs), env, prefix_rule)
+        evaluate(prune(a.split.prefix, outputs), env, prefix_rule(self.schedule))
         return Weights(
             tuple(jnp.asarray(env[v]) for v in a.split.weights),
             tuple(env[v] for v in a.split.others),

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import promoting, without_derivative
-from ..forms import Carry, Traces, zero_after
-from ..ir import TraceProgram
-from ..tuning import scheduled
+from ..forms import Carry, Traces
+from ..ir import AtEnd, TraceNode, TraceProgram
+from ..schedule import zero_after
 from ._cut import CutSteps
 from ._move import Mover, Moves
 from ._prefix import instantiated
@@ -68,6 +68,11 @@ class Learned(NamedTuple):
     """The traces, which are yet to be moved."""
 
 
+ReadEnd = Callable[[TraceNode, Array], tuple[Carry, Array]]
+"""A trace at the end of a window of one step, and the gradient that is read from it, from the credit of its block,
+[1, B, m, GO]."""
+
+
 class Moving(NamedTuple):
     """The traces at the start of a window, and what moves them to its end."""
 
@@ -100,9 +105,8 @@ class Window(Generic[Residuals]):
 
         - `forward(window, weights, span, traces, moving)` runs a window; `moving` are the inputs that it will be
             differentiated by.
-        - `backward(window, residuals, traces, outputs, moves)`: the derivatives of the loss from those by the outputs;
-            `moves` moves the traces, so that they may be read at the end of the window, and is `None` where they are
-            read at its start.
+        - `backward(window, residuals, traces, outputs, read_end)`: the derivatives of the loss from those by the
+            outputs; `read_end` gives a trace at the end of a window of one step, and what is read from it there.
         """
         self.program, self.step = program, step
         self.forward = functools.partial(forward, self)
@@ -118,12 +122,12 @@ class Window(Generic[Residuals]):
         self.moved = self.emitted(self._moved)
 
     def emitted(self, function: Function) -> Function:
-        """A function of the emitted program: traced under JAX's standard promotion, and laid out for the back end where
-        that pass runs."""
+        """A function of the emitted program: traced under JAX's standard promotion. Products of traces, credit and
+        Jacobians have the precision of the target; those of the model have it in their parameters."""
 
         @functools.wraps(function)
         def emitted(*args: Any) -> Any:
-            with scheduled(self.program.pieces):
+            with jax.default_matmul_precision(self.program.target.precision):
                 return promoting(function)(*args)
 
         return cast(Function, emitted)
@@ -138,7 +142,8 @@ class Window(Generic[Residuals]):
         course = self.forward(weights, span, traces)
         loss, pull, aux = jax.vjp(loss_of, course.outputs, has_aux=True)
         (outputs_bar,) = pull(jnp.ones_like(loss))
-        bars = self.backward(course.residuals, traces, outputs_bar, course.moves)
+        read_end = functools.partial(self.mover.read_end, course.moves, traces)
+        bars = self.backward(course.residuals, traces, outputs_bar, read_end)
         return Learned(loss, aux, bars.weights, course.last, Moving(traces, course.moves, bars))
 
     def _moved(self, moving: Moving, last: Sequence[Array]) -> Traces:
@@ -184,6 +189,10 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
     def finished(course: Course[Any], traces: Traces) -> Result:
         return Result(course.outputs, course.last, window.mover.move(course.moves, traces))
 
+    def reads_end(span: Span) -> bool:
+        terms = window.program.terms(len(span.xs[0])).values()
+        return any(isinstance(term.data, AtEnd) for of_op in terms for term in of_op)
+
     @jax.custom_vjp
     @emitted
     def run(weights: Weights, span: Span, traces: Traces) -> Result:
@@ -200,14 +209,16 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
         residuals = course.residuals
         if window.holds_steps:
             residuals = without_derivative(residuals, NO_SECOND_DERIVATIVE)
-        held = without_derivative(traces, NO_SECOND_DERIVATIVE)
-        return finished(course, traces), (residuals, held)
+        result = finished(course, traces)
+        read = traces, result.traces if reads_end(span) else None
+        return result, (residuals, *without_derivative(read, NO_SECOND_DERIVATIVE))
 
     @emitted
-    def backward(kept: tuple[Any, Traces], cotangents: Result):
-        residuals, traces = kept
+    def backward(kept: tuple[Any, Traces, Traces], cotangents: Result):
+        residuals, traces, last = kept
         outputs = [instantiated(a) for a in cotangents.outputs]
-        bars = window.backward(residuals, traces, outputs)
+        read_end = functools.partial(window.mover.read_moved, last)
+        bars = window.backward(residuals, traces, outputs, read_end)
         dtypes = [v.aval.dtype for v in window.program.analysis.split.weights]
         by_weights = tuple(g.astype(dtype) for g, dtype in zip(bars.weights, dtypes, strict=True))
         none: Any = None

@@ -10,7 +10,8 @@ import sympy as sp
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
 from ..forms import Decay, Filtered, Full, Holomorphic, LowRank
-from ..ir import After, Direct, Past, Through, TraceNode, TraceProgram
+from ..ir import AtEnd, Carried, Direct, Steps, Through, TraceNode, TraceProgram
+from ..ir import Product as GradientTerm
 from ._functions import dot
 from ._nodes import ACROSS, HERE, WHOLE, Array, Ids, Sums
 from ._products import Grid, Product
@@ -72,7 +73,7 @@ class Rule:
         new = [a for leaf in leaves for a in self.step.new_state[leaf]]
         self.states: list[State] = [*zip(self.step.hidden, new, strict=True)]
         for place, leaf in enumerate(leaves):
-            for array in self.step.new_state[leaf] if place in program.credited else ():
+            for array in self.step.new_state[leaf] if place in program.paths.credited else ():
                 array.kind = "state"
         self.loss = {
             a: self._array(f"dl_d{a.name}", a.shape)
@@ -549,25 +550,26 @@ class Rule:
     def _gradient(self, op: WeightOp) -> Iterator[Equation]:
         """The terms of a gradient in a step."""
         is_read = self.analysis.reach[op.number].role == "output"
-        for term in self.program.step_grads.get(op, (Direct(op),) if is_read else ()):
+        direct = GradientTerm(Steps(op), Direct(op))
+        for term in self.program.step_grads.get(op, (direct,) if is_read else ()):
             match term:
-                case Direct():
+                case GradientTerm(_, Direct()):
                     given = [self.credit(s) for s in self.sources(op)]
                     yield from self._outer(op, given, "direct")
-                case Through(_, node, past) if node is None or not isinstance(node.form, Decay):
-                    given = [self._into(s, "c") for s in self.sources(op)]
-                    yield from self._outer(op, given, "through")
-                    if past is not None:
-                        yield from self._of_trace(past.trace, past.slot, False)
-                case Through(_, TraceNode() as node):
-                    yield from self._decayed(op, node, True)
-                    yield from self._decayed(op, node, False)
-                case Past(node, slot) if not isinstance(node.form, Decay):
+                case GradientTerm(Steps(_, past), Through(_, node)):
+                    if node is None or not isinstance(node.form, Decay):
+                        given = [self._into(s, "c") for s in self.sources(op)]
+                        yield from self._outer(op, given, "through")
+                        if past is not None:
+                            yield from self._of_trace(past.trace, past.slot, False)
+                    else:
+                        yield from self._decayed(op, node, True)
+                        yield from self._decayed(op, node, False)
+                case GradientTerm(Carried(node, slot)) if not isinstance(node.form, Decay):
                     yield from self._of_trace(node, slot, False)
-                case After(node):
-                    yield from self._of_trace(
-                        node, node.ops.index(op) % len(node.feeds[0].ops), True
-                    )
+                case GradientTerm(AtEnd(node)):
+                    place = node.ops.index(op) % len(node.feeds[0].ops)
+                    yield from self._of_trace(node, place, True)
 
     def _added(
         self, op: WeightOp, part: int, terms: Sequence[tuple[Any, np.ndarray]], note: str

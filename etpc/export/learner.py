@@ -14,6 +14,7 @@ from .._jax import is_key
 from ..errors import InputError, InputTypeError, raise_together
 from ..files.record import record
 from ..run import Carry, Online
+from ..schedule import Target
 from ..trace import Leaves
 from .modules import (
     Module,
@@ -147,6 +148,7 @@ def export_learner(
 ) -> Exported:
     """What [`Online.export`][etpc.Online.export] returns. `data`: inputs, targets, mask and `begins`."""
     check_platforms(platforms)
+    learner = _planned_for(learner, platforms)
     state = training(model, opt_state, carry)
     roles = ("xs", "input"), ("targets", "target"), ("mask", "mask"), ("begins", "begins")
     pairs = zip(data, roles, strict=True)
@@ -184,6 +186,30 @@ def export_learner(
         files={UPDATE: update_module.described, PREDICT: predict_module.described},
     )
     return Exported(manifest, first, {UPDATE: update_module.code, PREDICT: predict_module.code})
+
+
+def _planned_for(learner: Online, platforms: Sequence[str]) -> Online:
+    """The learner with the program of these platforms.
+
+    **Raises** `InputError` where they have several, as a module has one.
+    """
+    given = learner.program.ir.target
+    targets = [
+        given if p == given.platform else Target(p, given.devices, given.precision)
+        for p in platforms
+    ]
+    programs = [learner.program if t == given else learner.program.for_target(t) for t in targets]
+    first, *others = ({**p.ir.as_dict(), "target": None} for p in programs)
+    if different := [p for p, other in zip(platforms[1:], others, strict=True) if other != first]:
+        raise InputError(
+            f"platforms={tuple(platforms)}: a module has one program, and those for {platforms[0]} and "
+            f"{different[0]} differ, as loops over traces are cut into pieces on a CPU alone. Export once for each, or "
+            "leave the pass `schedule` out of `passes=`."
+        )
+    if programs[0] is learner.program:
+        return learner
+    rest = learner.loss_fn, learner.optimizer, learner.every, learner.reduction
+    return Online(programs[0], *rest, learner.has_aux, learner.skip_nonfinite)
 
 
 def _predict(

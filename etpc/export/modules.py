@@ -384,7 +384,7 @@ class Modules:
 def _platform() -> str:
     """Where JAX puts arrays, by the names of platforms that it exports for."""
     device, *_ = jnp.zeros(()).devices()
-    is_default = device.platform == jax.default_backend()
+    is_default = device.platform == jax.devices()[0].platform
     return export.default_export_platform() if is_default else device.platform
 
 

@@ -10,7 +10,6 @@ from ._joined import Joined
 from ._low_passed import LowPassed
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
-from ._pieces import zero_after
 from ._presynaptic import Presynaptic
 from ._random_pairs import KroneckerFactor, KroneckerSum, least_variance, random_signs
 from ._recursion import Recursion
@@ -74,6 +73,5 @@ __all__ = [
     "size_of",
     "suffix_products",
     "times",
-    "zero_after",
     "zeros",
 ]

@@ -102,7 +102,7 @@ class Decay(Trace):
         x = site.data(factors.x)
         powers, weights = _decays(self.decays[0], len(x), begins)
         last_weights = jnp.asarray(weights[-1], x.dtype)
-        added = jnp.einsum("sb,sbgi->bgi", last_weights, x, precision=lax.Precision.HIGHEST)
+        added = jnp.einsum("sb,sbgi->bgi", last_weights, x)
         kept = jnp.asarray(powers[-1], jnp.finfo(last.dtype).dtype)
         last_x = kept.reshape(-1, *[1] * (carry[0].ndim - 1)) * carry[0]
         last_x += added.reshape(carry[0].shape)

@@ -26,7 +26,8 @@ group are one array then, and XLA compiles two kernels fewer."""
 class Filtered(Trace):
     """`X' = D X + F x^T` once for each class of outputs, all of which have equal D and F, and so equal traces.
 
-    The carry is X, [B, m, I, G, K] for K classes in a group. Axes of length one are left out, except that of inputs.
+    The carry is X, [B, m, G, K, I] for K classes in a group. Axes of length one are left out, except that of inputs,
+    which is last: the last axis is padded to 128 places on a TPU, and K is small.
     """
 
     classes: tuple[tuple[int, ...], ...]
@@ -58,11 +59,11 @@ class Filtered(Trace):
         return block * self.per_group
 
     def _axes(self, site: Site) -> tuple[int, ...]:
-        return site.block, site.kind.inputs, *self.first.shape
+        return site.block, *self.first.shape, site.kind.inputs
 
     def init(self, site: Site, batch: int) -> Carry:
         groups = (n for n in self.first.shape if n > 1)
-        return zeros(batch, [(*site.states, site.kind.inputs, *groups)], site.dtype)
+        return zeros(batch, [(*site.states, *groups, site.kind.inputs)], site.dtype)
 
     def move(
         self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
@@ -85,10 +86,10 @@ class Filtered(Trace):
         filtered: Array,
     ) -> Array:
         """The filtered inputs at the end of the window."""
-        m, _, g, k = self._axes(site)
+        m, g, k, _ = self._axes(site)
         if len(x) == 1 or self.count(m) <= FEW:
-            added = added.reshape(*added.shape[:3], 1, g, k)
-            steps = transition, added, x.swapaxes(2, 3)[:, :, None, ..., None]
+            added = added.reshape(*added.shape[:3], g, k, 1)
+            steps = transition, added, x[:, :, None, :, None]
 
             def step(old: Array, now: list[Array]) -> tuple[Array, None]:
                 moves, new, x = (a.reshape(b.shape[1:]) for a, b in zip(now, steps, strict=True))
@@ -101,28 +102,28 @@ class Filtered(Trace):
             return lax.scan(step, filtered, narrow)[0]
         move, whole = suffix_products(site.pairs, transition, range(m))
         moved = move(added).reshape(*added.shape[:3], g, k)
-        sums = functools.partial(jnp.einsum, "wbmgk,wbgi->bmigk", precision=lax.Precision.HIGHEST)
+        sums = functools.partial(jnp.einsum, "wbmgk,wbgi->bmgki")
         new = by_parts(sums, moved, x)
         old = self._applied(site, whole, filtered)
         return (old.reshape(new.shape) + new).reshape(filtered.shape)
 
     def _applied(self, site: Site, transition: Inexact[Array, "B P o"], filtered: Array) -> Array:
         """A transition of one step or several, applied to the filtered inputs."""
-        m, inputs, g, k = self._axes(site)
-        if transition.shape[-1] == 1:
-            return apply(site.pairs, transition, filtered.reshape(-1, m, inputs * g * k))
-        by_input = filtered.reshape(-1, m, inputs, g * k).swapaxes(1, 2)
-        return apply(site.pairs, transition[:, None], by_input).swapaxes(1, 2)
+        m, g, k, inputs = self._axes(site)
+        if transition.shape[-1] > 1:  # each class has its own
+            shape = (*transition.shape, inputs)
+            transition = jnp.broadcast_to(transition[..., None], shape).reshape(*shape[:-2], -1)
+        return apply(site.pairs, transition, filtered.reshape(-1, m, g * k * inputs))
 
     def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows] | Array:
         """With one class: the filtered inputs, and the credit of their place in the block. With several: the gradient,
         a product of matrices for each class."""
         data = self._data(site, carry)
         if self.per_group == 1:
-            return [(data[..., 0].transpose(1, 0, 3, 2), start.swapaxes(0, 1))]
+            return [(data[:, :, :, 0].swapaxes(0, 1), start.swapaxes(0, 1))]
         outputs, place = self._members
         credit = jnp.where(outputs >= 0, start[..., outputs], jnp.zeros((), start.dtype))
-        of_class = summed("bmigk,bmgkn->gikn", data, credit, precision=lax.Precision.HIGHEST)
+        of_class = summed("bmgki,bmgkn->gikn", data, credit)
         by_place = of_class.reshape(*of_class.shape[:2], -1)
         return site.kind.gather(jnp.take_along_axis(by_place, place[:, None], 2))
 
@@ -143,14 +144,14 @@ class Filtered(Trace):
         place[outputs[exists]] = np.flatnonzero(exists) % (exists.size // g)
         return np.where(exists, outputs, -1).reshape(g, k, -1), place.reshape(g, -1)
 
-    def _data(self, site: Site, carry: Carry) -> Inexact[Array, "B m I G K"]:
+    def _data(self, site: Site, carry: Carry) -> Inexact[Array, "B m G K I"]:
         return carry[0].reshape(-1, *self._axes(site))
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         """The trace that the filtered inputs stand for, in the shape of the whole trace."""
-        data = self._data(site, carry)[0]  # [m, I, G, K]
-        of_output = jnp.take_along_axis(data, self._places[None, None], -1)
-        return {"trace": Full().in_order(site, of_output.transpose(2, 1, 0, 3))}
+        data = self._data(site, carry)[0]  # [m, G, K, I]
+        of_output = jnp.take_along_axis(data, self._places[None, ..., None], 2)
+        return {"trace": Full().in_order(site, of_output.transpose(1, 3, 0, 2))}
 
 
 __all__ = ["Filtered"]

@@ -1,19 +1,17 @@
 """The whole eligibility trace: one entry for every use of a weight and every block state."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
 from .._jax import by_parts, result_type
-from ..tuning import tuning
-from ._pieces import over_examples, overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
-from ._transitions import apply, apply_columns, in_columns, times
+from ._transitions import UNROLLED, apply, apply_columns, in_columns, times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +60,10 @@ class Full(Trace):
         return site.block == 2 and is_dense and jnp.issubdtype(site.dtype, jnp.floating)
 
     def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return _gathered(site, over_examples(carry[0], _signal(site, start), _states(site)))
+        return _read(site, start, carry[0])
 
-    def read_end(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array | None:
-        if self.as_complex and len(credit) == 1:
-            return None  # XLA would compute the parts of a complex number a second time where they are read
-        signal = _signal(site, credit)
-        return _gathered(site, over_examples(carry[0], signal, _states(site), at_each_step=True))
+    def read_end(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
+        return _read(site, credit, carry[0], at_each_step=True)
 
     def move(
         self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
@@ -138,7 +133,7 @@ def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
     left = left.swapaxes(-2, -1)  # before the loop, in which products read it
     left, right, whole = (_without_ones(site, a) for a in (left, right, whole))
 
-    few = steps == 1 or max(steps, m * o) <= tuning().outer_products
+    few = site.schedule.adds_products(steps, m * o)
 
     def added_up(left: Array, right: Array) -> Array:
         if not few:
@@ -165,12 +160,12 @@ def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
     columns = in_columns(pairs, whole, -3) if m > 1 else [whole]
     # Large traces are cut along groups, or along the first axis of the weight; on several devices along that of inputs,
     # as the other may be spread over these.
-    by_group, axis = g > i, -1 if last and jax.device_count() > 1 else -2
+    by_group, axis = g > i, -1 if last and site.schedule.devices > 1 else -2
     place = lambda a: 1 if by_group else a.ndim + axis
     cut = [(left, axis == -2), (right, axis == -1), *((c, (axis == -2) == last) for c in columns)]
     operands = [(a, place(a) if by_group or has_axis else None) for a, has_axis in cut]
     at_once = steps == 1 and (m == 1 or paired)  # one loop over the entries, which needs no memory
-    return overwrite(eps, place(eps), update, operands, passage.after, at_once)
+    return site.schedule.overwrite(eps, place(eps), update, operands, passage.after, at_once)
 
 
 def _of_state(a: Inexact[Array, "... m p q"], n: int) -> Array:
@@ -214,14 +209,29 @@ def _by_entry(site: Site, a: Inexact[Array, "B n o"]) -> Inexact[Array, "B g n .
     return jnp.expand_dims(a, -1 if _inputs_last(site) else -2) if is_matrix else a
 
 
-def _signal(site: Site, credit: Inexact[Array, "B m GO"]) -> Array:
-    """Credit as it is multiplied with the entries of a trace."""
-    return _without_ones(site, _by_entry(site, credit))
+def _read(
+    site: Site, credit: Inexact[Array, "B m GO"], trace: Array, at_each_step: bool = False
+) -> Array:
+    """The gradient of the weight from a trace and the credit of its block. `at_each_step`: in a window of one step."""
+    signal = _without_ones(site, _by_entry(site, credit))  # as it is multiplied with the entries
+    if site.block == 1:  # `times` compares each entry with zero
+        is_real = jnp.issubdtype(trace.dtype, jnp.floating)
+        finite = operator.mul if is_real else times
+        sums = (times, signal, trace, finite if at_each_step else None)
+        return _gathered(site, site.schedule.sum_over_examples(*sums))
+    axis = 1 + len(site.group) - signal.ndim
+    at = lambda a, n: lax.index_in_dim(a, n, a.ndim + axis, keepdims=False)
 
+    def product(signal: Array, trace: Array) -> Array:
+        if trace.ndim < signal.ndim:  # two states, as the parts of a complex number
+            return times(at(signal, 0), trace.real) + times(at(signal, 1), trace.imag)
+        if site.block > UNROLLED:
+            return times(signal, trace).sum(axis)
+        terms = [times(at(signal, n), at(trace, n)) for n in range(site.block)]
+        return sum(terms[1:], terms[0])
 
-def _states(site: Site) -> int | None:
-    """The axis of block states in what is multiplied with the trace, if there is one."""
-    return 1 + len(site.group) if site.block > 1 else None
+    finite = product if at_each_step else None
+    return _gathered(site, site.schedule.sum_over_examples(product, signal, trace, finite))
 
 
 def _gathered(site: Site, entries: Array) -> Array:

@@ -94,7 +94,7 @@ class Holomorphic(Trace):
     def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
         return self.inner.past(self._complex(site), self._joined(start), carry)
 
-    def read_end(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array | None:
+    def read_end(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
         return self.inner.read_end(self._complex(site), self._joined(credit), carry)
 
     def _joined(self, credit: Inexact[Array, "B m GO"]) -> Array:

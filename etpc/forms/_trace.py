@@ -17,6 +17,7 @@ from jaxtyping import Bool, Inexact
 from .._jax import is_complex
 from ..errors import AlgorithmError
 from ..ops import Kind
+from ..schedule import Schedule
 from ._pairs import Pairs, every_pair
 
 Carry = tuple[Array, ...]
@@ -37,6 +38,8 @@ class Site:
     """Of the trace: at least float32, and complex where the operation is."""
     transitions: Pairs | None = None
     """The transitions that the step has among the places of a block, or `None` for any."""
+    schedule: Schedule = Schedule()
+    """How passes over a large trace are laid out, for the target of the program."""
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -248,10 +251,9 @@ class Trace:
 class ReadsEnd(Protocol):
     """A form whose whole gradient can be read from the carry at the end of a window of one step."""
 
-    def read_end(self, site: Site, credit: Array, carry: Carry) -> Array | None:
+    def read_end(self, site: Site, credit: Array, carry: Carry) -> Array:
         """The gradient of the weight, from the credit [B, m, G * O] of the new states. It takes the place of `read` and
-        `past` where no path leads past the new states to the output; `None` where the carry is to be read at the start.
-        """
+        `past` where no path leads past the new states to the output."""
         ...
 
 

@@ -1,43 +1,58 @@
 """The trace program between plan and emission: traces, terms, how Jacobians are read, and the window."""
 
 from ._check import check
+from ._nodes import Feed, TraceNode
 from ._pairs import uses
-from ._program import (
-    After,
-    Change,
+from ._paths import MovedStates, OutputPaths
+from ._program import Change, Length, TraceProgram, WindowSpec
+from ._reads import Colouring, Columns, Index, Layout, Reads, block_rows, entered
+from ._terms import (
+    AtEnd,
+    AtStart,
+    Carried,
+    Credit,
+    Data,
     Direct,
-    Feed,
     Grads,
-    Past,
-    Term,
+    Product,
+    Signal,
+    Steps,
     Through,
-    TraceNode,
-    TraceProgram,
-    WindowSpec,
+    end_of,
+    past_of,
     terms_of,
 )
-from ._reads import Colouring, Columns, Index, Layout, Reads, block_rows, entered
 
 __all__ = [
-    "After",
+    "AtEnd",
+    "AtStart",
+    "Carried",
     "Change",
     "Colouring",
     "Columns",
+    "Credit",
+    "Data",
     "Direct",
     "Feed",
     "Grads",
     "Index",
     "Layout",
-    "Past",
+    "Length",
+    "MovedStates",
+    "OutputPaths",
+    "Product",
     "Reads",
-    "Term",
+    "Signal",
+    "Steps",
     "Through",
     "TraceNode",
     "TraceProgram",
     "WindowSpec",
     "block_rows",
     "check",
+    "end_of",
     "entered",
+    "past_of",
     "terms_of",
     "uses",
 ]

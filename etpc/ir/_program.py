@@ -3,15 +3,18 @@
 The plan makes a program without optimisations; passes rewrite it; emission reads nothing else. `print(program.ir)`
 shows it:
 
+    for cpu, 3,145,728 bytes of cache, products at precision highest
     t0 = Decay(decay=0.9) float32[512 x 2]  feeds (.weight_ih | .weight_hh)  # join_products
     t1 = Full float32[512 x 1]              feeds (.bias)  # drop_unlasting
-    grad .weight_ih = direct + through t0 joined with past t0.0
-    grad .weight_hh = direct + through t0 joined with past t0.1
-    grad .bias = direct + through t1 + past t1
+    grad .weight_ih = (x + past t0.0) * through t0
+    grad .weight_hh = (x + past t0.1) * through t0
+    grad .bias = x * (direct + through t1) + past t1 * its credit
     in windows of one step
-      grad .bias = after t1
-    read D and F by 1 vector-Jacobian products
-    window of 16 steps, credit of each step
+      grad .bias = end t1 * signal
+    zero: x * direct of .weight_ih, as no path leads to the output past the new states
+    credit at all hidden states, D and F by 1 vector-Jacobian products
+    window of 16 steps (open), credit of each step
+    loops over traces in pieces of 3,145,728 bytes
 
 A trace is one recursion that is carried, `eps' = D eps + F_1 x_1 + F_2 x_2 + ...`, with a summand for each feed.
 """
@@ -19,154 +22,31 @@ A trace is one recursion that is carried, `eps' = D eps + F_1 x_1 + F_2 x_2 + ..
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from .._jax import result_type
 from ..algorithms import Algorithm
-from ..analyse import Analysis, Pattern, WeightOp
-from ..forms import Extension, Joined, Site, Trace, bytes_of
-from ..ops import Kind
+from ..analyse import Analysis, WeightOp
+from ..forms import Extension, Site
+from ..schedule import Schedule, Target
+from ._nodes import Feed, TraceNode, form_text
+from ._paths import OutputPaths
 from ._reads import Reads
+from ._terms import CreditFlow, Grads, Product, sum_in_words, terms_of, words
 
+Length = Literal["open", "near", "asked", "meant", "step"]
+"""Why a window has as many steps as it has:
 
-@runtime_checkable
-class Facts(Protocol):
-    """What is proved of the whole traces of a program, for all values of its parameters."""
-
-    def block(self, op: WeightOp) -> Pattern:
-        """The states in the whole trace of an operation that are read at the start of a window."""
-        ...
-
-    def ends(self, op: WeightOp) -> bool:
-        """Whether no later step reads what an operation does to the states, but as data that is held constant."""
-        ...
-
-    def look(self, op: WeightOp, block: Pattern) -> Any:
-        """What was found of an operation whose outputs might have equal traces; `None` if nothing was looked for."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Feed:
-    """What enters a trace at each step: the data of one operation, or of several side by side, by one F."""
-
-    ops: tuple[WeightOp, ...]
-    """Operations that are added up before anything reads them; F is that of the first."""
-
-    @property
-    def kind(self) -> Kind:
-        """The operation, with the data of all."""
-        kinds = tuple(op.kind for op in self.ops)
-        return kinds[0] if len(kinds) == 1 else cast(Kind, Joined(kinds))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TraceNode:
-    """One recursion that is carried."""
-
-    form: Trace
-    """What says what is carried of it, how that moves, and what it gives to the gradient."""
-    blocks: Pattern
-    """Outputs x states: the states that the trace of each output holds."""
-    feeds: tuple[Feed, ...]
-    """What enters it: one feed, or several of uses of one weight, whose traces are added up."""
-    dtype: Any
-    """What it is carried in: at least float32, and complex where the operations are. A pass may choose another one; it
-    is computed in that of the operations at least."""
-    virtual: int = 0
-    """How many rows of an extension each output has after those of its block."""
-
-    @property
-    def ops(self) -> tuple[WeightOp, ...]:
-        """The operations that the trace is for, feed by feed."""
-        return tuple(op for feed in self.feeds for op in feed.ops)
-
-    @property
-    def op(self) -> WeightOp:
-        """The first of them, by whose path the trace is known."""
-        return self.feeds[0].ops[0]
-
-    @property
-    def left_out(self) -> str:
-        """What the trace leaves out, by its form or as it is rounded, in words; empty where it is whole."""
-        exact = result_type(self.op.delta.dtype, np.float32)
-        is_rounded = jnp.finfo(self.dtype).bits < jnp.finfo(exact).bits
-        rounded = f"carried in {jnp.dtype(self.dtype).name}, and so rounded after each window"
-        reasons = ((not self.form.exact, self.form.left_out), (is_rounded, rounded))
-        return "; ".join(text for applies, text in reasons if applies)
-
-    @cached_property
-    def block(self) -> int:
-        """m, the most states that one output has."""
-        return int(np.diff(self.blocks.indptr).max(initial=0))
-
-    @cached_property
-    def site(self) -> Site:
-        """What the form knows of the operation, but for the transitions of the step."""
-        return Site(self.feeds[0].kind, self.block + self.virtual, self.dtype)
-
-    @cached_property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the arrays that hold the trace of one example."""
-        return self.form.shapes(self.site)
-
-    @cached_property
-    def bytes(self) -> int:
-        """Bytes that are carried for one example."""
-        return bytes_of(self.form, self.site)
-
-    def __repr__(self) -> str:
-        return f"TraceNode({form_text(self.form)}, {', '.join(op.path for op in self.ops)})"
-
-
-class Past(NamedTuple):
-    """What the trace at the start of a window gives; `slot` is the place of the operation in its feed."""
-
-    trace: TraceNode
-    slot: int = 0
-
-
-class Direct(NamedTuple):
-    """`x_t dl_t/d delta`: what the output of a step takes of the operation past the new states of that step."""
-
-    op: WeightOp
-
-
-class Through(NamedTuple):
-    """`x_t (F_t^T c_t)`, with the credit c_t that the form of a trace gives; without a trace it is that of the step."""
-
-    op: WeightOp
-    trace: TraceNode | None
-    past: Past | None = None
-    """The past of the trace, if it is added to the data of the first step, as both have one credit."""
-
-
-class After(NamedTuple):
-    """The trace at the end of a window of one step times the learning signal: the whole gradient of its operations."""
-
-    trace: TraceNode
-
-
-Term = Direct | Through | Past | After
-Grads = Mapping[WeightOp, tuple[Term, ...]]
-"""For each operation that reaches a state, the terms that the gradient through it is the sum of."""
-CreditFlow = Literal["step", "window"]
-
-
-def terms_of(op: WeightOp, node: TraceNode | None, credit: CreditFlow) -> tuple[Term, ...]:
-    """The terms of an operation with this trace, before passes choose others.
-
-    Where credit passes back through the window, the gradient within it is that of reverse mode. The first feed of a
-    trace has the past of all.
-    """
-    first = () if node is None else node.feeds[0].ops
-    past = (Past(node, first.index(op)),) if node is not None and op in first else ()
-    return past if credit == "window" else (Direct(op), Through(op, node), *past)
+- `"open"`: the rule leaves it open, and no gradient depends on it, so that a pass may choose it;
+- `"near"`: the rule leaves it open, and a form reduces its trace after each window, so that the gradient depends on it;
+- `"asked"`: the rule says it, and no gradient depends on it;
+- `"meant"`: the gradient depends on it, as nothing is cut inside a window, or a form reduces its trace after each;
+- `"step"`: one step, whatever is asked for. Credit that leaves a block that is not closed may come back to it, while
+    influence that leaves it is lost; so each output would need credit of its own.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,18 +58,15 @@ class WindowSpec:
     """Whether credit is that of each step, cut as the traces are, or passes back through the window uncut."""
     behind: int = 0
     """How many steps before the window its credit goes back through."""
-    matters: bool = False
-    """Whether another number of steps would give another gradient: nothing is cut inside a window, or a form reduces
-    its trace after each."""
-    free: bool = False
-    """Whether the number of steps is open, and no gradient depends on it."""
-    divides: bool = False
-    """Whether a number of steps near this one is taken that divides the length of a sequence, where one does."""
-    step_by_step: bool = False
-    """Whether windows have one step whatever is asked for. Credit that leaves a block that is not closed may come back
-    to it, while influence that leaves it is lost; so each output would need credit of its own."""
+    length: Length = "asked"
+    """Why it has so many steps."""
     why: str = ""
-    """Why the number of steps was chosen; empty where it is the least."""
+    """Why a pass chose that number; empty where none did."""
+
+    @property
+    def divides(self) -> bool:
+        """Whether a number of steps near this one is taken that divides the length of a sequence, where one does."""
+        return self.length in ("open", "near")
 
     def for_sequence(self, steps: int) -> int:
         """The window for a sequence of so many steps, the last of which may be shorter."""
@@ -210,6 +87,9 @@ class Change(NamedTuple):
     text: str
     bytes: int = 0
     """By how many bytes the traces of one example are smaller."""
+    kind: Literal["change", "form", "kept"] = "change"
+    """`"form"`: it gave the trace a smaller form, and the text says why that holds all of it; `"kept"`: it looked for
+    one and changed nothing, and the text says why not."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -229,15 +109,17 @@ class TraceProgram:
     """How D and each F are read."""
     window: WindowSpec
     """How many steps are processed at once, and how credit flows inside."""
-    credited: frozenset[int]
-    """The hidden states at which the credit of a step is taken, by the numbers of their leaves. Credit of the others
-    is passed on to the states that they are computed from."""
-    proofs: Facts
-    """What is proved of the whole traces, found when a pass asks for it."""
+    paths: OutputPaths
+    """The hidden states at which the credit of a step is taken, `paths.credited`, and what reaches the output past
+    them. Credit of the other states is passed on to the states that they are computed from."""
+    target: Target
+    """What it is compiled for."""
+    schedule: Schedule
+    """How passes over a large trace are laid out."""
     extension: Extension | None = None
     """What the rule has carried besides traces; where no trace has rows of it, nothing is."""
-    pieces: bool = False
-    """Whether loops over traces are cut into pieces that stay in a cache, on back ends that have one."""
+    zeros: Mapping[WeightOp, Mapping[Product, str]] = dataclasses.field(default_factory=dict)
+    """The terms that a pass has proved to be zero and left out, and why they are."""
     changes: tuple[Change, ...] = ()
     """What passes changed, in order."""
 
@@ -252,7 +134,8 @@ class TraceProgram:
         if key not in self._sites:
             pairs = self.reads.layout(node.blocks).pairs
             pairs = pairs.with_virtual(node.virtual) if node.virtual else pairs
-            self._sites[key] = dataclasses.replace(node.site, kind=key[1].kind, transitions=pairs)
+            given = dict(kind=key[1].kind, transitions=pairs, schedule=self.schedule)
+            self._sites[key] = dataclasses.replace(node.site, **given)
         return self._sites[key]
 
     @cached_property
@@ -266,12 +149,16 @@ class TraceProgram:
     def has_credited(self, node: TraceNode) -> bool:
         """Whether the trace has all states at which credit is taken, of those that its operations reach."""
         a, sizes = self.analysis, np.diff(self.analysis.hidden.offsets)
-        at = np.repeat([n in self.credited for n in range(len(sizes))], sizes)[None]
+        at = np.repeat([n in self.paths.credited for n in range(len(sizes))], sizes)[None]
         return not any((a.reach[op.number].block.multiply(at) > node.blocks).nnz for op in node.ops)
 
     def of_op(self, op: WeightOp) -> TraceNode | None:
         """The trace of an operation, if it has one."""
         return next((node for node in self.traces if op in node.ops), None)
+
+    def terms(self, steps: int) -> Grads:
+        """What each gradient is the sum of in windows of so many steps."""
+        return self.step_grads if steps == 1 else self.grads
 
     # --- what passes do ---
 
@@ -282,36 +169,30 @@ class TraceProgram:
         ops = [op for node in traces for op in node.ops]
         terms = {op: terms_of(op, program.of_op(op), self.window.credit) for op in ops}
         grads, step_grads = {**self.grads, **terms}, {**self.step_grads, **terms}
-        return dataclasses.replace(program, grads=grads, step_grads=step_grads)
+        zeros = {op: of for op, of in self.zeros.items() if op not in terms}
+        return dataclasses.replace(program, grads=grads, step_grads=step_grads, zeros=zeros)
 
-    def rewritten(
-        self,
-        traces: Mapping[TraceNode, tuple[TraceNode, ...]],
-        term: Callable[[WeightOp, Term], Term | None],
-    ) -> "TraceProgram":
-        """The program with other traces in the place of some, and other terms; a term that becomes `None` goes."""
+    def rewritten(self, term: Callable[[WeightOp, Product], Product | None]) -> "TraceProgram":
+        """The program with other terms; one that becomes `None` goes."""
         each = lambda op, terms: tuple(new for t in terms if (new := term(op, t)) is not None)
         grads, step_grads = (
             {op: each(op, terms) for op, terms in of.items()}
             for of in (self.grads, self.step_grads)
         )
-        return dataclasses.replace(
-            self, traces=self._with(traces), grads=grads, step_grads=step_grads
-        )
+        return dataclasses.replace(self, grads=grads, step_grads=step_grads)
+
+    def without(self, zeros: Mapping[WeightOp, Product], why: str) -> "TraceProgram":
+        """The program without terms that are proved to be zero, for all values of parameters and data."""
+        noted = {op: {**self.zeros.get(op, {}), term: why} for op, term in zeros.items()}
+        program = self.rewritten(lambda op, term: None if zeros.get(op) == term else term)
+        return dataclasses.replace(program, zeros={**self.zeros, **noted})
 
     def replaced(self, traces: Mapping[TraceNode, TraceNode]) -> "TraceProgram":
         """The program with other traces for the same operations in the place of some."""
-
-        def renamed(_: WeightOp, term: Term) -> Term:
-            match term:
-                case Through(op, trace, past) if trace is not None and trace in traces:
-                    return Through(op, traces[trace], past and past._replace(trace=traces[trace]))
-                case Past(trace) | After(trace) if trace in traces:
-                    return term._replace(trace=traces[trace])
-                case _:
-                    return term
-
-        return self.rewritten({old: (new,) for old, new in traces.items()}, renamed)
+        nodes = self._with({old: (new,) for old, new in traces.items()})
+        zeros = {op: {t.renamed(traces): w for t, w in of.items()} for op, of in self.zeros.items()}
+        program = self.rewritten(lambda _, term: term.renamed(traces))
+        return dataclasses.replace(program, traces=nodes, zeros=zeros)
 
     def _with(self, traces: Mapping[TraceNode, tuple[TraceNode, ...]]) -> tuple[TraceNode, ...]:
         return tuple(new for node in self.traces for new in traces.get(node, (node,)))
@@ -323,7 +204,8 @@ class TraceProgram:
     # --- what it says ---
 
     def as_dict(self) -> dict[str, Any]:
-        """The program, ready for JSON: traces, the terms of each gradient as texts, and the window."""
+        """The program, ready for JSON: what it is for, traces, the terms of each gradient as texts, and the rest as
+        [`print`][print] shows it."""
         names, name = self.names(), self._place.__getitem__
         traces = [
             {
@@ -333,14 +215,33 @@ class TraceProgram:
                 "block": node.block,
                 "feeds": [[names[op] for op in feed.ops] for feed in node.feeds],
                 "bytes": node.bytes,
+                "virtual": node.virtual,
             }
             for node in self.traces
         ]
         of = lambda grads: {names[op]: [words(t, name) for t in ts] for op, ts in grads.items()}
-        window = dataclasses.asdict(self.window)
         return dict(
-            traces=traces, grads=of(self.grads), step_grads=of(self.step_grads), window=window
+            target=dataclasses.asdict(self.target),
+            traces=traces,
+            grads=of(self.grads),
+            step_grads=of(self.step_grads),
+            zeros={
+                names[op]: {words(t, name): why for t, why in terms.items()}
+                for op, terms in self.zeros.items()
+            },
+            credited=self._credited,
+            reads=str(self.reads),
+            window=dataclasses.asdict(self.window),
+            schedule=str(self.schedule),
+            extension=None if self.extends is None else form_text(self.extends),
         )
+
+    @property
+    def _credited(self) -> list[str]:
+        """The paths of the states at which credit is taken."""
+        return [
+            path for n, path in enumerate(self.analysis.hidden.paths) if n in self.paths.credited
+        ]
 
     @property
     def _place(self) -> dict[TraceNode, str]:
@@ -370,49 +271,37 @@ def program_text(program: TraceProgram) -> str:
         for node, name in place.items()
     ]
     width = max(map(len, heads), default=0)
-    lines: list[str] = []
+    lines = [f"for {program.target}"]
     for node, head in zip(program.traces, heads, strict=True):
         feeds = " + ".join(f"({' | '.join(names[op] for op in feed.ops)})" for feed in node.feeds)
         paths = {op.path for op in node.ops}
-        by = dict.fromkeys(c.by for c in program.changes if c.path in paths)
+        by = dict.fromkeys(c.by for c in program.changes if c.path in paths and c.kind != "kept")
         lines.append(f"{head:<{width}}  feeds {feeds}" + (f"  # {', '.join(by)}" if by else ""))
-    lines += [f"grad {names[op]} = {_sum(terms, place)}" for op, terms in program.grads.items()]
+    lines += [
+        f"grad {names[op]} = {sum_in_words(terms, place.__getitem__)}"
+        for op, terms in program.grads.items()
+    ]
     alone = [op for op, terms in program.step_grads.items() if terms != program.grads[op]]
     lines += ["in windows of one step"] if alone else []
-    lines += [f"  grad {names[op]} = {_sum(program.step_grads[op], place)}" for op in alone]
+    lines += [
+        f"  grad {names[op]} = {sum_in_words(program.step_grads[op], place.__getitem__)}"
+        for op in alone
+    ]
+    for why in dict.fromkeys(why for of in program.zeros.values() for why in of.values()):
+        found = [
+            f"{words(term, place.__getitem__)} of {names[op]}"
+            for op, of in program.zeros.items()
+            for term, reason in of.items()
+            if reason == why
+        ]
+        lines.append(f"zero, as {why}: {', '.join(found)}")
+    is_all = len(program._credited) == len(program.analysis.hidden.paths)
+    at = "all hidden states" if is_all else ", ".join(program._credited)
+    lines.append(f"credit at {at}, D and F by {program.reads}")
     behind = f" with {window.behind} behind it" if window.behind else ""
     credit = {"step": "of each step", "window": "through the window, uncut"}[window.credit]
     count = f"{window.steps} step{'s' if window.steps > 1 else ''}"
-    lines += [f"read D and F by {program.reads}", f"window of {count}{behind}, credit {credit}"]
+    lines += [f"window of {count}{behind} ({window.length}), credit {credit}"]
     lines += [] if program.extends is None else [f"extension {form_text(program.extends)}"]
+    lines.append(str(program.schedule))
     return "\n".join(lines)
-
-
-def form_text(form: Any) -> str:
-    """A form, with the settings that differ from their defaults."""
-    fields = dataclasses.fields(form) if dataclasses.is_dataclass(form) else ()
-    shown = [
-        f"{f.name}={value!r}"
-        for f in fields
-        if (value := getattr(form, f.name)) != f.default and f.repr
-    ]
-    text = f"{type(form).__name__}({', '.join(shown)})" if shown else type(form).__name__
-    return text if len(text) <= 40 else f"{type(form).__name__}(...)"
-
-
-def _sum(terms: Iterable[Term], place: Mapping[TraceNode, str]) -> str:
-    return " + ".join(words(term, place.__getitem__) for term in terms) or "in that of another use"
-
-
-def words(term: Term, name: Callable[[TraceNode], str] = str) -> str:
-    """A term in words."""
-    match term:
-        case Direct():
-            return "direct"
-        case Through(_, trace, past):
-            through = "the step" if trace is None else name(trace)
-            return f"through {through}" + (f" joined with {words(past, name)}" if past else "")
-        case Past(trace, slot):
-            return f"past {name(trace)}" + (f".{slot}" if len(trace.feeds[0].ops) > 1 else "")
-        case After(trace):
-            return f"after {name(trace)}"

@@ -93,7 +93,7 @@ class Kind(Protocol):
         ...
 
 
-def summed(subscripts: str, *operands: Array, precision: Any = None) -> Array:
+def summed(subscripts: str, *operands: Array) -> Array:
     """`einsum` with sums over steps and examples.
 
     Where a mesh has explicit axes, JAX asks what a sum over one of them shall be: whole, on every
@@ -111,7 +111,7 @@ def summed(subscripts: str, *operands: Array, precision: Any = None) -> Array:
     if spread:
         mesh = next(aval.sharding.mesh for aval in types if any(aval.sharding.spec))
         whole = jax.sharding.NamedSharding(mesh, jax.P(*(spread.get(letter) for letter in out)))
-    return jnp.einsum(subscripts, *operands, precision=precision, out_sharding=whole)
+    return jnp.einsum(subscripts, *operands, out_sharding=whole)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,8 @@ class Claim:
         return record("etpc-claim/1", path=self.path, claim=self.claim, reasons=reasons)
 
 
+WHOLE = Code.NO_STATE_REACHED, Code.NOT_READ_LATER, Code.UNUSED
+"""Of operations without a trace whose gradient is that of BPTT."""
 UNUSED = "no operation of the step depends on it; its gradient is zero"
 
 
@@ -90,10 +92,12 @@ def _claim(plan: Plan, number: int, path: str) -> Claim:
 
 def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     """Why the gradient through one weight operation is not exact; empty where it is."""
+    of_form = [Reason("form", text, p, code=Code.REDUCED) for text in p.lost]
     if p.node is None:
-        return [] if p.code is None or p.exact else [Reason("untraced", p.reason, p, code=p.code)]
-    of_form = [Reason("form", p.escapes[0], p, code=Code.REDUCED)] if p.node.left_out else []
-    pairs = zip(p.escapes[len(of_form) :], plan.analysis.reach[p.op.number].escapes, strict=True)
+        if p.code is None or p.code in WHOLE:
+            return of_form
+        return [*of_form, Reason("untraced", p.reason, p, code=p.code)]
+    pairs = zip(p.escapes[len(p.lost) :], plan.analysis.reach[p.op.number].escapes, strict=True)
     return of_form + [
         Reason("escape", text, p, escape, code=_code(escape)) for text, escape in pairs
     ]

@@ -1,84 +1,10 @@
-"""The paths from states and operations to the output of their own step, and where they end.
-
-Credit of a step is taken at its new states. A step may move them on into the output or into another state, by
-operations that change no value; what is moved is the new state too. What reaches the output past the new states comes
-from old states or from operations of the step.
-"""
-
-import dataclasses
-from collections.abc import Collection, Mapping
-from functools import cached_property
+"""Traces to which all credit comes by way of new states, for the passes that read them otherwise then."""
 
 import numpy as np
 
-from .._jax import Equation, Variable, is_complex, is_float, prims, propagate, prune
-from .._jax.primitives import facts
-from ..analyse import Analysis, by_equation, data_of
-from ..ir import TraceNode, TraceProgram
+from ..ir import OutputPaths, TraceNode, TraceProgram
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class MovedStates:
-    """The variables of a step that are new states, or are moved on into them unchanged."""
-
-    new_states: Mapping[Variable, int]
-    """Each variable that is a new state, and the number of its float leaf."""
-    origins: tuple[tuple[Equation, tuple[int, ...]], ...]
-    """The moves that end in new states, last first, and which of their operands are moved."""
-    variables: frozenset[Variable]
-    whole: frozenset[Variable]
-    """Those of which every element is given by the new states."""
-
-
-class OutputPaths:
-    """The paths past the new states at which credit is taken, `credited`, by the numbers of their leaves."""
-
-    def __init__(self, analysis: Analysis, credited: Collection[int]):
-        self.analysis = analysis
-        self.live = analysis.live
-        self.saved = [op for op in self.live if op.number in analysis.cut]
-        self.moves = _moved_states(analysis, credited)
-
-    @cached_property
-    def crossing(self) -> frozenset[Equation]:
-        """The equations of cut operations whose data depends on new states or operations of their own step."""
-        live = (v for eqn in by_equation(self.live) for v in eqn.outputs if v.is_float)
-        body = self.analysis.split.body
-        touched = propagate(body, [*self.moves.variables, *live], _stops)
-        return frozenset(op.equation for op in self.saved if data_of(op) in touched)
-
-    @cached_property
-    def past(self) -> Collection[Variable]:
-        """What depends on old states past the new ones and past the operations that are cut."""
-        a, given, saved = self.analysis, self.moves.whole, {op.equation for op in self.saved}
-        past = [eqn for eqn in a.split.body if eqn not in saved]
-        old = (a.step.state[i] for i in a.hidden.leaves)
-        return propagate(past, old, lambda eqn, v: _stops(eqn, v) or v in given)
-
-    @cached_property
-    def body(self) -> tuple[Equation, ...]:
-        """The equations between the new states, and the output and the data of operations."""
-        data = [v for v in map(data_of, self.live) if v is not None]
-        saved = [op.equation for op in self.saved]
-        wanted = [*self.analysis.split.outputs, *data]
-        return tuple(prune(self.analysis.split.body, wanted, saved, self.moves.new_states))
-
-    @cached_property
-    def from_operations(self) -> frozenset[int]:
-        """The numbers of the operations that an output of their own step depends on past the new states."""
-        given, saved = self.moves.whole, {op.equation for op in self.saved}
-        crossed = [data_of(op) for op in self.saved if op.equation in self.crossing]
-        needed = {v for v in (*self.analysis.split.outputs, *crossed) if v not in given}
-        for eqn in reversed(self.body):
-            is_read = any(v in needed and not _stops(eqn, v) for v in eqn.outputs)
-            if is_read and eqn not in saved:
-                needed.update(v for v in eqn.inputs if v.is_float and v not in given)
-        return frozenset(op.number for op in self.live if op.equation.outputs[0] in needed)
-
-    @property
-    def from_old_states(self) -> bool:
-        """Whether an output depends on old states past the new ones."""
-        return any(v in self.past for v in self.analysis.split.outputs)
+PAST_NEW_STATES = "no path leads to the output past the new states"
 
 
 def credited_at(program: TraceProgram) -> frozenset[int]:
@@ -105,67 +31,7 @@ def credited_whole(program: TraceProgram) -> list[TraceNode]:
     No path leads past these to the output, neither from old states nor from the operations, and the trace has all
     states at which credit is taken.
     """
-    paths = OutputPaths(program.analysis, program.credited)
-    if paths.from_old_states:
+    if program.paths.from_old_states:
         return []
-    past = lambda node: any(op.number in paths.from_operations for op in node.ops)
+    past = lambda node: any(op.number in program.paths.from_operations for op in node.ops)
     return [node for node in program.traces if not past(node) and program.has_credited(node)]
-
-
-def _stops(eqn: Equation, output: Variable) -> bool:
-    return eqn.primitive is prims.stop_gradient_p
-
-
-def _is_move(eqn: Equation) -> bool:
-    """Whether an operation moves values and does not change them, but for rounding."""
-    if eqn.primitive is prims.convert_element_type_p:
-        old, new = (v.aval for v in (*eqn.inputs, *eqn.outputs))
-        return is_float(old.dtype) and is_float(new.dtype) and is_complex(old) <= is_complex(new)
-    return facts(eqn.primitive).moves
-
-
-def _moved_states(a: Analysis, sources: Collection[int]) -> MovedStates:
-    """Follow moves back from the new states at which credit is taken, to what the step computes; old states are not
-    followed."""
-    old: set[Variable] = {a.step.state[i] for i in a.hidden.leaves}
-    fixed = {*a.step.constants, *a.split.weights, *a.split.others}
-    for eqn in a.split.body:
-        moving = [v for v in eqn.inputs if v.is_float and v not in fixed]
-        if _is_move(eqn) and moving and all(v in old for v in moving):
-            old.update(v for v in eqn.outputs if v.is_float)
-    computed = {v for eqn in a.split.body for v in eqn.outputs}
-    new_states: dict[Variable, int] = {}
-    for number, i in enumerate(a.hidden.leaves):
-        v = a.split.next_state[i]
-        if number in sources and v in computed and v not in new_states:
-            new_states[v] = number
-    given = {v: np.ones(v.shape, bool) for v in new_states}
-    origins: list[tuple[Equation, tuple[int, ...]]] = []
-    for eqn in reversed(a.split.body):
-        if not _is_move(eqn) or not any(v in given for v in eqn.outputs):
-            continue
-        operands = tuple(
-            i for i, v in enumerate(eqn.inputs) if v.is_float and v in computed and v not in old
-        )
-        if operands:
-            origins.append((eqn, operands))
-        for i in operands:
-            v = eqn.inputs[i]
-            given[v] = given.get(v, False) | _given(eqn, i, given)
-    whole = frozenset(v for v, elements in given.items() if elements.all())
-    return MovedStates(new_states, tuple(origins), frozenset(given), whole)
-
-
-def _given(eqn: Equation, operand: int, given: Mapping[Variable, np.ndarray]) -> np.ndarray:
-    """Which elements of the operand of a move are given, as some of its outputs are: for certain, so none of those that
-    data moves."""
-    v, record = eqn.inputs[operand], facts(eqn.primitive)
-    if record.rearranges is None:
-        return given[eqn.outputs[0]] if record.keeps else np.zeros(v.shape, bool)
-    numbers = [np.full(other.shape, v.size) for other in eqn.inputs]
-    numbers[operand] = np.arange(v.size).reshape(v.shape)
-    found = np.zeros(v.size + 1, bool)  # the last one stands for the elements of other operands
-    for out, moved in zip(eqn.outputs, record.rearranges(*numbers, **eqn.params), strict=True):
-        if out in given:
-            found[np.asarray(moved)[given[out]]] = True
-    return found[:-1].reshape(v.shape)

@@ -9,9 +9,9 @@ import numpy as np
 from ..algorithms import Algorithm, Choice, Context
 from ..analyse import Analysis, Reach, WeightOp
 from ..errors import Code
-from ..ir import Feed, Reads, TraceNode, TraceProgram, WindowSpec, terms_of
+from ..ir import Feed, Length, OutputPaths, Reads, TraceNode, TraceProgram, WindowSpec, terms_of
+from ..schedule import Schedule, Target
 from ._choice import settled
-from ._proofs import Proofs
 
 AT_LEAST = 16
 """The steps of a window where the rule leaves them open and no pass chooses them."""
@@ -26,17 +26,18 @@ class Why(NamedTuple):
 
 
 def plain(
-    proofs: Proofs, algorithm: Algorithm, asked: Context, choice: Choice, untraced: Collection[int]
+    algorithm: Algorithm, asked: Context, choice: Choice, untraced: Collection[int], target: Target
 ) -> TraceProgram:
     """The program; `untraced` are the numbers of the operations that have no trace."""
-    analysis = proofs.analysis
+    analysis = asked.analysis
     nodes = {op: _node(op, asked, choice) for op in analysis.live if op.number not in untraced}
     window = _window(algorithm, analysis, nodes)
     grads = {op: terms_of(op, nodes.get(op), window.credit) for op in analysis.live}
     return TraceProgram(
         *(analysis, algorithm, tuple(nodes.values()), grads, grads, Reads(analysis), window),
-        credited=frozenset(range(len(analysis.hidden.leaves))),
-        proofs=proofs,
+        paths=OutputPaths(analysis, range(len(analysis.hidden.leaves))),
+        target=target,
+        schedule=Schedule(target.devices),
         extension=choice.extension,
     )
 
@@ -64,20 +65,22 @@ def _window(
     such windows than on how often a trace is reduced.
     """
     credit = "step" if algorithm.backprop == "cut" else "window"
-    closed = all(analysis.reach[op.number].closed for op in nodes)
-    step_by_step = credit == "step" and not closed
-    matters = credit == "window" or any(node.form.reduces for node in nodes.values())
-    open_, steps = algorithm.window == "auto", algorithm.window
+    reduces = any(node.form.reduces for node in nodes.values())
+    length: Length = "meant" if reduces else "asked"
+    if credit == "window":
+        length = "meant"
+    elif not all(analysis.reach[op.number].closed for op in nodes):
+        length = "step"
+    elif algorithm.window == "auto":
+        length = "near" if reduces else "open"
+    steps = algorithm.window
     if steps == "auto":
-        steps = 1 if step_by_step else min(AT_LEAST, algorithm.lookback or AT_LEAST)
+        steps = 1 if length == "step" else min(AT_LEAST, algorithm.lookback or AT_LEAST)
     return WindowSpec(
         steps,
         credit,
         behind=max((algorithm.lookback or 0) - steps, 0),
-        matters=matters,
-        free=open_ and not matters and not step_by_step,
-        divides=open_ and credit == "step" and not step_by_step,
-        step_by_step=step_by_step,
+        length=length,
     )
 
 

@@ -1,5 +1,6 @@
 """From an analysis and a learning rule to a trace program: the rule's own, and what passes make of it."""
 
+import functools
 from collections.abc import Sequence
 
 import networkx as nx
@@ -8,6 +9,7 @@ from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, WeightOp
 from ..errors import AlgorithmError, Code, MemoryLimitError, UnsupportedError, raise_together
 from ..ir import TraceProgram, check
+from ..schedule import Target
 from ._choice import check_choice, check_form
 from ._plain import Why, ends, no_trace, plain
 from ._proofs import Proofs
@@ -24,6 +26,7 @@ def plan(
     memory: int | None = None,
     batch_size: int = 1,
     passes: Sequence[Pass] = DEFAULT,
+    target: Target | None = None,
 ) -> Plan:
     """Choose the traces of a program.
 
@@ -34,20 +37,21 @@ def plan(
     - `weights`: `None` or `"all"`, `"marked"`, or a set of parameter paths.
     - `memory`: at most so many bytes of traces, for `batch_size` examples.
     - `passes`: those that run, in order.
+    - `target`: what the program is for, by default this process.
 
     **Raises** `SelectionError` where nothing is selected; `UnsupportedError` where a derivative
     passes through a loop of unknown length; `MemoryLimitError` before more is allocated than
     `memory`.
     """
     _check_supported(analysis)
-    proofs = Proofs(analysis, algorithm.backprop)
+    proofs = Proofs.of(analysis, algorithm.backprop)
     asked = context(proofs, weights, memory=memory, batch_size=batch_size)
     choice = algorithm.choose(asked)
     check_choice(algorithm, choice, asked.ops)
     unchosen = UNMARKED if weights == "marked" else UNSELECTED
     found = [no_trace(op, algorithm, asked, choice, unchosen) for op in analysis.ops]
     untraced = {number: why for number, why in enumerate(found) if why is not None}
-    program = plain(proofs, algorithm, asked, choice, untraced)
+    program = plain(algorithm, asked, choice, untraced, target or Target.here())
     in_order = tuple(passes) == tuple(p for p in DEFAULT if p in passes)
     for each in passes:
         program, by = each.run(program), f"The pass {each.name!r}"
@@ -60,7 +64,11 @@ def plan(
     check(program)
     _check_memory(program, memory, batch_size)
     ops = tuple(_op_plan(program, op, untraced.get(op.number), choice) for op in analysis.ops)
-    return Plan(program, ops, _groups(ops, analysis), tuple(passes))
+    again = functools.partial(
+        *(plan, analysis, algorithm, weights),
+        **dict(memory=memory, batch_size=batch_size, passes=passes),
+    )
+    return Plan(program, ops, _groups(ops, analysis), tuple(passes), again)
 
 
 def _check_supported(analysis: Analysis) -> None:
@@ -108,20 +116,21 @@ def _check_memory(program: TraceProgram, memory: int | None, batch_size: int) ->
 def _op_plan(program: TraceProgram, op: WeightOp, untraced: Why | None, choice: Choice) -> OpPlan:
     """What the program does with one operation; `untraced` says why it has no trace, or is `None`."""
     reach, node = program.analysis.reach[op.number], program.of_op(op)
-    ended = node is None and untraced is None  # a pass found that its influence ends
+    ended = node is None and untraced is None  # its influence ends, by proof
     missing = node is None and not ended and reach.role == "state"
     followed = node is not None and node.virtual and program.extension
     late = f", {followed.left_out}" if followed else ""
     escapes = () if missing else tuple(f"{escape}{late}" for escape in reach.escapes)
-    if node is not None and node.left_out:
-        escapes = (node.left_out, *escapes)
+    rounded = ("" if node is None else node.left_out), program.target.left_out
+    lost = () if reach.role == "nothing" else tuple(filter(None, rounded))
     why = ends(reach, program.algorithm) if ended else untraced
     return OpPlan(
         op=op,
         states=program.analysis.hidden.names(reach.states),
         node=node,
-        exact=not escapes and not missing,
-        escapes=escapes,
+        exact=not escapes and not lost and not missing,
+        lost=lost,
+        escapes=(*lost, *escapes),
         reason="" if why is None else why.text,
         code=None if why is None else why.code,
         choice="" if node is None else _reason(program, op, choice),
@@ -130,8 +139,7 @@ def _op_plan(program: TraceProgram, op: WeightOp, untraced: Why | None, choice: 
 
 def _reason(program: TraceProgram, op: WeightOp, choice: Choice) -> str:
     """Why a trace has its form: as the rule says, and as passes found."""
-    forms = ("filtered", "holomorphic")
-    found = [c.text for c in program.changes if c.by in forms and c.path == op.path]
+    found = [c.text for c in program.changes if c.kind == "form" and c.path == op.path]
     return "; ".join(filter(None, (choice.reasons.get(op.number, ""), *dict.fromkeys(found))))
 
 

@@ -22,6 +22,14 @@ class Proofs:
 
         self._blocks: dict[WeightOp, Pattern] = {}
 
+    @classmethod
+    def of(cls, analysis: Analysis, backprop: Backprop) -> "Proofs":
+        """Those of an analysis, which are the same for all programs made from it."""
+        key = cls, backprop
+        if key not in analysis.derived:
+            analysis.derived[key] = cls(analysis, backprop)
+        return analysis.derived[key]
+
     def block(self, op: WeightOp) -> Pattern:
         """The states in the whole trace of an operation that are read at the start of a window."""
         if op not in self._blocks:

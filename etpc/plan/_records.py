@@ -1,6 +1,7 @@
 """What the plan of a trace program says of its operations, as records."""
 
 import dataclasses
+from collections.abc import Callable
 
 from jax import Array
 
@@ -23,8 +24,10 @@ class OpPlan:
     """Its trace, if it has one; others may have the same."""
     exact: bool
     """Whether the gradient through this operation is that of BPTT."""
+    lost: tuple[str, ...]
+    """What the form of the trace, its dtype and the target's products leave out, in words."""
     escapes: tuple[str, ...]
-    """What is left out, in words: by the form of the trace, and along paths on which influence leaves it. Empty where
+    """What is left out, in words: by what is `lost`, and along paths on which influence leaves it. Empty where
     there is no trace, though one would not be zero."""
     reason: str
     """Why there is no trace; empty if there is one."""
@@ -96,6 +99,8 @@ class Plan:
     groups: tuple[Group, ...]
     passes: tuple[Pass, ...]
     """The passes that ran."""
+    again: Callable[..., "Plan"] = dataclasses.field(repr=False)
+    """The same with another `target=`."""
 
     @property
     def analysis(self) -> Analysis:

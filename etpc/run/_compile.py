@@ -19,6 +19,7 @@ from ..errors import (
 from ..gradient.data import foreign, shapes_text
 from ..plan import Pass, plan
 from ..plan import chosen as chosen_passes
+from ..schedule import Target, target_of
 from ..trace import StepFunction, fits, is_array, paths_of, shape_of, trace
 from ._fusion import refuse_wrong_fusion
 from ._program import Program
@@ -35,6 +36,7 @@ def compile(
     memory: int | None = None,
     batch_size: int = 1,
     passes: Collection[str | Pass] | None = None,
+    target: str | Target | None = None,
 ) -> Program:
     """Compile a model into an eligibility-trace program.
 
@@ -59,13 +61,17 @@ def compile(
         run in the order given: `(*etpc.plan.DEFAULT, mine)`, or [before them](../extend.md#a-pass) where it gives a
         trace another form. No pass changes a gradient, but for rounding. [`program.passes`][etpc.Program.passes] says
         what each did.
+    - `target`: what the program is for: `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`, or an [`etpc.Target`][]; `None` for the
+        platform and the devices of this process. A program may be lowered and [exported][etpc.Online.export] for a
+        platform that is not there.
 
     **Returns** the [`Program`][etpc.Program].
 
     **Raises** `etpc.ModelError`, `etpc.UnsupportedError`, `etpc.SelectionError`,
     `etpc.AlgorithmError`, `etpc.MemoryLimitError`, `etpc.InputError`; each says what, where, why, and what to do.
     """
-    refuse_wrong_fusion()
+    target = target_of(target)
+    refuse_wrong_fusion(target)
     algorithm = resolve(algo)
     batch_size = checked_count("batch_size", batch_size)
     memory = None if memory is None else checked_count("memory", memory)
@@ -82,6 +88,7 @@ def compile(
         memory=memory,
         batch_size=batch_size,
         passes=run,
+        target=target,
     )
     return Program(planned, emit(planned.ir), step)
 

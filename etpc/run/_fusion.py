@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import Code, UnsupportedError
+from ..schedule import Target
 
 AFFECTED = "0.10.2"
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 
 
-def refuse_wrong_fusion() -> None:
+def refuse_wrong_fusion(target: Target) -> None:
     """**Raises** `UnsupportedError` on jaxlib 0.10.2 and a CPU, unless the fusion is turned off."""
-    if importlib.metadata.version("jaxlib") != AFFECTED or jax.default_backend() != "cpu":
+    if importlib.metadata.version("jaxlib") != AFFECTED or target.platform != "cpu":
         return
     if not _fuses_correctly():
         raise UnsupportedError(

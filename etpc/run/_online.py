@@ -323,7 +323,8 @@ class Online(Compiled):
         - `model`, `opt_state`, `carry`: as in `update`; their values are the first ones of the file.
         - `xs`, `targets`, `mask`, `begins`: as in `update`, of the shapes and dtypes that a call on the device gets:
             arrays or `jax.ShapeDtypeStruct`s. Where `mask` or `begins` is `None`, the file has no such argument.
-        - `platforms`: of JAX, on which [`etpc.load_exported`][] may run it: "cpu", "cuda", "rocm", "tpu".
+        - `platforms`: of JAX, on which [`etpc.load_exported`][] may run it: "cpu", "cuda", "rocm", "tpu". The program
+            is planned for them, whatever it was compiled for.
 
         **Returns** the [`Exported`][etpc.Exported], whose `save` writes a folder.
 

@@ -13,12 +13,13 @@ import numpy as np
 from jax import Array
 
 from ..draw import fragment, to_svg, write
-from ..emit import Window
+from ..emit import Window, emit
 from ..errors import AlgorithmError, UnsupportedError, checked_count
 from ..files.record import record
 from ..gradient.data import checked_begins
 from ..gradient.loss import Loss, check_reduction, finite_where_masked
 from ..plan import DEFAULT, PassReport, PassReports, Plan
+from ..schedule import Target, target_of
 from ..show import Shown
 from ..trace import StepFunction, silent_layers
 from ._arguments import Arguments
@@ -113,8 +114,17 @@ class Program(Compiled, Shown):
         self._jit_fresh = jax.jit(self.runner.fresh, static_argnums=0)
         self._jit_reset = jax.jit(self.runner.reset)
         self._jit_scan = jax.jit(self.runner.scan)
+        self._step = step
         self._predict = predictor(step, self.runner.step)
         self._compiled_for = functools.lru_cache(KEPT)(self._jit_value_and_grad)
+
+    def for_target(self, target: str | Target | None) -> "Program":
+        """The same model and rule, compiled for another target, as by `etpc.compile(..., target=)`.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError` for what is no target.
+        """
+        plan = self.plan.again(target=target_of(target))
+        return Program(plan, emit(plan.ir), self._step)
 
     # --- to look at ---
 
@@ -194,7 +204,7 @@ class Program(Compiled, Shown):
         """What each pass of the compiler did to this program: whether it ran, which weight operations it changed, and
         how many bytes of traces it saved for one example. `print(program.passes)` shows it."""
         ran = self.plan.passes
-        of = lambda p: tuple(change for change in self.ir.changes if change.by == p.name)
+        of = lambda p: tuple(c for c in self.ir.changes if c.by == p.name and c.kind != "kept")
         every = dict.fromkeys((*ran, *DEFAULT))
         return PassReports(PassReport(p.name, p.does, p in ran, of(p)) for p in every)
 

@@ -113,7 +113,7 @@ class Runner:
             return (state, traces, jnp.zeros_like(fresh)), ys
 
         steps = len(xs[0])
-        window = 1 if self.ir.window.step_by_step else steps
+        window = 1 if self.ir.window.length == "step" else steps
         (state, traces, _), ys = over_windows(one_window, tuple(start), (xs, begins), steps, window)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]

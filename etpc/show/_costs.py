@@ -15,7 +15,7 @@ class Costs:
     """
 
     def __init__(self, analysis: Analysis, backprop: Backprop):
-        self.analysis, self._proofs = analysis, Proofs(analysis, backprop)
+        self.analysis, self._proofs = analysis, Proofs.of(analysis, backprop)
 
     def by_rule(self, op: WeightOp) -> dict[str, tuple[int, int]]:
         """Block and bytes of the trace of an operation under each rule."""

@@ -9,7 +9,7 @@ from ..analyse import Analysis
 from ..errors import Code, SelectionError, near
 from ..forms import Full
 from ..ir import TraceNode
-from ..plan import NO_LESS, OpPlan, Plan
+from ..plan import OpPlan, Plan
 from ._costs import Costs
 from ._describe import Claims, shape_text, table
 from ._edits import edits
@@ -109,14 +109,12 @@ def _left_out(plan: Plan, p: OpPlan, width: int) -> list[str]:
 
 def _smaller(plan: Plan, p: OpPlan, node: TraceNode) -> list[str]:
     """What was found where a smaller form of the same trace was looked for."""
-    found = [c for c in plan.ir.changes if c.path == p.path and c.by in ("filtered", "holomorphic")]
-    if found:
+    of_kind = lambda kind: [c for c in plan.ir.changes if c.path == p.path and c.kind == kind]
+    if found := of_kind("form"):
         saved = sum(change.bytes for change in found)
         return [f"That is {saved:,} bytes less than {Full().held}, which the rule gives it."]
-    ran = "filtered" in {each.name for each in plan.passes} and not node.virtual
-    look = plan.ir.proofs.look(p.op, node.blocks) if ran and type(node.form) is Full else None
-    why = look and (look.why if look.form is None else NO_LESS)
-    return [f"No smaller trace is known that holds all of it: {why}."] if why else []
+    kept = of_kind("kept") if type(node.form) is Full else []
+    return [f"No smaller trace is known that holds all of it: {c.text}." for c in kept[:1]]
 
 
 def _wrapped(text: list[str], width: int) -> str:

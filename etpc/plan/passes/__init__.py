@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from ...errors import InputError, InputTypeError, near
+from ...errors import Code, InputError, InputTypeError, near, raise_together
 from ._pass import Pass
 from .by_columns import BY_COLUMNS
 from .choose_window import CHOOSE_WINDOW
@@ -42,7 +42,8 @@ def chosen(passes: Collection[str | Pass] | None) -> tuple[Pass, ...]:
 
     Names alone run in the order of `DEFAULT`; where passes themselves are among them, all run in the order given.
 
-    **Raises** `InputTypeError` for what is no collection of passes, `InputError` for a name that no pass has.
+    **Raises** `InputTypeError` for what is no collection of passes, `InputError` for a name that no pass has, and for
+    an order in which a pass runs before one that it has to come after.
     """
     if passes is None:
         return DEFAULT
@@ -66,7 +67,20 @@ def chosen(passes: Collection[str | Pass] | None) -> tuple[Pass, ...]:
             "(*etpc.plan.DEFAULT, mine)."
         )
     named = {p.name: p for p in DEFAULT}
-    return tuple(dict.fromkeys(p if isinstance(p, Pass) else named[p] for p in passes))
+    in_order = tuple(dict.fromkeys(p if isinstance(p, Pass) else named[p] for p in passes))
+    raise_together(
+        [
+            f"The pass {p.name!r} has to run before {earlier.name!r}. This is because {earlier.name!r} goes by what it "
+            f"leaves: put it before {earlier.name!r}, or give names alone, which run in the order of "
+            "`etpc.plan.DEFAULT`."
+            for place, p in enumerate(in_order)
+            for earlier in in_order[:place]
+            if p.name in earlier.after
+        ],
+        InputError,
+        code=Code.PASS_ORDER,
+    )
+    return in_order
 
 
 __all__ = ["DEFAULT", "PASSES", "Pass", "chosen"]

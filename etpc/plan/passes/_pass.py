@@ -12,6 +12,7 @@ class Pass:
 
     - `name`: by which `passes=` takes it.
     - `does`: what it does where it applies, in words.
+    - `after`: the names of passes that may not run after it, as what it proves or looks for would not be there.
     - `run`: takes a [`TraceProgram`][etpc.ir.TraceProgram] and returns one. It says what it changed by
         [`noted`][etpc.ir.TraceProgram.noted], and returns the program itself where it finds nothing to change.
     """
@@ -19,6 +20,10 @@ class Pass:
     name: str
     does: str
     run: Callable[[TraceProgram], TraceProgram]
+    after: tuple[str, ...] = ()
 
 
-__all__ = ["Pass"]
+REGROUPING = ("drop_ended", "share_uses", "filtered", "join_products")
+"""Passes after which the operations of a trace have the terms of a plain one."""
+
+__all__ = ["REGROUPING", "Pass"]

@@ -8,11 +8,13 @@
 
 from ...forms import Full
 from ...ir import Change, TraceProgram
+from .._proofs import Proofs
 from ._pass import Pass
 
 
 def _run(program: TraceProgram) -> TraceProgram:
-    gone = [n for n in program.traces if n.form == Full() and all(map(program.proofs.ends, n.ops))]
+    proofs = Proofs.of(program.analysis, program.algorithm.backprop)
+    gone = [n for n in program.traces if n.form == Full() and all(map(proofs.ends, n.ops))]
     text = "no later step reads its trace"
     changes = [Change(NAME, node.op.path, text, node.bytes) for node in gone]
     return program.regrouped(dict.fromkeys(gone, ())).noted(*changes)

@@ -10,13 +10,15 @@ import dataclasses
 
 from ...forms import Trace
 from ...ir import Change, TraceProgram
+from .._proofs import Proofs
 from ._pass import Pass
 
 
 def _run(program: TraceProgram) -> TraceProgram:
     changes: list[Change] = []
+    proofs = Proofs.of(program.analysis, program.algorithm.backprop)
     for node in program.traces:
-        kept = program.proofs.block(node.op)
+        kept = proofs.block(node.op)
         read_at_start = node.form.exact and type(node.form).read is Trace.read
         if read_at_start and 0 < kept.nnz < node.blocks.nnz:
             new = dataclasses.replace(node, blocks=kept)

@@ -10,7 +10,8 @@ import dataclasses
 
 from ...forms import Full
 from ...ir import Change, TraceNode, TraceProgram
-from .._proofs import saves_enough
+from .._filtered import NO_LESS
+from .._proofs import Proofs, saves_enough
 from ._pass import Pass
 
 
@@ -22,21 +23,30 @@ def _run(program: TraceProgram) -> TraceProgram:
 
 
 def _filtered(program: TraceProgram, node: TraceNode) -> TraceProgram:
-    looks = [program.proofs.look(op, node.blocks) for op in node.ops]
+    proofs = Proofs.of(program.analysis, program.algorithm.backprop)
+    looks = [proofs.look(op, node.blocks) for op in node.ops]
     new = tuple(
         dataclasses.replace(node, form=look.form, feeds=(feed,))
         for look, feed in zip(looks, node.feeds, strict=True)
         if look is not None and look.form is not None
     )
     if len(new) < len(looks) or not saves_enough(sum(n.bytes for n in new), node.bytes):
-        return program
+        found = [look for look in looks if look is not None]
+        why = {look.op.path: NO_LESS if look.form else look.why for look in found}
+        return program.noted(*(Change(NAME, *of, kind="kept") for of in why.items()))
     saved = [node.bytes - new[0].bytes, *(-n.bytes for n in new[1:])]
     changes = [
-        Change(NAME, n.op.path, look.why, bytes)
+        Change(NAME, n.op.path, look.why, bytes, "form")
         for n, look, bytes in zip(new, looks, saved, strict=True)
+        if look is not None
     ]
     return program.regrouped({node: new}).noted(*changes)
 
 
 NAME = "filtered"
-FILTERED = Pass(NAME, "outputs that are proved to move alike share filtered inputs", _run)
+FILTERED = Pass(
+    NAME,
+    "outputs that are proved to move alike share filtered inputs",
+    _run,
+    after=("drop_unlasting", "drop_ended", "share_uses"),
+)

@@ -37,7 +37,7 @@ def _run(program: TraceProgram) -> TraceProgram:
             form = forms.pop()
             if not forms and form is not None:
                 new = dataclasses.replace(node, form=form)
-                change = Change(NAME, node.op.path, WHY, node.bytes - new.bytes)
+                change = Change(NAME, node.op.path, WHY, node.bytes - new.bytes, "form")
                 program = program.replaced({node: new}).noted(change)
     return program
 
@@ -94,5 +94,8 @@ def _keeps(eqn: Equation, touched: set[Variable]) -> bool:
 
 NAME = "holomorphic"
 HOLOMORPHIC = Pass(
-    NAME, "complex weights in complex states have complex derivatives, half as many numbers", _run
+    NAME,
+    "complex weights in complex states have complex derivatives, half as many numbers",
+    _run,
+    after=("drop_unlasting", "drop_ended", "share_uses", "filtered"),
 )

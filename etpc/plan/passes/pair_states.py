@@ -28,4 +28,5 @@ PAIR_STATES = Pass(
     NAME,
     "the entries of two states are the parts of one complex number, overwritten in place",
     _run,
+    after=("drop_unlasting", "drop_ended", "share_uses", "filtered", "holomorphic"),
 )

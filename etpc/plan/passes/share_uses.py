@@ -39,5 +39,8 @@ def _shared(program: TraceProgram, first: TraceNode, others: list[TraceNode]) ->
 
 NAME = "share_uses"
 SHARE_USES = Pass(
-    NAME, "uses of one weight that reach the same states have one trace, the sum of theirs", _run
+    NAME,
+    "uses of one weight that reach the same states have one trace, the sum of theirs",
+    _run,
+    after=("drop_unlasting", "drop_ended"),
 )

@@ -1,0 +1,7 @@
+"""What a program is compiled for, and how its loops over traces are laid out there."""
+
+from ._schedule import Schedule, zero_after
+from ._target import Target, target_of
+from .cpu import Pieces
+
+__all__ = ["Pieces", "Schedule", "Target", "target_of", "zero_after"]

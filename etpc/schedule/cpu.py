@@ -1,0 +1,182 @@
+"""Passes over a large trace on a CPU: its sum with a signal, and its update in place, piece by piece.
+
+Their time is decided by whether XLA vectorises its loops, and it does not where an array is read at an offset that is
+known only at run time, or through a reshape. So a sum is written out over the whole trace, and a trace keeps its own
+shape. An update is done a few examples at a time, each with its whole matrix: a product of matrices is the faster, the
+larger they are.
+
+On an accelerator each piece, and each group of examples, would be a launch of some microseconds, in which the memory of
+such a device moves more bytes than a piece has. A TPU's compiler estimates that the whole loops take fewer cycles
+(`docs/passes.md`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Inexact, Int
+
+from ..ops import summed
+from ._schedule import Operand, Product, Schedule, zero_after
+
+ABREAST = 8
+"""How many examples are added up at a time. XLA reduces a leading axis column by column, twenty times slower than it
+adds up rows."""
+EXAMPLES = 16
+"""A sum over no more examples than this is written out, so that it becomes part of the loop that reads it: in windows
+of one step, and where the trace is not small."""
+COMPARED = 8
+"""Up to so many examples, a comparison for each entry takes no longer than a conditional that saves it."""
+LARGE = 2
+"""An example is large if it has more bytes than so many pieces."""
+SMALL = 1 << 20
+"""Up to so many bytes of a trace, its sum over examples is written out by halves. XLA compiles less: a sixth of the
+operations for 16 examples, and two kernels, not seven, for more than these. With more it takes longer to run."""
+OUTER_PRODUCTS = 32
+"""Up to so many steps, and so many numbers of all outputs' blocks, outer products are added up one by one: small sums
+of these were two to four times slower as products of matrices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces(Schedule):
+    """Loops in pieces that stay in a cache.
+
+    - `piece`: bytes of a piece, about.
+    """
+
+    piece: int = 3 << 20
+
+    def sum_over_examples(
+        self,
+        product: Product,
+        signal: Inexact[Array, "B ..."],
+        trace: Inexact[Array, "B ..."],
+        finite: Product | None = None,
+    ) -> Inexact[Array, "..."]:
+        devices, is_small = self._spread(trace), trace.nbytes <= SMALL
+        if devices == 1 and len(trace) <= EXAMPLES and (finite is not None or not is_small):
+
+            def written_out(product: Product) -> Array:
+                terms = [product(signal[n], trace[n]) for n in range(len(trace))]
+                return sum(terms[1:], terms[0])
+
+            if finite is None or finite is product or len(trace) <= COMPARED:
+                return written_out(product)
+            # Where all credit is finite, zero times it is zero: an update without a comparison for each entry of the
+            # trace takes up to a tenth less time.
+            is_finite = jnp.isfinite(signal).all()
+            return lax.cond(is_finite, lambda: written_out(finite), lambda: written_out(product))
+        if devices == 1 and is_small:
+            return _sum_by_halves(product(signal, trace))
+        runs = math.gcd(trace.shape[0], devices)
+        lead = (runs,) if runs > 1 else ()
+        of_run, count = len(lead), len(trace) // runs
+        signal, trace = (a.reshape(*lead, count, *a.shape[1:]) for a in (signal, trace))
+        rows = min(ABREAST, count)
+        rounds = count // rows
+        one = lambda a, n: lax.index_in_dim(a, n, of_run, keepdims=False)
+
+        def add(n: Array, sums: Array) -> Array:
+            def one_of(a: Array, row: int) -> Array:
+                a = lax.slice_in_dim(a, row * rounds, (row + 1) * rounds, axis=of_run)
+                return lax.dynamic_index_in_dim(
+                    a, n, of_run, keepdims=False, allow_negative_indices=False
+                )
+
+            terms = [product(one_of(signal, row), one_of(trace, row)) for row in range(rows)]
+            return sums + sum(terms[1:], terms[0])
+
+        sums = jnp.zeros_like(product(one(signal, 0), one(trace, 0)))
+        for n in range(rows * rounds, count):
+            sums = sums + product(one(signal, n), one(trace, n))
+        # XLA must not know the length of the loop, or it would dissolve a short one and compute twice a sum that is
+        # read in two places. With several runs the product below prevents that.
+        end = rounds if lead else rounds + zero_after(signal)
+        sums = lax.fori_loop(0, end, add, sums)
+        return _sum_of_rows(sums) if lead else sums
+
+    def overwrite(
+        self,
+        trace: Inexact[Array, "B ..."],
+        axis: int,
+        update: Callable[..., Array],
+        operands: Sequence[Operand],
+        zero: Int[Array, ""] | None = None,
+        at_once: bool = False,
+    ) -> Array:
+        """As of [`Schedule`][etpc.schedule.Schedule], one piece after the other.
+
+        A piece is some examples; where examples are large or spread over devices it is a part of each along `axis`.
+        """
+        devices = math.gcd(trace.shape[0], self._spread(trace))
+        if devices == 1 and trace.nbytes <= LARGE * self.piece * trace.shape[0]:
+            axis, operands = 0, [(a, 0) for a, _ in operands]
+        size = places = trace.shape[axis]
+        if trace.size and not at_once:
+            size = math.ceil(places / math.ceil(trace.nbytes / devices / self.piece))
+        if size == places:
+            return super().overwrite(trace, axis, update, operands, zero)
+
+        def updated(trace: Array, place: Array | int, size: int) -> Array:
+            cut: Callable[[Array, int | None], Array] = lambda a, along: (
+                a if along is None else lax.dynamic_slice_in_dim(a, place, size, along)
+            )
+            pieces = [
+                cut(a, along if along is not None and a.shape[along] > 1 else None)
+                for a, along in operands
+            ]
+            new = update(cut(trace, axis), *pieces)
+            start = place if zero is None else place + zero
+            return lax.dynamic_update_slice_in_dim(trace, new, start, axis)
+
+        full_pieces, remainder = divmod(places, size)
+        starts = jnp.arange(full_pieces, dtype=jnp.int32) * size
+        trace = lax.scan(lambda trace, place: (updated(trace, place, size), None), trace, starts)[0]
+        return updated(trace, full_pieces * size, remainder) if remainder else trace
+
+    def adds_products(self, steps: int, outputs: int) -> bool:
+        return steps == 1 or max(steps, outputs) <= OUTER_PRODUCTS
+
+    def stored(self, a: Array) -> Array:
+        """XLA fuses a sine into each loop that reads it, and a loop over a batch of blocks then computes a sine for
+        each entry. It does not fuse a sum over an axis; an `optimization_barrier` is gone by the time it fuses."""
+        return jnp.stack([a, jnp.zeros_like(a)]).sum(0)
+
+    def _spread(self, trace: Array) -> int:
+        """Over how many devices a batch may be spread; its mesh says so where the mesh has explicit axes."""
+        sharding = jax.typeof(trace).sharding
+        names = sharding.spec[0] if sharding.spec else None
+        if names is None:
+            return self.devices
+        names = names if isinstance(names, tuple) else (names,)
+        return math.prod(sharding.mesh.shape[name] for name in names)
+
+    def __str__(self) -> str:
+        return f"loops over traces in pieces of {self.piece:,} bytes"
+
+
+def _sum_by_halves(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
+    """`a.sum(0)`, where one half of the rows is added to the other while that is possible.
+
+    XLA's CPU backend fuses this with what computes the rows, and compiles it once for all arrays of one shape, where it
+    compiles each product with ones. The last rows are a sum for XLA, which it does not compute twice.
+    """
+    while len(a) > 2 and len(a) % 2 == 0:
+        half = len(a) // 2
+        a = lax.slice_in_dim(a, 0, half) + lax.slice_in_dim(a, half, 2 * half)
+    return a.sum(0) if len(a) <= 3 else _sum_of_rows(a)
+
+
+def _sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
+    """`a.sum(0)`, of several rows as a product with ones: a sum over the leading axis takes XLA on CPUs much longer."""
+    if len(a) == 1:
+        return a[0]
+    ones = jnp.ones(len(a), a.dtype)
+    total = summed("a,ab->b", ones, a.reshape(len(a), -1))
+    return total.reshape(a.shape[1:])
+
+
+__all__ = ["Pieces"]
