@@ -2,7 +2,6 @@
 
 import importlib.metadata
 
-import jax
 import pytest
 
 import etpc
@@ -10,20 +9,19 @@ from etpc.run import _fusion
 
 
 @pytest.mark.parametrize(
-    ("release", "backend", "right", "refused"),
+    ("release", "platform", "right", "refused"),
     [
         (_fusion.AFFECTED, "cpu", False, True),
         (_fusion.AFFECTED, "cpu", True, False),  # the fusion is turned off
-        (_fusion.AFFECTED, "gpu", False, False),
+        (_fusion.AFFECTED, "cuda", False, False),
         ("0.10.1", "cpu", False, False),
     ],
 )
-def test_the_release_is_refused_on_cpus(monkeypatch, release, backend, right, refused):
+def test_the_release_is_refused_on_cpus(monkeypatch, release, platform, right, refused):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: release)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(_fusion, "_fuses_correctly", lambda: right)
     if not refused:
-        _fusion.refuse_wrong_fusion()
+        _fusion.refuse_wrong_fusion(etpc.Target(platform))
         return
     with pytest.raises(etpc.UnsupportedError, match=r"pip install 'jaxlib!=0.10.2'"):
         etpc.compile(1.0, inputs=1.0, state=1.0, step=lambda w, x, h: (h, 0.5 * h + w * x))

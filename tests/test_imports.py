@@ -14,18 +14,18 @@ INTERNALS = ("jax.extend", "jax._src")
 SEES = {
     # what all of them may use
     "errors": "",
-    "tuning": "",
-    "_jax": "errors tuning",
+    "_jax": "errors",
     "files": "errors",
     # the compiler: a stage sees the artefact of the one before it, and what that is made of
-    "ops": "errors _jax tuning",
+    "ops": "errors _jax",
     "trace": "errors _jax",
     "analyse": "errors _jax ops trace",
-    "forms": "errors _jax tuning ops",
+    "schedule": "errors ops",
+    "forms": "errors _jax ops schedule",
     "algorithms": "errors ops forms analyse",
-    "ir": "errors _jax ops forms analyse algorithms",
-    "plan": "errors _jax files tuning forms analyse algorithms ir",
-    "emit": "errors _jax tuning forms analyse ir plan",
+    "ir": "errors _jax ops schedule forms analyse algorithms",
+    "plan": "errors _jax files schedule forms analyse algorithms ir",
+    "emit": "errors _jax schedule forms analyse ir",
     # what is shown of a plan
     "show": "errors _jax files forms algorithms analyse ir plan",
     "draw": "errors files plan show",
@@ -35,8 +35,8 @@ SEES = {
     # what each rule means; of the plan it asks alone which whole traces are small
     "definition": "gradient errors _jax trace analyse algorithms plan",
     # the program, and what is done with programs
-    "run": "errors files _jax gradient trace analyse forms algorithms plan emit show draw equations",
-    "export": "errors files _jax trace run",
+    "run": "errors files _jax schedule gradient trace analyse forms algorithms plan emit show draw equations",
+    "export": "errors files _jax schedule trace run",
     "checking": "errors files _jax gradient trace analyse forms algorithms plan show definition run",
     "checkpoint": "errors files _jax run",
     "training": "errors checkpoint run",
@@ -50,7 +50,7 @@ SEES = {
     "units": "errors",
     # the command line is above the package itself
     "__init__": "errors _jax gradient export checking training checkpoint definition algorithms analyse"
-    " draw emit files interop ir nn ops optim plan plot run surrogate testing trace units",
+    " draw emit files interop ir nn ops optim plan plot run schedule surrogate testing trace units",
     "cli": "__init__ errors files _jax gradient export checking algorithms draw run show testing trace",
     "__main__": "cli",
 }

@@ -24,7 +24,6 @@ from jax.experimental import sparse
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import etpc
-import etpc.tuning
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 8
@@ -32,8 +31,7 @@ assert jax.device_count() == 8
 END = 'print("the same on eight devices")\n'
 BATCH = """
 explicit = "explicit" in sys.argv
-if "pieces" in sys.argv:
-    etpc.tuning.CPU = dataclasses.replace(etpc.tuning.CPU, piece=1 << 10)
+target = etpc.Target("cpu", 8, cache=1 << 10) if "pieces" in sys.argv else None
 axis_type = AxisType.Explicit if explicit else AxisType.Auto
 few = jax.devices()[: 4 if "few" in sys.argv else 8]
 mesh = jax.make_mesh((len(few),), ("batch",), axis_types=(axis_type,), devices=few)
@@ -58,7 +56,7 @@ whole = [etpc.D_RTRL(window=2), etpc.D_RTRL(window=3, backprop="full")]
 others = [etpc.ES_D_RTRL(decay=0.9, window=2), etpc.ES_D_RTRL(rank=2, window=2), etpc.SnAp(1, window=1)]
 others += [etpc.CreditRTRL(2, 2, window=2), etpc.D_RTRL(window=2, backprop="full", lookback=4)]
 for algo in whole if "pieces" in sys.argv else whole + others:
-    program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(20), step=step)
+    program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(20), step=step, target=target)
     run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum(), "sum")
     fresh = program.init(16)
     (alone, after), grads_alone = run(model, xs, targets, fresh)
@@ -130,7 +128,7 @@ assert set(moves) == {"all-reduce"}, moves
 
 
 NEURONS = """
-etpc.tuning.CPU = dataclasses.replace(etpc.tuning.CPU, piece=1 << 10)
+target = etpc.Target("cpu", 8, cache=1 << 10)
 mesh = jax.make_mesh((8,), ("neuron",), axis_types=(AxisType.Auto,))
 T, B, I, N = 6, 3, 20, 48
 keys = jax.random.split(jax.random.key(0), 3)
@@ -153,7 +151,7 @@ def step(m, x, h):
 
 
 for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9, window=2):
-    program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(N), step=step)
+    program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(N), step=step, target=target)
     run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum(), "sum")
     fresh = program.init(B)
     _, alone = run(model, xs, targets, fresh)

@@ -140,13 +140,18 @@ Rule = Callable[[Equation, list[Any]], "list[Any] | None"]
 def evaluate(
     equations: Iterable[Equation], env: dict[Variable, Any], rule: Rule | None = None
 ) -> dict[Variable, Any]:
-    """Run equations over `env` (in place). `rule` may take over an equation, or return `None`."""
-    for eqn in equations:
-        values = [env.get(v) for v in eqn.inputs]
-        out = rule(eqn, values) if rule is not None else None
-        if out is None:
-            out = eqn.bind(*values)
-        env.update(zip(eqn.outputs, out, strict=True))
+    """Run equations over `env` (in place). `rule` may take over an equation, or return `None`.
+
+    Products keep the precision that they were traced with, also where what calls this sets another one by
+    `jax.default_matmul_precision`: those of a derivative, which is taken outside of this, have that.
+    """
+    with jax.default_matmul_precision(None):
+        for eqn in equations:
+            values = [env.get(v) for v in eqn.inputs]
+            out = rule(eqn, values) if rule is not None else None
+            if out is None:
+                out = eqn.bind(*values)
+            env.update(zip(eqn.outputs, out, strict=True))
     return env
 
 

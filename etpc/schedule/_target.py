@@ -1,14 +1,13 @@
 """What a program is compiled for."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from ..errors import InputError, InputTypeError, near
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-Precision = Literal["default", "high", "highest"]
 PRECISIONS = ("default", "high", "highest")
 
 
@@ -30,7 +29,7 @@ class Target:
 
     platform: str
     devices: int = 1
-    precision: Precision = "highest"
+    precision: str = "highest"
     cache: int | None = None
 
     def __post_init__(self) -> None:

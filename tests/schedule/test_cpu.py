@@ -1,7 +1,8 @@
 """Passes over a trace in pieces, against NumPy on the whole."""
 
-import dataclasses
+import functools
 import itertools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,7 @@ import pytest
 from jax.experimental import sparse
 
 import etpc
-from etpc import tuning
-from etpc.forms import _pieces
-from etpc.forms._pieces import over_examples, overwrite, zero_after
+from etpc.schedule import Pieces, Target, cpu, zero_after
 from tests.helpers import normal
 from tests.marks import few
 
@@ -25,24 +24,17 @@ AXES = [1, 2, 3]
 DEVICES = pytest.mark.parametrize("devices", few([1, 2, 6], 2))
 
 
-@pytest.fixture
-def cut_for(monkeypatch):
-    """As on so many devices, in pieces of so many bytes."""
-
-    def cut(devices, piece):
-        cpu = dataclasses.replace(tuning.CPU, piece=piece)
-        monkeypatch.setattr(tuning, "CPU", cpu)
-        monkeypatch.setattr(jax, "device_count", lambda: devices)
-
-    return cut
-
-
 def draw(shape, dtype, seed=0):
     rng = np.random.default_rng(seed)
     values = rng.normal(size=shape)
     if np.dtype(dtype).kind == "c":
         values = values + 1j * rng.normal(size=shape)
     return values.astype(dtype)
+
+
+def plus_zero(signal, trace):
+    """A product that is another function than multiplication."""
+    return signal * trace + 0
 
 
 def close(found, wanted):
@@ -60,33 +52,34 @@ def shapes_of_signal(axis, dtype):
 
 @DEVICES
 @pytest.mark.parametrize("batch", [6, 18, 66, 102])
-def test_sum_over_examples(batch, devices, cut_for):
+def test_sum_over_examples(batch, devices):
     """As many as are added up at a time, rounds of those, and a rest."""
-    cut_for(devices, 1)
+    of_examples = jax.jit(functools.partial(Pieces(devices, 1).sum_over_examples, operator.mul))
+    in_a_step = lambda s, t: Pieces(devices, 1).sum_over_examples(plus_zero, s, t, operator.mul)
     for dtype in DTYPES:
         trace = draw((batch, *SHAPE[1:]), dtype)
         for shape in shapes_of_signal(2, dtype):
             signal = draw((batch, *shape[1:]), dtype, seed=1)
-            found = jax.jit(over_examples)(trace, signal)
-            close(found, (signal * trace).sum(0))
+            for found in (of_examples(signal, trace), jax.jit(in_a_step)(signal, trace)):
+                close(found, (signal * trace).sum(0))
 
 
 @DEVICES
 @pytest.mark.parametrize("batch", [6, 18, 66])
 @pytest.mark.parametrize("states", [1, 2, 3])
-def test_sum_over_examples_and_states(states, batch, devices, cut_for):
-    """Few states, which are written out, and many."""
-    cut_for(devices, 1)
+def test_sum_over_examples_and_states(states, batch, devices):
+    """The product may have fewer axes than what it is of."""
+    product = lambda s, t: (s * t).sum(states - 4)
     for length in (2, 9):
         shape = [batch, 3, 4, 5]
         shape[states] = length
         trace, signal = draw(shape, "float64"), draw(shape, "float64", seed=1)
-        found = jax.jit(lambda t, s: over_examples(t, s, states))(trace, signal)
-        close(found, (signal * trace).sum((0, states)))
+        found = jax.jit(functools.partial(Pieces(devices, 1).sum_over_examples, product))
+        close(found(signal, trace), (signal * trace).sum((0, states)))
 
 
 def test_nothing_is_summed_over_no_examples_but_one():
-    found = jax.jit(over_examples)(jnp.ones((1, 2)), jnp.full((1, 2), 3.0))
+    found = Pieces().sum_over_examples(operator.mul, jnp.ones((1, 2)), jnp.full((1, 2), 3.0))
     np.testing.assert_array_equal(found, [3, 3])
 
 
@@ -95,9 +88,9 @@ def test_nothing_is_summed_over_no_examples_but_one():
     ("axis", "piece"),
     few(itertools.product(AXES, PIECES), (1, 1), (2, 1100), (3, 10_000), (1, 1 << 22)),
 )
-def test_overwrite(axis, piece, devices, cut_for):
+def test_overwrite(axis, piece, devices):
     """What is cut along need not be the same axis of another array, nor longer than one there."""
-    cut_for(devices, piece)
+    schedule = Pieces(devices, piece)
     places = SHAPE[axis]
     along = [places if n == axis else 1 for n in range(1, len(SHAPE))]
     axes = [2, 1, None]
@@ -109,13 +102,13 @@ def test_overwrite(axis, piece, devices, cut_for):
 
     @jax.jit
     def alone(trace, given):
-        return overwrite(trace, axis, update, list(zip(given, axes, strict=True)))
+        return schedule.overwrite(trace, axis, update, list(zip(given, axes, strict=True)))
 
     @jax.jit
     def both(trace, signal, given):
         given = list(zip(given, axes, strict=True))
-        read = over_examples(trace, signal)
-        return overwrite(trace, axis, update, given, zero_after(read)), read
+        read = schedule.sum_over_examples(operator.mul, signal, trace)
+        return schedule.overwrite(trace, axis, update, given, zero_after(read)), read
 
     for dtype in DTYPES:
         trace = draw(SHAPE, dtype)
@@ -135,13 +128,13 @@ def test_overwrite(axis, piece, devices, cut_for):
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("piece", [200, 3000, 1 << 22])
-def test_what_is_no_number_stays_in_its_example(axis, piece, cut_for):
-    cut_for(1, piece)
+def test_what_is_no_number_stays_in_its_example(axis, piece):
     trace = draw(SHAPE, "float64")
     trace[1] = [[[np.nan]]]
     trace[1, 0] = np.inf
     others = np.arange(SHAPE[0]) != 1
-    found = jax.jit(lambda t: overwrite(t, axis, lambda part: 0.5 * part + 1, []))(trace)
+    moved = lambda part: 0.5 * part + 1
+    found = jax.jit(lambda t: Pieces(1, piece).overwrite(t, axis, moved, []))(trace)
     np.testing.assert_array_equal(found[others], 0.5 * trace[others] + 1)
     assert not np.isfinite(found[1]).any()
 
@@ -149,9 +142,8 @@ def test_what_is_no_number_stays_in_its_example(axis, piece, cut_for):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
 @pytest.mark.parametrize("piece", [1, 100, 1000, 5000, 10_000])
-def test_every_piece_is_some_share(piece, devices, cut_for):
+def test_every_piece_is_some_share(piece, devices):
     """Of one device, within the limit, or as few places as there are."""
-    cut_for(devices, piece)
     for batch in (1, 2, 6, 16, 31):
         for places in (1, 2, 15, 17, 100, 257):
             trace, shapes = jnp.zeros((batch, places, 3)), []
@@ -160,9 +152,9 @@ def test_every_piece_is_some_share(piece, devices, cut_for):
                 shapes.append(part.shape)
                 return part
 
-            overwrite(trace, 1, update, [])
+            Pieces(devices, piece).overwrite(trace, 1, update, [])
             share = np.gcd(batch, devices)
-            by_example = share == 1 and trace.nbytes / batch <= _pieces.LARGE * piece
+            by_example = share == 1 and trace.nbytes / batch <= cpu.LARGE * piece
             axis, cut = (0, batch) if by_example else (1, places)
             sizes, row = [shape[axis] for shape in shapes], trace.nbytes / share / cut
             assert all(shape[1 - axis] == trace.shape[1 - axis] for shape in shapes)
@@ -172,12 +164,10 @@ def test_every_piece_is_some_share(piece, devices, cut_for):
             assert sizes[1:] in ([], [cut % size])
 
 
-def test_at_once_is_in_one_piece(cut_for):
-    cut_for(1, 1)
+def test_at_once_is_in_one_piece():
     shapes = []
-    overwrite(
-        jnp.zeros((6, 5, 3)), 1, lambda part: shapes.append(part.shape) or part, [], at_once=True
-    )
+    seen = lambda part: shapes.append(part.shape) or part
+    Pieces(1, 1).overwrite(jnp.zeros((6, 5, 3)), 1, seen, [], at_once=True)
     assert shapes == [(6, 5, 3)]
 
 
@@ -240,7 +230,7 @@ LAYERS = {
     ("layer", "states"),
     list(itertools.product(LAYERS, [1, 2])),
 )
-def test_programs_in_pieces(layer, states, monkeypatch):
+def test_programs_in_pieces(layer, states):
     function, weight = LAYERS[layer]
 
     def step(weight, x, state):
@@ -251,19 +241,16 @@ def test_programs_in_pieces(layer, states, monkeypatch):
     xs = normal(6, 3, 12)
     zero = (jnp.zeros(12),) * states
 
-    def gradient():
-        program = etpc.compile(
-            weight, etpc.D_RTRL(window=2), inputs=xs[0, 0], state=zero, step=step
-        )
+    def gradient(target):
+        options = dict(inputs=xs[0, 0], state=zero, step=step, target=target)
+        program = etpc.compile(weight, etpc.D_RTRL(window=2), **options)
         run = program.value_and_grad(lambda y, t: jnp.sum((y - t) ** 2), "sum")
         (_, carry), grads = run(weight, xs, 0 * xs, program.init(3))
         return jax.tree.leaves((grads, carry.traces))
 
-    whole = gradient()
-    in_pieces = dataclasses.replace(tuning.CPU, piece=1 << 8)
-    for other_machine in (in_pieces, tuning.ACCELERATOR):
-        monkeypatch.setattr(tuning, "CPU", other_machine)
-        for one, other in zip(gradient(), whole, strict=True):
+    whole = gradient("cpu")
+    for target in (Target("cpu", cache=1 << 8), "tpu"):
+        for one, other in zip(gradient(target), whole, strict=True):
             assert np.abs(other).max() > 1e-3
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
