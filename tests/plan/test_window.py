@@ -7,13 +7,12 @@ import pytest
 import etpc
 from etpc import nn
 from etpc.plan import AT_LEAST
-from etpc.plan.passes.choose_window import AT_MOST, SHORTEST, bytes_of_step
-from etpc.tuning import ACCELERATOR, CPU
+from etpc.plan.passes.choose_window import AT_MOST, CACHED, SHORTEST, bytes_of_step
 
 
-def compiled(size, algo):
+def compiled(size, algo, target="cpu"):
     cell = nn.MGU(4, size, key=jax.random.key(0))
-    return etpc.compile(cell, algo, inputs=jnp.zeros(4))
+    return etpc.compile(cell, algo, inputs=jnp.zeros(4), target=target)
 
 
 @pytest.mark.slow
@@ -35,14 +34,13 @@ def test_a_window_is_longer_for_larger_traces(size, least, most):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "least", "most"), [(128, 16, 16), (256, 9, 15), (2048, 8, 8)])
-def test_a_window_is_shorter_where_small_traces_meet_large_steps(size, least, most, monkeypatch):
+def test_a_window_is_shorter_where_small_traces_meet_large_steps(size, least, most):
     plan = compiled(size, etpc.ES_D_RTRL(decay=0.9)).plan
     assert least <= plan.window <= most
     assert bool(plan.ir.window.why) == (plan.window < AT_LEAST)
     kept = bytes_of_step(plan.ir)
-    assert plan.window == min(max(CPU.window // kept, SHORTEST), AT_LEAST)
-    monkeypatch.setattr("etpc.plan.passes.choose_window.tuning", lambda: ACCELERATOR)
-    assert compiled(size, etpc.ES_D_RTRL(decay=0.9)).plan.window == AT_LEAST
+    assert plan.window == min(max(CACHED // kept, SHORTEST), AT_LEAST)
+    assert compiled(size, etpc.ES_D_RTRL(decay=0.9), "cuda").plan.window == AT_LEAST
 
 
 @pytest.mark.slow
