@@ -123,8 +123,8 @@ def check_pass(
     """Check that with a pass a program gives the gradients, states and outputs of one without passes.
 
     It runs alone, before the default passes and after them. A program that `etpc.compile` refuses there, as the form of
-    a trace cannot serve what a default pass made of it, is not compared. Each program runs the sequence twice, the
-    second time with the traces of the first: in windows, and step by step.
+    a trace cannot serve what a default pass made of it or a pass may not run before another, is not compared. Each
+    program runs the sequence twice, the second time with the traces of the first: in windows, and step by step.
 
     **Arguments:**
 
@@ -148,12 +148,12 @@ def check_pass(
     plain, name = compiled(), f"The pass {pass_.name!r}"
     programs = {name: compiled(pass_)}
     if pass_ not in DEFAULT:
-        programs[f"{name}, before the default passes,"] = compiled(pass_, *DEFAULT)
-        try:
-            programs[f"{name}, after the default passes,"] = compiled(*DEFAULT, pass_)
-        except AlgorithmError as error:
-            if error.code is not Code.PASS_ORDER:
-                raise
+        for place, order in (("before", (pass_, *DEFAULT)), ("after", (*DEFAULT, pass_))):
+            try:
+                programs[f"{name}, {place} the default passes,"] = compiled(*order)
+            except (AlgorithmError, InputError) as error:
+                if error.code is not Code.PASS_ORDER:
+                    raise
     data = model, xs, targets, loss_fn, batch_size
     want = _results(plain, *data)
     dtype = precision(plain.plan.analysis.step)

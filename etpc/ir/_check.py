@@ -11,7 +11,20 @@ from ..errors import AlgorithmError, Code, raise_together
 from ..forms import AddsToFirst, ReadsEnd, Trace
 from ._nodes import TraceNode
 from ._program import TraceProgram
-from ._terms import AtEnd, Carried, Product, Steps, end_of, past_of, terms_of, words
+from ._terms import (
+    AtEnd,
+    AtStart,
+    Carried,
+    Direct,
+    Product,
+    Signal,
+    Steps,
+    Through,
+    end_of,
+    past_of,
+    terms_of,
+    words,
+)
 
 
 class Problem(NamedTuple):
@@ -110,7 +123,7 @@ def _of_op(
         if term not in own and term in program.zeros.get(op, {}):
             continue
         if term not in own:
-            yield f"'{words(term)}' does not belong to it."
+            yield f"'{words(term)}' does not belong to it{_of_others(program, op, term)}."
         elif count > 1:
             yield f"'{words(term)}' counts twice."
     for term in whole:
@@ -134,6 +147,21 @@ def _of_op(
                 )
             case _:
                 pass
+
+
+def _of_others(program: TraceProgram, op: WeightOp, term: Product) -> str:
+    """Whose data or credit a term has that is not its own, where its words do not say so."""
+    names, found = program.names(), list[str]()
+    if isinstance(term.data, Steps) and term.data.op != op:
+        found.append(f"the data of {names.get(term.data.op, term.data.op.path)}")
+    match term.data, term.credit:
+        case _, Direct(other) | Through(other) if other != op:
+            found.append(f"the credit of {names.get(other, other.path)}")
+        case Carried(trace) | AtEnd(trace), AtStart(other) | Signal(other) if other != trace:
+            found.append(f"the credit of {other}")
+        case _:
+            pass
+    return f", as it has {' and '.join(found)}" if found else ""
 
 
 def _apart(terms: Iterable[Product]) -> list[Product]:

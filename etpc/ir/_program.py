@@ -213,6 +213,7 @@ class TraceProgram:
                 "dtype": np.dtype(node.dtype).name,
                 "outputs": node.op.size,
                 "block": node.block,
+                "states": list(self.analysis.hidden.names(node.blocks.indices)),
                 "feeds": [[names[op] for op in feed.ops] for feed in node.feeds],
                 "bytes": node.bytes,
                 "virtual": node.virtual,
@@ -263,13 +264,21 @@ class TraceProgram:
         return names
 
 
+def _head(program: TraceProgram, node: TraceNode) -> str:
+    """The form of a trace, its dtype and its numbers of outputs, of states of each, and of rows of an extension; and
+    the states where some are left out."""
+    rows = f" + {node.virtual}" if node.virtual else ""
+    size = f"[{node.op.size} x {node.block}{rows}]"
+    reach = program.analysis.reach[node.op.number]
+    states = program.analysis.hidden.names(node.blocks.indices)
+    of = f" of {', '.join(states)}" if node.blocks.nnz < reach.block.nnz else ""
+    return f"{form_text(node.form)} {np.dtype(node.dtype).name}{size}{of}"
+
+
 def program_text(program: TraceProgram) -> str:
     """The program as lines: traces with their feeds, gradients as sums of terms, reads and window."""
     names, window, place = program.names(), program.window, program._place
-    heads = [
-        f"{name} = {form_text(node.form)} {np.dtype(node.dtype).name}[{node.op.size} x {node.block}]"
-        for node, name in place.items()
-    ]
+    heads = [f"{name} = {_head(program, node)}" for node, name in place.items()]
     width = max(map(len, heads), default=0)
     lines = [f"for {program.target}"]
     for node, head in zip(program.traces, heads, strict=True):
@@ -301,7 +310,8 @@ def program_text(program: TraceProgram) -> str:
     behind = f" with {window.behind} behind it" if window.behind else ""
     credit = {"step": "of each step", "window": "through the window, uncut"}[window.credit]
     count = f"{window.steps} step{'s' if window.steps > 1 else ''}"
-    lines += [f"window of {count}{behind} ({window.length}), credit {credit}"]
+    length = f"{window.length}, as {window.why}" if window.why else window.length
+    lines += [f"window of {count}{behind} ({length}), credit {credit}"]
     lines += [] if program.extends is None else [f"extension {form_text(program.extends)}"]
     lines.append(str(program.schedule))
     return "\n".join(lines)

@@ -147,7 +147,8 @@ class Reads:
         return Index.of(at, entered(rows, pattern))
 
     def __str__(self) -> str:
-        return str(self.colours)
+        paths = ", ".join(self.analysis.ops[k].path for k in self.colours.columns)
+        return f"{self.colours} for {paths}" if paths else str(self.colours)
 
 
 def block_rows(block: Pattern) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax import export
 
 from ..errors import InputError, InputTypeError, near
 
@@ -43,7 +44,7 @@ class Target:
     @classmethod
     def here(cls) -> "Target":
         """That of this process: JAX's default platform, and all of its devices."""
-        return cls(jax.export.default_export_platform(), len(jax.devices()))
+        return cls(export.default_export_platform(), len(jax.devices()))
 
     @property
     def left_out(self) -> str:

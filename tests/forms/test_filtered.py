@@ -275,7 +275,7 @@ def test_one_output_that_differs_takes_a_filtered_input_of_its_own():
     op = next(p for p in program.ops if p.path == "['w']")
     assert isinstance(op.form, Filtered)
     assert op.form.count(op.block) == 2
-    assert op.trace_shape == (I, 2)
+    assert op.trace_shape == (2, I)
 
 
 @pytest.mark.parametrize(("leaks", "form"), [(1, Filtered), (2, Full)])

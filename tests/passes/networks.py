@@ -87,6 +87,18 @@ def layers(x, state, w, r, u, skip, leak):
     return g * past + h, (h, c, g)
 
 
+@model
+def unlasting(x, state, w, r, twice, z, u, leak):
+    """Beside each state one that later steps read through weights alone: where outputs move alike, where a weight is
+    used twice and products are added up, and in complex numbers."""
+    v, s, g, h, c, d = state
+    v = 0.9 * v + w @ x
+    g = 0.5 * jnp.sin(g) + jnp.tanh(twice @ x + r @ (s + h)) + twice @ jnp.tanh(x)
+    c = leak * c + z @ x + u @ d
+    s, h, d = 0.5 * v, jnp.sin(g), (0.3 + 0.8j) * c
+    return s * h + d.real, (v, s, g, h, c, d)
+
+
 def curve(w, x):
     return w[0] * jnp.tanh(x) + w[1] * jnp.tanh(w[2] * x)
 
@@ -146,6 +158,11 @@ def networks():
             None,
         ),
         "layers": (layers(in_, rec, gate_r, gate, 0.5 + bias), (zeros,) * 3, None),
+        "unlasting": (
+            unlasting(in_, rec, gate, phase[:, None] * in_, 0.3 * rec * phase[:, None], phase),
+            (zeros,) * 4 + (0 * phase,) * 2,
+            None,
+        ),
         "columns": (columns(weights(48, INPUTS, seed=6), three, three), (wide, wide), None),
         "matrix": (matrix(in_, rec), zeros, None),
     }

@@ -27,7 +27,7 @@ RULES = {
     "look-back": etpc.D_RTRL(window=1, lookback=3),
     "chosen": etpc.D_RTRL(),
 }
-SEVERAL = ("complex cascade", "filters", "layers", "columns", "matrix")
+SEVERAL = ("complex cascade", "filters", "layers", "unlasting", "columns", "matrix")
 """Networks of several patterns, which take longer to compile."""
 DEFINED = ("steps", "windows", "whole", "full windows")
 NETWORKS = networks()
