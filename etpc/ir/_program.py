@@ -4,8 +4,8 @@ The plan makes a program without optimisations; passes rewrite it; emission read
 shows it:
 
     for cpu, 3,145,728 bytes of cache, products at precision highest
-    t0 = Decay(decay=0.9) float32[512 x 2]  feeds (.weight_ih | .weight_hh)  # join_products
-    t1 = Full float32[512 x 1]              feeds (.bias)  # drop_unlasting
+    t0 = Decay(decay=0.9) float32[512 x 2]  feeds (.weight_ih | .weight_hh)  # join_products, join_past
+    t1 = Full float32[512 x 1] of [1]       feeds (.bias)  # drop_unlasting
     grad .weight_ih = (x + past t0.0) * through t0
     grad .weight_hh = (x + past t0.1) * through t0
     grad .bias = x * (direct + through t1) + past t1 * its credit

@@ -40,7 +40,7 @@ def _network(name):
 
 
 def sections(name):
-    """The programs of a network: for each rule what is printed, and a hash of the gradient of two steps as StableHLO."""
+    """The programs of a network, for each rule: what is printed, and a hash of a gradient of two steps as StableHLO."""
     model, options, arguments = _network(name)
     for rule, algorithm in RULES.items():
         program = etpc.compile(model, algorithm, **options, target="cpu")
