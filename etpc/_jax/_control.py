@@ -10,7 +10,7 @@ from jax.extend.core import primitives as prims
 
 from . import params
 from ._flatten import canonicalise, flatten
-from ._program import Equation, Flat, Variable, evaluate, partition, propagate
+from ._program import Equation, Flat, Variable, evaluate, leading, partition, propagate
 
 
 def unrolled(equation: Equation) -> Flat:
@@ -54,14 +54,9 @@ def written_out(equation: Equation) -> Flat | None:
 def active(goes_on: Any, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
     """The carry after an iteration. Under `vmap` each example has a condition of its own, along the first axes of the
     carry, and keeps what it had where that is false."""
-
-    def of_leaf(new: Any, old: Any) -> Any:
-        lead = jnp.shape(goes_on)
-        return jnp.where(
-            jnp.reshape(goes_on, (*lead, *[1] * (jnp.ndim(old) - len(lead)))), new, old
-        )
-
-    return list(map(of_leaf, new, old)) if jnp.ndim(goes_on) else list(new)
+    if not jnp.ndim(goes_on):
+        return list(new)
+    return [jnp.where(leading(goes_on, b), a, b) for a, b in zip(new, old, strict=True)]
 
 
 def is_checkpointed_loop(equation: Equation) -> bool:

@@ -208,6 +208,11 @@ def partition(
     return alone, others, known
 
 
+def leading(mask: Any, a: Any) -> jax.Array:
+    """A mask over the leading axes of an array, with an axis of length one for each other axis."""
+    return jnp.reshape(mask, (*jnp.shape(mask), *[1] * (jnp.ndim(a) - jnp.ndim(mask))))
+
+
 # --- dtypes ---
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._jax import result_type
+from .._jax import leading, result_type
 from ..forms import times
 from ..ir import Index
 
@@ -110,11 +110,6 @@ def replaced(arrays: Sequence[Array], places: Sequence[int], new: Sequence[Array
 def over_steps(function: Callable[..., Out]) -> Callable[..., Out]:
     """A function of one example at one step, over the leading axes [W, B] of its arguments."""
     return jax.vmap(jax.vmap(function))
-
-
-def leading(mask: Array, a: Array) -> Array:
-    """A mask over the leading axes of an array, with an axis of length one for each other axis."""
-    return mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim))
 
 
 def where_over(mask: Array, a: Array) -> Array:

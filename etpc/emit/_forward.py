@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import networkx as nx
 from jax import Array, lax
 
-from .._jax import Equation, Rule, Variable, evaluate, prune
+from .._jax import Equation, Rule, Variable, evaluate, leading, prune
 from .._jax.primitives import facts
 from ..analyse import Analysis
-from ._arrays import leading
 from ._records import Arrays, Begins, Taken, Weights
 
 Values = dict[Variable, Any]

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .._jax import leading
 from ..forms import Carry, Traces
 from ..ir import TraceProgram
-from ._arrays import leading
 from ._credit_of_window import UncutWindow, differentiated, steps, uncut_by
 from ._forward import Rollout, Stored, enter
 from ._move import restricted

@@ -14,9 +14,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool
 
+from .._jax import leading
 from ..forms import Block, Carry
 from ..ir import TraceNode, TraceProgram
-from ._arrays import leading, take
+from ._arrays import take
 
 Arrays = Sequence[Array]
 Cotangents = Sequence[Any]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .._jax import leading
 from ._carry import Carry
 from ._runner import Data, Learned, Runner
 
@@ -95,8 +96,7 @@ def _rows(carry: Carry) -> Carry:
 
 def _along(where: Array, a: Array, axis: int = 0) -> Array:
     """Booleans [B] or [], with axes of length one for the other axes of an array."""
-    after = a.ndim - axis - where.ndim
-    return where.reshape((1,) * axis + where.shape + (1,) * after)
+    return leading(where.reshape((1,) * axis + where.shape), a)
 
 
 def _finite(found: Learned) -> Array:
