@@ -190,4 +190,4 @@ def test_what_a_pass_of_another_name_leaves_out_too_late_is_refused():
     with pytest.raises(etpc.AlgorithmError, match=r"(?s)'late' made .*before `read_after`") as info:
         compiled("LSTM", "steps", ("read_after", late))
     assert info.value.code == Code.PASS_ORDER
-    assert "end t0 * signal" in str(compiled("LSTM", "steps", (late, "read_after")).ir)
+    assert "credit at [1]," in str(compiled("LSTM", "steps", (late, "read_after")).ir)
