@@ -29,14 +29,28 @@ BODIES = {
 def rounded(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of PyTrees of arrays, with its products as a TPU computes them.
 
-    Raises `NotImplementedError` for an operation with a program inside that is neither a call, a loop nor a branch.
+    Raises `NotImplementedError` for products that would be rounded inside what is no call, loop or branch.
     """
 
     def run(*args: Any) -> Any:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        return jax.tree.unflatten(jax.tree.structure(shape), _run(closed, jax.tree.leaves(args)))
+        return jax.tree.unflatten(
+            jax.tree.structure(shape), evaluate(closed, jax.tree.leaves(args))
+        )
 
     return run
+
+
+def evaluate(program: ClosedJaxpr | Jaxpr, args: Sequence[Any]) -> list[Any]:
+    """The results of a program, with its products as a TPU computes them."""
+    closed = program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+    jaxpr = closed.jaxpr
+    known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    known |= dict(zip(jaxpr.invars, args, strict=True))
+    read = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]
+    for eqn in jaxpr.eqns:
+        known |= dict(zip(eqn.outvars, _results(eqn, [read(v) for v in eqn.invars]), strict=True))
+    return [read(v) for v in jaxpr.outvars]
 
 
 def products(program: ClosedJaxpr | Jaxpr) -> tuple[int, int]:
@@ -72,20 +86,9 @@ def _programs(eqn: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
     return [value for value in leaves if isinstance(value, ClosedJaxpr | Jaxpr)]
 
 
-def _run(program: ClosedJaxpr | Jaxpr, args: Sequence[Any]) -> list[Any]:
-    closed = program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
-    jaxpr = closed.jaxpr
-    known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    known |= dict(zip(jaxpr.invars, args, strict=True))
-    read = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]
-    for eqn in jaxpr.eqns:
-        known |= dict(zip(eqn.outvars, _results(eqn, [read(v) for v in eqn.invars]), strict=True))
-    return [read(v) for v in jaxpr.outvars]
-
-
 def _results(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     if eqn.primitive in BODIES:
-        return _run(eqn.params[BODIES[eqn.primitive]], values)
+        return evaluate(eqn.params[BODIES[eqn.primitive]], values)
     if eqn.primitive is prims.scan_p:
         return _scan(values, **eqn.params)
     if eqn.primitive is prims.while_p:
@@ -93,8 +96,8 @@ def _results(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     if eqn.primitive is prims.cond_p:
         branches = [partial(_branch, branch) for branch in eqn.params["branches"]]
         return lax.switch(values[0], branches, *values[1:])
-    if _programs(eqn):
-        raise NotImplementedError(f"{eqn.primitive} has a program inside that is not looked into.")
+    if any(products(program)[1] for program in _programs(eqn)):
+        raise NotImplementedError(f"{eqn.primitive} has products inside that are not looked into.")
     if _is_rounded(eqn):
         values = [to_bfloat16(jnp.asarray(value)) for value in values]
     results = eqn.primitive.bind(*values, **eqn.params)
@@ -102,7 +105,7 @@ def _results(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
 
 
 def _branch(branch: ClosedJaxpr, *values: Any) -> list[Any]:
-    return _run(branch, values)
+    return evaluate(branch, values)
 
 
 def _scan(
@@ -119,7 +122,7 @@ def _scan(
     consts, rest = values[:num_consts], values[num_consts:]
 
     def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
-        results = _run(jaxpr, [*consts, *carry, *xs])
+        results = evaluate(jaxpr, [*consts, *carry, *xs])
         return results[:num_carry], results[num_carry:]
 
     options: Any = dict(length=length, reverse=reverse, unroll=unroll)
@@ -139,7 +142,7 @@ def _while(
     of_cond, rest = values[:cond_nconsts], values[cond_nconsts:]
     of_body, start = rest[:body_nconsts], rest[body_nconsts:]
     return lax.while_loop(
-        lambda carry: _run(cond_jaxpr, [*of_cond, *carry])[0],
-        lambda carry: _run(body_jaxpr, [*of_body, *carry]),
+        lambda carry: evaluate(cond_jaxpr, [*of_cond, *carry])[0],
+        lambda carry: evaluate(body_jaxpr, [*of_body, *carry]),
         start,
     )
