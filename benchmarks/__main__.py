@@ -19,6 +19,7 @@ from benchmarks import (
     pages,
     passes,
     peer,
+    precision,
     record,
     report,
     speed,
@@ -46,6 +47,7 @@ def _full(
         "passes": lambda: passes.run(console, small, 50, 32, repeats, only),
         "low-rank": lambda: low_rank.run(console, small, 100, 16, 3, repeats),
         "low-rank-windows": lambda: low_rank.over_windows(console, small, 500, 16, 3),
+        "precision": lambda: precision.run(console, min(small, 64), 100, 4, 3, only),
         "interop": lambda: interop.run(console, max(sizes), 50, 32, repeats),
         "norse": lambda: norse.speed(console, sizes, 50, 32, repeats),
         "norse-memory": lambda: norse.memory(console, small, (50, 500, 5000), 32),
@@ -68,6 +70,7 @@ def _quick(
         "passes": lambda: passes.run(console, small, 20, 4, repeats, only or ("LSTM",)),
         "low-rank": lambda: low_rank.run(console, small, 20, 4, 1, repeats, (4,), (0.9,), ("LIF",)),
         "low-rank-windows": lambda: low_rank.over_windows(console, small, 20, 4, 1, (5,), ("LIF",)),
+        "precision": lambda: precision.run(console, 8, 20, 2, 1, only or ("GRU",), precision.FEW),
         "interop": lambda: interop.run(console, small, 20, 4, repeats),
         "norse": lambda: norse.speed(console, sizes, 20, 4, repeats),
         "norse-memory": lambda: norse.memory(console, small, (20, 200), 4),
@@ -81,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         "what",
         nargs="*",
         default=["all"],
-        help="speed, cells, step, memory, compile, passes, low-rank, interop, norse or all",
+        help="speed, cells, step, memory, compile, passes, low-rank, precision, interop, norse or all",
     )
     parser.add_argument("--sizes", type=_sizes, help="neurons of the network, as in 128,512,1024")
     parser.add_argument("--cells", type=_names, help="which, as in LIF,LSTM; without it all")

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import passes, quotes, record, report
+from benchmarks import passes, precision, quotes, record, report
 from etpc.plan import PASSES
 from examples.published import study
 from examples.tasks import arms, suggested
@@ -58,6 +58,68 @@ def passes_page() -> str:
         "## Measured",
         MEASURED,
         *(passes.summary(run.rows) for run in runs),
+        report.markdown(runs),
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+ABOUT_PRECISION = """\
+A TPU has no unit for products of float32 matrices. By default it rounds both factors to bfloat16, which has 8 of the 24
+significant bits, and adds the products up in float32. At the highest precision it adds up six such products of parts of
+the factors, which is about as good as float32. On some GPUs factors are rounded to TensorFloat-32, with 11 bits; CPUs
+round none.
+
+## The setting
+
+`etpc.compile(model, rule, inputs=x, target=etpc.Target("tpu", precision="highest"))`. The precision is that of the
+products that traces, credit and Jacobians are computed by, in JAX's names, and `"highest"` where nothing is said. With
+`"high"` or `"default"` on a platform that rounds, the report says so, and claims no exact gradient.
+
+- A product of the model that has a precision of its own keeps it, and so do the products of its derivative:
+  `jnp.matmul(w, x, precision="default")`, or any model that is compiled under `jax.default_matmul_precision`.
+- A product of the model without one has that of the target in `value_and_grad`, `scan` and `etpc.online`. In
+  `predict` it has JAX's default, so that on a TPU outputs differ from those of training by rounding. Give the model a
+  precision of its own where that matters.
+- Sums, and products of numbers one by one, as of most traces with a decay or a leak, are float32 everywhere.
+"""
+ABOUT_ROUNDED = """\
+Nothing here ran on a TPU. The program for one is read as JAX's operations, and computed on a CPU with the factors of
+each product of default precision rounded to bfloat16 (`benchmarks/bfloat16.py`). An error is that of the gradient of
+a parameter, relative to the same program in float64. Each network was drawn with several seeds, and windows have
+{window} steps where a rule does not say another number. What was rounded is in the headings: *none* of the products,
+those of *traces* and credit, those of the *model* and their derivatives, or *all*.
+"""
+
+
+FOUND_PRECISION = """\
+Medians over parameters and seeds, from the least of all rules to the most, and the rule that has the most:
+
+{}
+
+- **Rounded traces cost little where a trace holds the states of one neuron.** Such a trace is moved number by number,
+  and its sum with the credit is the only product: D-RTRL, ES-D-RTRL, e-prop, RFLO, OTTT and OTPE lose no more than the
+  rounding of a factor. In windows of one step, most parameters lose nothing.
+- **They cost most where a trace is moved by the Jacobian of a whole layer**: SnAp, RTRL, OSTL, KF-RTRL and OK of the
+  spiking network, where the errors of a step go into the next.
+- **A rounded model costs more than rounded traces**, by the median of every rule, and BPTT loses as much. The highest
+  precision of traces and credit is then of little use: *all* is nearly as good as *model*. It is of use, and keeps a
+  claim of exact gradients, where the model asks for the highest precision as well, or for none.
+- **A spiking network has other spikes then.** Its gradient is that of another run, and its distance to the first one is
+  not an error of the rule.
+- The errors of CreditRTRL in the spiking network, and the largest of OK, are there without any rounded product: both
+  reduce by decompositions.
+"""
+
+
+def precision_page() -> str:
+    """The precision of products, and what each rule loses where they are rounded."""
+    runs = [run for run in record.load() if run.benchmark == "precision"]
+    sections = [
+        "# Precision of products",
+        ABOUT_PRECISION,
+        "## What rounded products lose",
+        ABOUT_ROUNDED.format(window=precision.WINDOW),
+        *(FOUND_PRECISION.format(precision.summary(run.rows)) for run in runs),
         report.markdown(runs),
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"
@@ -160,6 +222,7 @@ def measured(rows: list[study.Row]) -> str:
 PAGES = {
     "benchmarks/results.md": benchmarks_page,
     "passes.md": passes_page,
+    "precision.md": precision_page,
     "tasks/results.md": tasks_page,
     "results.md": published_page,
 }

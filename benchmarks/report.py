@@ -10,7 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from benchmarks import cells, compile_time, interop, low_rank, memory, norse, passes, speed, step
+from benchmarks import (
+    cells,
+    compile_time,
+    interop,
+    low_rank,
+    memory,
+    norse,
+    passes,
+    precision,
+    speed,
+    step,
+)
 from benchmarks.record import Rows, Run
 from benchmarks.table import Table
 
@@ -25,6 +36,7 @@ TABLES: dict[str, Table] = {
     "passes": passes.TABLE,
     "low-rank": low_rank.TABLE,
     "low-rank-windows": low_rank.OVER_WINDOWS,
+    "precision": precision.TABLE,
     "interop": interop.TABLE,
     "norse": norse.SPEED,
     "norse-memory": norse.MEMORY,

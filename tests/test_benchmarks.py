@@ -8,7 +8,19 @@ import pytest
 from rich.console import Console
 
 import etpc
-from benchmarks import by_hand, cells, measure, network, norse, peer, quotes, record, report, step
+from benchmarks import (
+    by_hand,
+    cells,
+    measure,
+    network,
+    norse,
+    peer,
+    precision,
+    quotes,
+    record,
+    report,
+    step,
+)
 from benchmarks.network import Problem
 from tests.helpers import ROOT, distance, in_a_process
 
@@ -48,6 +60,29 @@ def test_norse_has_the_gradients_of_bptt_and_its_memory_grows():
     sizes = [row["bytes"] for row in norse.memory(Console(), 16, (20, 200), 4)]
     assert sizes[5] > 8 * sizes[2]
     assert sizes[4] < 1.1 * sizes[1]
+
+
+def test_rounded_products_are_those_that_a_setting_leaves_to_be_rounded():
+    rules = {name: precision.RULES[name] for name in ("ES-D-RTRL 0.9", "BPTT")}
+    online, bptt = precision.run(Console(quiet=True), 8, 12, 2, 1, ["GRU"], rules)
+    rounded = {key: online[f"{key}_products"] for key in precision.SETTINGS}
+    (_, none), (_, traces), (_, model), (count, both) = rounded.values()
+    assert (none, both) == (0, traces + model)
+    assert 0 < traces < count > model > 0
+    assert online["highest_max"] < 1e-5 < online["traces_max"] < 0.1
+    assert bptt["highest_max"] < 1e-5 < bptt["default_max"] < 0.1
+    assert "traces_max" not in bptt  # all of its products are the model's
+    assert "-" in precision.TABLE.markdown([bptt])
+
+
+def test_a_rule_that_does_not_apply_has_an_empty_row(monkeypatch):
+    def refuses(*_, **__):
+        raise etpc.AlgorithmError("It does not apply.")
+
+    monkeypatch.setattr(etpc, "compile", refuses)
+    (row,) = precision.run(Console(quiet=True), 8, 4, 2, 1, ["GRU"], {"D-RTRL": etpc.D_RTRL()})
+    assert "highest_max" not in row
+    assert "D-RTRL | - | - |" in precision.TABLE.markdown([row])
 
 
 @pytest.mark.peer

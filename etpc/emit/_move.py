@@ -172,7 +172,10 @@ class Mover:
         place = self._place[node]
         site, carry = computed(self.program, node, moves.going_on(node, traces.carries[place]))
         factors = list(moves.factors)
-        factors[place] = [hide_from_xla(of_feed, credit) for of_feed in factors[place]]
+        hidden = functools.partial(self.program.schedule.varying, like=credit)
+        factors[place] = [
+            dataclasses.replace(f, immediate=hidden(f.immediate)) for f in factors[place]
+        ]
         passage, path = self._passages(factors, None)(node), moves.paths[place]
         new = node.form.move(site, passage, path, carry, None)
         return new, _read_end(node, site, credit, new)
@@ -216,18 +219,6 @@ def computed(program: TraceProgram, node: TraceNode, carry: Carry) -> tuple[Site
     site = dataclasses.replace(site, dtype=dtype)
     like = jax.eval_shape(lambda: node.form.init(site, 1))
     return site, tuple(a.astype(b.dtype) for a, b in zip(carry, like, strict=True))
-
-
-def hide_from_xla(factors: Factors, credit: Array) -> Factors:
-    """Factors with a zero added that depends on data, so that XLA does not know that F is constant.
-
-    If what is added to a trace does not vary, XLA computes the trace a second time in the loop that reads it, and
-    copies the old one for that. The zero is computed from the credit of each example, in a way that XLA does not
-    see through.
-    """
-    immediate = factors.immediate
-    zero = jnp.minimum(jnp.isnan(credit[..., :1]).astype(jnp.int32), 0)
-    return dataclasses.replace(factors, immediate=immediate + zero.astype(immediate.dtype))
 
 
 def _entered(program: TraceProgram) -> dict[Layout, list[int]]:

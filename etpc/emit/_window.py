@@ -17,7 +17,6 @@ from jax import Array
 from .._jax import promoting, without_derivative
 from ..forms import Carry, Traces
 from ..ir import AtEnd, TraceNode, TraceProgram
-from ..schedule import zero_after
 from ._cut import CutSteps
 from ._move import Mover, Moves
 from ._prefix import instantiated
@@ -147,7 +146,9 @@ class Window(Generic[Residuals]):
         return Learned(loss, aux, bars.weights, course.last, Moving(traces, course.moves, bars))
 
     def _moved(self, moving: Moving, last: Sequence[Array]) -> Traces:
-        return self.mover.move(moving.moves, moving.traces, moving.bars, zero_after(*last))
+        return self.mover.move(
+            moving.moves, moving.traces, moving.bars, self.program.schedule.after(*last)
+        )
 
     def fresh_traces(self, batch: int) -> Traces:
         """The traces of a stream that begins, [B, ...]."""

@@ -1,7 +1,7 @@
 """What a program is compiled for, and how its loops over traces are laid out there."""
 
-from ._schedule import Schedule, zero_after
+from ._schedule import Schedule
 from ._target import Target, target_of
-from .cpu import Pieces
+from .cpu import Pieces, zero_after
 
 __all__ = ["Pieces", "Schedule", "Target", "target_of", "zero_after"]

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Inexact, Int
 
@@ -47,17 +46,27 @@ class Schedule:
         zero: Int[Array, ""] | None = None,
         at_once: bool = False,
     ) -> Array:
-        """`update(trace, *operands)`, in place: nothing is written before `zero` is known.
+        """`update(trace, *operands)`, in place.
 
         - `axis`: of the trace, along which it may be cut, and each operand along its own.
+        - `zero`: from `after`.
         - `at_once`: nothing is gained by pieces.
         """
-        return update(trace, *_all_after(zero, [a for a, _ in operands]))
+        return update(trace, *(a for a, _ in operands))
 
     def adds_products(self, steps: int, outputs: int) -> bool:
         """Whether the outer products of so many steps, with so many numbers of all outputs' blocks, are added up one by
         one, and not as a product of matrices."""
         return steps == 1
+
+    def after(self, *arrays: Array) -> Int[Array, ""] | None:
+        """Zero, known once the arrays are, before which no trace is overwritten; `None` where XLA sees to that."""
+        return None
+
+    def varying(self, immediate: Array, like: Array) -> Array:
+        """F of a window of one step, [1, B, m, GO], in a way that XLA does not know that it is constant where that
+        would cost; `like` is an array of that shape that depends on data."""
+        return immediate
 
     def stored(self, a: Array) -> Array:
         """An array that is written to memory before it is read, where XLA would compute it wherever it is read."""
@@ -67,28 +76,4 @@ class Schedule:
         return "whole traces at once"
 
 
-def zero_after(*arrays: Array) -> Int[Array, ""]:
-    """Zero, computed from arrays in a way that XLA does not see through.
-
-    XLA overwrites an array in place only where every read of it is known to come before, and it
-    knows that from data alone: `lax.optimization_barrier` is gone when it decides.
-    """
-    firsts = [a[(0,) * a.ndim] for a in arrays if a.size and jnp.issubdtype(a.dtype, jnp.inexact)]
-    if not firsts:
-        return jnp.zeros((), jnp.int32)
-    # A sum is computed once. XLA would make anything else part of the loops that read it, once for each entry; also a
-    # sum of one term.
-    is_nan = jnp.stack([jnp.isnan(first) for first in (*firsts, firsts[0])])
-    return jnp.minimum(is_nan.sum(dtype=jnp.int32), 0)
-
-
-def _all_after(zero: Int[Array, ""] | None, arrays: list[Array]) -> list[Array]:
-    """The same arrays, where the smallest one is known only after `zero` is."""
-    sizes = {n: array.size for n, array in enumerate(arrays) if array.size}
-    if zero is None or not sizes:
-        return arrays
-    smallest = min(sizes, key=lambda n: sizes[n])
-    return [a + zero.astype(a.dtype) if n == smallest else a for n, a in enumerate(arrays)]
-
-
-__all__ = ["Operand", "Product", "Schedule", "zero_after"]
+__all__ = ["Operand", "Product", "Schedule"]
