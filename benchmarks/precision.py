@@ -35,10 +35,10 @@ HIGHEST, TRACES, MODEL, DEFAULT = "highest", "traces", "model", "default"
 SETTINGS = {
     HIGHEST: ("highest", "highest"),
     TRACES: ("highest", "default"),
-    MODEL: ("default", "highest"),
-    DEFAULT: ("default", "default"),
+    MODEL: (None, "highest"),
+    DEFAULT: (None, "default"),
 }
-"""The precision of the model's products, and of those of traces and credit."""
+"""The precision of the model's products, `None` for a model that says none, and of those of traces and credit."""
 HEADINGS = {HIGHEST: "none", TRACES: "traces", MODEL: "model", DEFAULT: "all"}
 
 TABLE = Table(
@@ -58,7 +58,7 @@ TABLE = Table(
     [
         "relative errors to the same program in float64: median and maximum over parameters and seeds.",
         "none: all products are of highest precision; traces: those of traces and credit are rounded.",
-        "model: those of the model are rounded, with their derivatives; all: both.",
+        "model: those of the forward pass are rounded, as of a model without a precision of its own; all: both.",
         "a dash: the rule does not apply to the network, or has no products but those of the model.",
         "a factor is rounded to 8 significant bits, a relative error of at most 3.9e-3.",
     ],
@@ -157,7 +157,7 @@ def errors(
 
 
 def _gradients(
-    algorithm: Algorithm | None, draws: Sequence[Draw], of_model: str, of_traces: Any
+    algorithm: Algorithm | None, draws: Sequence[Draw], of_model: str | None, of_traces: Any
 ) -> tuple[list[dict[str, np.ndarray]], tuple[int, int]]:
     """The gradients of all draws by one compiled function, and the products of its program, all and rounded."""
     model, xs, _ = draws[0]

@@ -87,9 +87,8 @@ class Change(NamedTuple):
     text: str
     bytes: int = 0
     """By how many bytes the traces of one example are smaller."""
-    kind: Literal["change", "form", "kept"] = "change"
-    """`"form"`: it gave the trace a smaller form, and the text says why that holds all of it; `"kept"`: it looked for
-    one and changed nothing, and the text says why not."""
+    of_form: bool = False
+    """Whether it gave the trace a smaller form, and the text says why that holds all of it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,6 +121,8 @@ class TraceProgram:
     """The terms that a pass has proved to be zero and left out, and why they are."""
     changes: tuple[Change, ...] = ()
     """What passes changed, in order."""
+    no_smaller: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Why a pass found no smaller form that holds the whole trace of a parameter, by its path."""
 
     @cached_property
     def extends(self) -> Extension | None:
@@ -284,7 +285,7 @@ def program_text(program: TraceProgram) -> str:
     for node, head in zip(program.traces, heads, strict=True):
         feeds = " + ".join(f"({' | '.join(names[op] for op in feed.ops)})" for feed in node.feeds)
         paths = {op.path for op in node.ops}
-        by = dict.fromkeys(c.by for c in program.changes if c.path in paths and c.kind != "kept")
+        by = dict.fromkeys(c.by for c in program.changes if c.path in paths)
         lines.append(f"{head:<{width}}  feeds {feeds}" + (f"  # {', '.join(by)}" if by else ""))
     lines += [
         f"grad {names[op]} = {sum_in_words(terms, place.__getitem__)}"

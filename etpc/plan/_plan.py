@@ -139,7 +139,7 @@ def _op_plan(program: TraceProgram, op: WeightOp, untraced: Why | None, choice: 
 
 def _reason(program: TraceProgram, op: WeightOp, choice: Choice) -> str:
     """Why a trace has its form: as the rule says, and as passes found."""
-    found = [c.text for c in program.changes if c.kind == "form" and c.path == op.path]
+    found = [c.text for c in program.changes if c.of_form and c.path == op.path]
     return "; ".join(filter(None, (choice.reasons.get(op.number, ""), *dict.fromkeys(found))))
 
 

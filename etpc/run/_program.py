@@ -204,7 +204,7 @@ class Program(Compiled, Shown):
         """What each pass of the compiler did to this program: whether it ran, which weight operations it changed, and
         how many bytes of traces it saved for one example. `print(program.passes)` shows it."""
         ran = self.plan.passes
-        of = lambda p: tuple(c for c in self.ir.changes if c.by == p.name and c.kind != "kept")
+        of = lambda p: tuple(c for c in self.ir.changes if c.by == p.name)
         every = dict.fromkeys((*ran, *DEFAULT))
         return PassReports(PassReport(p.name, p.does, p in ran, of(p)) for p in every)
 

@@ -109,12 +109,12 @@ def _left_out(plan: Plan, p: OpPlan, width: int) -> list[str]:
 
 def _smaller(plan: Plan, p: OpPlan, node: TraceNode) -> list[str]:
     """What was found where a smaller form of the same trace was looked for."""
-    of_kind = lambda kind: [c for c in plan.ir.changes if c.path == p.path and c.kind == kind]
-    if found := of_kind("form"):
+    found = [c for c in plan.ir.changes if c.path == p.path and c.of_form]
+    if found:
         saved = sum(change.bytes for change in found)
         return [f"That is {saved:,} bytes less than {Full().held}, which the rule gives it."]
-    kept = of_kind("kept") if type(node.form) is Full else []
-    return [f"No smaller trace is known that holds all of it: {c.text}." for c in kept[:1]]
+    why = plan.ir.no_smaller.get(p.path) if type(node.form) is Full else None
+    return [f"No smaller trace is known that holds all of it: {why}."] if why else []
 
 
 def _wrapped(text: list[str], width: int) -> str:

@@ -393,7 +393,7 @@ CHANGED = {
         "virtual": traced(FIRST, EXTENDED, virtual=FIRST.virtual + 1),
     },
 }
-NOT_EMITTED = {"analysis", "algorithm", "changes"}
+NOT_EMITTED = {"analysis", "algorithm", "changes", "no_smaller"}
 """What a program is of, and what was done to it."""
 
 

@@ -33,10 +33,10 @@ def _filtered(program: TraceProgram, node: TraceNode) -> TraceProgram:
     if len(new) < len(looks) or not saves_enough(sum(n.bytes for n in new), node.bytes):
         found = [look for look in looks if look is not None]
         why = {look.op.path: NO_LESS if look.form else look.why for look in found}
-        return program.noted(*(Change(NAME, *of, kind="kept") for of in why.items()))
+        return dataclasses.replace(program, no_smaller={**program.no_smaller, **why})
     saved = [node.bytes - new[0].bytes, *(-n.bytes for n in new[1:])]
     changes = [
-        Change(NAME, n.op.path, look.why, bytes, "form")
+        Change(NAME, n.op.path, look.why, bytes, of_form=True)
         for n, look, bytes in zip(new, looks, saved, strict=True)
         if look is not None
     ]

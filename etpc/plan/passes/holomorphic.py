@@ -37,7 +37,7 @@ def _run(program: TraceProgram) -> TraceProgram:
             form = forms.pop()
             if not forms and form is not None:
                 new = dataclasses.replace(node, form=form)
-                change = Change(NAME, node.op.path, WHY, node.bytes - new.bytes, "form")
+                change = Change(NAME, node.op.path, WHY, node.bytes - new.bytes, of_form=True)
                 program = program.replaced({node: new}).noted(change)
     return program
 
