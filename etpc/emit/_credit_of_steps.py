@@ -96,7 +96,7 @@ def backward(
     (by,) = residuals.read_pull(outputs)
     inputs = [] if residuals.input_pull is None else residuals.input_pull(outputs)[0]
     credit = StepCredit(window, residuals, traces, by, read_end)
-    grads = credit.added_to(widened(by.weights), window.program.terms(len(by.new[0])))
+    grads = credit.added_to(widened(by.weights), window.program.terms(*by.new[0].shape[:2]))
     return Bars(grads, window.by_input(inputs), credit.starts, credit.moved)
 
 

@@ -191,7 +191,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
         return Result(course.outputs, course.last, window.mover.move(course.moves, traces))
 
     def reads_end(span: Span) -> bool:
-        terms = window.program.terms(len(span.xs[0])).values()
+        terms = window.program.terms(*span.xs[0].shape[:2]).values()
         return any(isinstance(term.data, AtEnd) for of_op in terms for term in of_op)
 
     @jax.custom_vjp

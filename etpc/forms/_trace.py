@@ -221,6 +221,11 @@ class Trace:
         a new stream its floats are set to zero; integers, such as a counter, go on."""
         raise NotImplementedError
 
+    def reads_end(self, site: Site, batch: int) -> bool:
+        """Whether the carry of so many examples is read at the end of a window of one step, where it can be:
+        see `ReadsEnd`. No gradient depends on it."""
+        return True
+
     def follow(self, site: Site, factors: Factors, carry: Carry) -> Any:
         """The path, which is what `read` and `move` share: what they need of the way through the window."""
         return ()

@@ -35,7 +35,7 @@ from ..schedule import Schedule, Target
 from ._nodes import Feed, TraceNode, form_text
 from ._paths import OutputPaths
 from ._reads import Reads
-from ._terms import CreditFlow, Grads, Product, sum_in_words, terms_of, words
+from ._terms import CreditFlow, Grads, Product, end_of, sum_in_words, terms_of, words
 
 Length = Literal["open", "near", "asked", "meant", "step"]
 """Why a window has as many steps as it has:
@@ -157,9 +157,17 @@ class TraceProgram:
         """The trace of an operation, if it has one."""
         return next((node for node in self.traces if op in node.ops), None)
 
-    def terms(self, steps: int) -> Grads:
-        """What each gradient is the sum of in windows of so many steps."""
-        return self.step_grads if steps == 1 else self.grads
+    def terms(self, steps: int, batch: int) -> Grads:
+        """What each gradient is the sum of in windows of so many steps, of so many examples."""
+        if steps > 1:
+            return self.grads
+        at_start = {op for node in self.traces if not self._at_end(node, batch) for op in node.ops}
+        return {op: self.grads[op] if op in at_start else t for op, t in self.step_grads.items()}
+
+    def _at_end(self, node: TraceNode, batch: int) -> bool:
+        """Whether a trace is read at the end of a window of one step, of so many examples."""
+        is_read = self.step_grads[node.op] == (end_of(node),)
+        return is_read and node.form.reads_end(node.site, batch)
 
     # --- what passes do ---
 
@@ -206,7 +214,7 @@ class TraceProgram:
 
     def as_dict(self) -> dict[str, Any]:
         """The program, ready for JSON: what it is for, traces, the terms of each gradient as texts, and the rest as
-        [`print`][print] shows it."""
+        `print` shows it."""
         names, name = self.names(), self._place.__getitem__
         traces = [
             {
@@ -293,8 +301,10 @@ def program_text(program: TraceProgram) -> str:
     ]
     alone = [op for op, terms in program.step_grads.items() if terms != program.grads[op]]
     lines += ["in windows of one step"] if alone else []
+    several = {op for n in program.traces if not program._at_end(n, 1) for op in n.ops}
     lines += [
         f"  grad {names[op]} = {sum_in_words(program.step_grads[op], place.__getitem__)}"
+        + ("  # of several examples" if op in several else "")
         for op in alone
     ]
     for why in dict.fromkeys(why for of in program.zeros.values() for why in of.values()):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import etpc
+from etpc.ir import end_of
 from etpc.plan import PASSES
 from tests.helpers import alive, distance, loss, normal
 from tests.marks import few
@@ -100,9 +101,15 @@ def test_all_passes_change_no_gradient(network, rule):
 
 @pytest.mark.parametrize("network", few(NETWORKS, *(n for n in NETWORKS if n not in SEVERAL)))
 def test_all_passes_change_no_gradient_of_one_example(network):
-    """A form may decline to be read at the end of a step, as one of pairs of states does here."""
+    """A form may be read at the end of a step of several examples alone, as one of pairs of states is here."""
     wanted = results(compiled(network, "steps", ()), network, 1)
-    assert distance(results(compiled(network, "steps", None), network, 1), wanted) < TOLERANCE
+    program = compiled(network, "steps", None)
+    assert distance(results(program, network, 1), wanted) < TOLERANCE
+    paired = [node for node in program.ir.traces if getattr(node.form, "as_complex", False)]
+    at_end = lambda node, batch: program.ir.terms(1, batch)[node.op] == (end_of(node),)
+    assert not any(at_end(node, 1) for node in paired)
+    of_several = str(program.ir).count("* signal  # of several examples")
+    assert of_several == sum(at_end(node, 2) for node in paired)
 
 
 @pytest.mark.parametrize(("network", "rule"), often(DEFINED))
