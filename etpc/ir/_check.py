@@ -145,6 +145,13 @@ def _of_op(
                     f"left out of its blocks. Let the pass that leaves them out run before `{by}`.",
                     of_order=True,
                 )
+            case AtEnd(trace) | Steps(_, Carried(trace)) if not program.all_through(trace):
+                yield (
+                    f"'{words(term)}' takes it that no path leads from an old state or an operation of the trace to "
+                    "the output past the new states, and one does."
+                )
+            case Steps(_, Carried()) if isinstance(term.credit, Direct):
+                yield f"'{words(term)}' has the past times credit that is not its own."
             case _:
                 pass
 

@@ -153,6 +153,12 @@ class TraceProgram:
         at = np.repeat([n in self.paths.credited for n in range(len(sizes))], sizes)[None]
         return not any((a.reach[op.number].block.multiply(at) > node.blocks).nnz for op in node.ops)
 
+    def all_through(self, node: TraceNode) -> bool:
+        """Whether all credit of a trace comes by way of new states: no path leads past them to the output, neither from
+        old states nor from its operations."""
+        past = self.paths.from_operations
+        return not self.paths.from_old_states and not any(op.number in past for op in node.ops)
+
     def of_op(self, op: WeightOp) -> TraceNode | None:
         """The trace of an operation, if it has one."""
         return next((node for node in self.traces if op in node.ops), None)

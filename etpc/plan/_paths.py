@@ -31,7 +31,5 @@ def credited_whole(program: TraceProgram) -> list[TraceNode]:
     No path leads past these to the output, neither from old states nor from the operations, and the trace has all
     states at which credit is taken.
     """
-    if program.paths.from_old_states:
-        return []
-    past = lambda node: any(op.number in program.paths.from_operations for op in node.ops)
-    return [node for node in program.traces if not past(node) and program.has_credited(node)]
+    whole = lambda node: program.all_through(node) and program.has_credited(node)
+    return [node for node in program.traces if whole(node)]

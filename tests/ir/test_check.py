@@ -126,6 +126,12 @@ BREAKAGES = {
         graded(OP, DIRECT, Product(Steps(OP, Carried(BIAS)), STEP), PAST),
         r"'past TraceNode.* \* its credit' counts twice",
     ),
+    "the past times credit of another": (
+        graded(
+            IH, Product(Steps(IH, Carried(JOINED, 0)), Direct(IH)), Product(Steps(IH), OF_IH.credit)
+        ),
+        r"'\(x \+ past .*\) \* direct' has the past times credit that is not its own",
+    ),
     "the end counts twice": (
         replace(step_grads={**PROGRAM.step_grads, OP: (end_of(BIAS), end_of(BIAS))}),
         "`step_grads` of .bias: 'end .* signal' does not belong to it",
@@ -233,6 +239,17 @@ def test_a_program_that_is_not_one_is_refused_with_what_is_wrong(name):
     with pytest.raises(etpc.AlgorithmError, match=words) as info:
         check(broken, "The pass 'mine'")
     assert str(info.value).startswith("The pass 'mine' made a trace program that is not one:")
+
+
+def test_a_path_past_the_new_states_is_read_at_the_start():
+    """The output reads the old state, whose credit meets the trace of the step before."""
+    step = lambda w, x, h: (h + (h := 0.5 * h + w @ x), h)
+    given = dict(inputs=jnp.zeros(2), state=jnp.zeros(3), step=step, passes=())
+    program = etpc.compile(jnp.ones((3, 2)), etpc.D_RTRL(window=1), **given).ir
+    (node,) = program.traces
+    check(program)
+    with pytest.raises(etpc.AlgorithmError, match=r"no path leads from an old state .* one does"):
+        check(dataclasses.replace(program, step_grads={node.op: (end_of(node),)}))
 
 
 def test_a_feed_has_outputs_of_one_shape():
