@@ -63,13 +63,13 @@ def _of_traces(program: TraceProgram) -> Iterator[str | Problem]:
         if fewer and type(node.form).read is not Trace.read:
             yield Problem(
                 f"{node}: states are left out of its blocks, and its form has a `read` of its own, which may miss "
-                f"their credit. {_placed(node, 'drop_unlasting')}.",
+                f"their credit. {_placed(node, 'leaves states out')}.",
                 of_order=True,
             )
         if any(len(feed.ops) > 1 for feed in node.feeds) and not node.form.joins:
             yield Problem(
                 f"{node}: its operations have their data side by side, and `joins` of its form is not True. "
-                f"{_placed(node, 'join_products')}, or say `joins = True` in the form, whose `past` gives rows then.",
+                f"{_placed(node, 'joins products')}, or say `joins = True` in the form, whose `past` gives rows then.",
                 of_order=True,
             )
         if node.form.reduces and program.window.length in ("open", "asked"):
@@ -135,14 +135,14 @@ def _of_op(
     for term in terms:
         match term.data:
             case AtEnd(trace) if not isinstance(trace.form, ReadsEnd):
-                yield _lacks(trace, "read_end", "read_after", "read after the step")
+                yield _lacks(trace, "read_end", "reads traces at the end", "read at the end")
             case Steps(_, Carried(trace)) if not isinstance(trace.form, AddsToFirst):
-                yield _lacks(trace, "first_data", "join_past", "added to the first step")
+                yield _lacks(trace, "first_data", "adds it there", "added to the first step")
             case AtEnd(trace) | Steps(_, Carried(trace)) if not program.has_credited(trace):
-                by = "read_after" if isinstance(term.data, AtEnd) else "join_past"
+                does = "reads it at the end" if isinstance(term.data, AtEnd) else "adds its past"
                 yield Problem(
                     f"'{words(term)}' takes it that the trace has all states at which credit is taken, and some are "
-                    f"left out of its blocks. Let the pass that leaves them out run before `{by}`.",
+                    f"left out of its blocks. Let the pass that leaves them out run before the one that {does}.",
                     of_order=True,
                 )
             case AtEnd(trace) | Steps(_, Carried(trace)) if not program.all_through(trace):
@@ -183,16 +183,16 @@ def _apart(terms: Iterable[Product]) -> list[Product]:
     return found
 
 
-def _lacks(node: TraceNode, method: str, by: str, how: str) -> Problem:
+def _lacks(node: TraceNode, method: str, does: str, how: str) -> Problem:
     name = type(node.form).__name__
-    text = f"its past is {how}, and {name} has no `{method}`. {_placed(node, by)}, or give {name} the method."
+    text = f"its past is {how}, and {name} has no `{method}`. {_placed(node, does)}, or give {name} the method."
     return Problem(text, of_order=True)
 
 
-def _placed(node: TraceNode, by: str) -> str:
+def _placed(node: TraceNode, does: str) -> str:
     """Where the pass that gave a trace its form is to run."""
-    name = type(node.form).__name__
-    return f"Let the pass that puts {name} there run before `{by}`, as in `passes=(mine, *etpc.plan.DEFAULT)`"
+    form, example = type(node.form).__name__, "as in `passes=(mine, *etpc.plan.DEFAULT)`"
+    return f"Let the pass that puts {form} there run before the one that {does}, {example}"
 
 
 __all__ = ["check"]

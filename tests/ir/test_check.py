@@ -188,11 +188,11 @@ BREAKAGES = {
     ),
     "credited states left out, read at the end": (
         traced(BIAS, AT_END, blocks=only(BIAS, STATES < 16)),
-        "some are left out of its blocks. Let the .* run before `read_after`",
+        "some are left out of its blocks. Let the .* before the one that reads it",
     ),
     "credited states left out, past joined": (
         traced(JOINED, blocks=only(JOINED, STATES < 16)),
-        "some are left out of its blocks. Let the .* run before `join_past`",
+        "some are left out of its blocks. Let the .* before the one that adds its past",
     ),
     "no traces": (replace(traces=()), NOT_OWN.format(r"past TraceNode.* \* its credit")),
     "two traces for one": (
@@ -213,19 +213,19 @@ BREAKAGES = {
     "a real operation, complex": (traced(BIAS, dtype=jnp.dtype("complex64")), "its dtype is"),
     "no form that reads the end": (
         traced(BIAS, AT_END, form=Plain()),
-        "and Plain has no `read_end`. Let the .* before `read_after`, as in `passes=.mine, .*, or ",
+        "and Plain has no `read_end`. Let the .* before the one that reads .*, as in `passes=.mine, .*, or ",
     ),
     "no form that adds to the first": (
         traced(JOINED, form=Plain()),
-        "Plain has no `first_data`. Let the pass that puts Plain there run before `join_past`",
+        "Plain has no `first_data`. Let the pass that puts Plain there run before the one that adds",
     ),
     "no form that joins": (
         traced(JOINED, form=Plain()),
-        "`joins` of its form is not True. .* before `join_products`, .* or say `joins = True`",
+        "`joins` of its form is not True. .* before the one that joins products, .* or say `joins = True`",
     ),
     "credit of states that are left out": (
         traced(BIAS, form=Plain()),
-        "a `read` of its own, .* before `drop_unlasting`",
+        "a `read` of its own, .* before the one that leaves states out",
     ),
     "a trace that is reduced": (traced(BIAS, form=Reduced()), "window says that no gradient dep"),
     "integers": (traced(BIAS, dtype=jnp.dtype("int32")), "its dtype is int32, and that of its op"),

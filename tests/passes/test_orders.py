@@ -187,7 +187,9 @@ def test_what_a_pass_of_another_name_leaves_out_too_late_is_refused():
     """Its name says nothing of where it may run: the check of the program does."""
     by = {p.name: p for p in DEFAULT}
     late = Pass("late", "states are left out", by["drop_unlasting"].run)
-    with pytest.raises(etpc.AlgorithmError, match=r"(?s)'late' made .*before `read_after`") as info:
+    with pytest.raises(
+        etpc.AlgorithmError, match=r"(?s)'late' made .*before the one that reads it"
+    ) as info:
         compiled("LSTM", "steps", ("read_after", late))
     assert info.value.code == Code.PASS_ORDER
     assert "credit at [1]," in str(compiled("LSTM", "steps", (late, "read_after")).ir)
