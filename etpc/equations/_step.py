@@ -67,7 +67,7 @@ class Evaluation:
                 with jax.ensure_compile_time_eval():
                     found = [np.asarray(a) for a in eqn.bind(*map(jnp.asarray, values))]
                 self.known.update(zip(eqn.outputs, found, strict=True))
-            else:
+            elif eqn.outputs:  # a conditional may have none that is used
                 for v, parts in zip(eqn.outputs, self.outputs(eqn), strict=True):
                     self.env[v] = self.kept(eqn, v, parts)
 
