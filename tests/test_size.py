@@ -35,7 +35,7 @@ TESTS = {
     "algorithms": 1368,
     "analyse": 1421,
     "checking": 2769,
-    "device": 1591,
+    "device": 1592,
     "draw": 509,
     "emit": 968,
     "equations": 684,
