@@ -117,12 +117,9 @@ def _of_op(
     program: TraceProgram, op: WeightOp, terms: tuple[Product, ...], whole: tuple[Product, ...]
 ) -> Iterator[str | Problem]:
     """Whether the terms are `whole`, each once, where a past may be added to the data of a step."""
-    counts, node = Counter(_apart(terms)), program.of_op(op)
-    own = {*terms_of(op, node, program.window.credit), *whole}
+    counts, zeros = Counter(_apart(terms)), program.zeros.get(op, {})
     for term, count in counts.items():
-        if term not in own and term in program.zeros.get(op, {}):
-            continue
-        if term not in own:
+        if term not in whole and term not in zeros:
             yield f"'{words(term)}' does not belong to it{_of_others(program, op, term)}."
         elif count > 1:
             yield f"'{words(term)}' counts twice."

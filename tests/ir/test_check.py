@@ -252,6 +252,19 @@ def test_a_path_past_the_new_states_is_read_at_the_start():
         check(dataclasses.replace(program, step_grads={node.op: (end_of(node),)}))
 
 
+def test_a_use_whose_trace_is_read_at_the_end_has_no_terms_of_its_own():
+    """The first use of a shared weight has the whole gradient."""
+    model, state, step = NETWORKS["tied"]
+    options = dict(inputs=jnp.zeros(INPUTS), state=state, step=step)
+    program = etpc.compile(model, etpc.D_RTRL(window=1), **options).ir
+    node = next(n for n in program.traces if len(n.ops) > 1)
+    assert program.step_grads[node.op] == (end_of(node),)
+    other = node.ops[1]
+    twice = {**program.step_grads, other: program.grads[other]}
+    with pytest.raises(etpc.AlgorithmError, match=r"`step_grads` of .* does not belong to it"):
+        check(dataclasses.replace(program, step_grads=twice))
+
+
 def test_a_feed_has_outputs_of_one_shape():
     two = {"a": jnp.ones((3, 2)), "b": jnp.ones((4, 2))}
     step = lambda w, x, h: (h, (0.5 * h[0] + w["a"] @ x, 0.5 * h[1] + w["b"] @ x))
