@@ -1,5 +1,6 @@
 """The definition of each rule, against compiled programs and backpropagation; `tests.fuzz` has drawn models."""
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import pytest
 
 import etpc
 from etpc import nn
+from etpc.forms import _modes
 from tests import helpers
 from tests.helpers import normal
 from tests.marks import few
@@ -21,6 +23,28 @@ RULES = {
     "decay everywhere": etpc.ES_D_RTRL(decay=0.8, everywhere=True, window=2),
     "two decays": etpc.ES_D_RTRL(decay=(0.6, 0.9), everywhere=True, window=2),
     "full windows": etpc.D_RTRL(window=3, backprop="full"),
+    "any full windows": etpc.D_RTRL(backprop="full"),
+    "full windows and a decay": etpc.ES_D_RTRL(decay=0.8, window=2, backprop="full"),
+    "look-back": etpc.D_RTRL(window=2, lookback=4),
+    "look-back of nearly all": etpc.ES_D_RTRL(decay=0.8, window=4, lookback=5),
+    "rolling TBPTT": etpc.TBPTT(4, every=2),
+    "snap 1": etpc.SnAp(1),
+    "snap 2": etpc.SnAp(2),
+    "snap in full windows": etpc.SnAp(1, window=2, backprop="full"),
+    "e-prop": etpc.EProp(window=2),
+    "kappa": etpc.EProp(kappa=0.7, window=2),
+    "ostl": etpc.OSTL(window=2),
+    "rflo": etpc.RFLO(0.8, "symmetric", window=2),
+    "ottt": etpc.OTTT(0.8, window=2),
+    "otpe": etpc.OTPE(0.7, window=2),
+    "directions": etpc.CreditRTRL(2, None, window=2),
+}
+RANKS = {
+    "rank": etpc.ES_D_RTRL(rank=2, everywhere=True, window=2),
+    "rank of all": etpc.RTRL(rank=3, window=2),
+    "rank in full windows": etpc.ES_D_RTRL(rank=2, everywhere=True, window=2, backprop="full"),
+    "directions and a rank": etpc.CreditRTRL(2, 2, window=2),
+    "rank in any windows": etpc.ES_D_RTRL(rank=2, everywhere=True),
 }
 
 
@@ -53,15 +77,23 @@ def loss(y, target):
     return (y - target) ** 2
 
 
-def close(one, other):
+def close(one, other, tolerance=1e-10):
     assert abs(one[0] - other[0]) < 1e-12
-    assert helpers.distance(one[1], other[1]) < 1e-10
+    assert helpers.distance(one[1], other[1]) < tolerance
 
 
 @functools.cache
 def defined(name, several=False):
     begins = BEGINS if several else None
-    return etpc.reference(NET, *DATA, loss, RULES[name], begins=begins, **OPTIONS)
+    return etpc.reference(NET, *DATA, loss, (RULES | RANKS)[name], begins=begins, **OPTIONS)
+
+
+def online(rule, several=False):
+    program = etpc.compile(NET, rule, inputs=DATA[0][0, 0])
+    carry, begins = program.init(B, model=NET), BEGINS if several else None
+    run = program.value_and_grad(loss)
+    (value, _), grads = run(NET, *DATA, carry, mask=MASK, begins=begins)
+    return value, grads
 
 
 CASES = [(name, several) for name in RULES for several in (False, True)]
@@ -72,11 +104,23 @@ CASES = [(name, several) for name in RULES for several in (False, True)]
 )
 def test_complex_states_batches_masks_and_learned_initial_states(name, several):
     """Also of several streams, one after the other."""
-    program = etpc.compile(NET, RULES[name], inputs=DATA[0][0, 0])
-    carry, begins = program.init(B, model=NET), BEGINS if several else None
-    run = program.value_and_grad(loss)
-    (value, _), grads = run(NET, *DATA, carry, mask=MASK, begins=begins)
-    close((value, grads), defined(name, several))
+    close(online(RULES[name], several), defined(name, several))
+
+
+RANK_CASES = [(name, several) for name in RANKS for several in (False, True)]
+
+
+@pytest.mark.parametrize(("name", "several"), few(RANK_CASES, ("rank", True)))
+def test_ranks(name, several, monkeypatch):
+    """Where the iteration goes on until the modes are the leading ones, but for what Gram matrices lose."""
+    monkeypatch.setattr(_modes, "ROUNDS", 200)
+    close(online(RANKS[name], several), defined(name, several), 1e-7)
+
+
+def test_rules_that_are_random_have_their_mean():
+    exact = etpc.bptt(NET, *DATA, loss, **OPTIONS)
+    for rule in (etpc.KFRTRL(), etpc.OK(2), etpc.UORO(window=2)):
+        close(etpc.reference(NET, *DATA, loss, rule, **OPTIONS), exact)
 
 
 @pytest.mark.slow
@@ -104,18 +148,32 @@ def test_rtrl_and_a_window_of_the_whole_sequence_are_backpropagation():
     assert rows["2"] == pytest.approx(rows["cut"], rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        etpc.SnAp(1),
-        etpc.RTRL(rank=2),
-        etpc.ES_D_RTRL(rank=2),
-        etpc.CreditRTRL(),
-        etpc.TBPTT(4, every=2),
-        etpc.D_RTRL(backprop="full"),
-        etpc.D_RTRL(window=2, lookback=4),
-    ],
-)
-def test_rules_without_a_definition(rule):
-    with pytest.raises(etpc.UnsupportedError, match="no definition of"):
-        etpc.reference(NET, *DATA, loss, rule, **OPTIONS)
+@dataclasses.dataclass(frozen=True)
+class Plain(etpc.forms.Trace):
+    """A form that does not say what it means."""
+
+    exact = False
+    left_out = "the past"
+
+    def init(self, site, batch):
+        return ()
+
+    def move(self, site, passage, path, carry, start):
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown(etpc.algorithms.Algorithm):
+    name = "unknown"
+
+    def trace_form(self, kind):
+        return Plain()
+
+
+def test_rules_without_a_definition():
+    with pytest.raises(
+        etpc.UnsupportedError, match=r"Plain, does not say what it means.*`meaning`"
+    ):
+        etpc.reference(NET, *DATA, loss, Unknown(), **OPTIONS)
+    with pytest.raises(etpc.UnsupportedError, match=r"no definition of CreditRTRL.*lookback="):
+        etpc.reference(NET, *DATA, loss, etpc.CreditRTRL(window=2, lookback=4), **OPTIONS)

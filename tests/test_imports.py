@@ -32,8 +32,8 @@ SEES = {
     "equations": "errors files _jax forms algorithms analyse ir trace",
     # a gradient to compare with
     "gradient": "errors _jax show trace",
-    # what each rule means; of the plan it asks alone which whole traces are small
-    "definition": "gradient errors _jax trace analyse algorithms plan",
+    # what each rule means; of the plan it asks which form each trace has, before passes
+    "definition": "gradient errors _jax forms trace analyse algorithms ir plan",
     # the program, and what is done with programs
     "run": "errors files _jax schedule gradient trace analyse forms algorithms plan emit show draw equations",
     "export": "errors files _jax schedule trace run",

@@ -1,7 +1,17 @@
 """Second stage: which weights reach which hidden states, and how."""
 
 from ..trace import Step
-from ._analysis import Analysis, Escape, Findings, Opaque, Reach, Reads, analyse, trace_dtype
+from ._analysis import (
+    Analysis,
+    Escape,
+    Findings,
+    Opaque,
+    Reach,
+    Reads,
+    analyse,
+    trace_dtype,
+    with_transient,
+)
 from ._check import check_pattern, register_pattern
 from ._cost import one_step_block, uncut_block
 from ._hidden import HiddenStates
@@ -66,5 +76,6 @@ __all__ = [
     "union",
     "values_at",
     "with_random_feedback",
+    "with_transient",
     "within_layers",
 ]

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Flat, result_type
+from .._jax import Flat, Variable, result_type
 from ..errors import InputError
 from ..trace import Step
 from ._escapes import Escape, Influence, Reads
 from ._hidden import HiddenStates
+from ._in_full import InFull, in_full
 from ._interpreter import Opaque
 from ._pattern import Pattern, columns_of
 from ._patterns import linearise, propagate
@@ -79,6 +80,9 @@ class Analysis:
     reach: tuple[Reach, ...]
     outputs: tuple[Reads, ...]
     """What each output leaf depends on."""
+    in_full: Mapping[int, InFull]
+    """What operations whose data is held constant read in full, by their numbers."""
+    hidden: HiddenStates
     findings: Findings
     tangents: Flat
     """The tangents of the new states, in parts, as a program; see `linearise`."""
@@ -87,10 +91,6 @@ class Analysis:
     that the change leaves out, with an `Escape` for each operation that it is left out of."""
     derived: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
     """What later stages worked out of it, kept here so that it is worked out once."""
-
-    @cached_property
-    def hidden(self) -> HiddenStates:
-        return HiddenStates.of(self.step)
 
     @property
     def ops(self) -> tuple[WeightOp, ...]:
@@ -132,8 +132,7 @@ def analyse(
     is no number of an operation that mixes positions.
     """
     parts = split(step)
-    hidden = HiddenStates.of(step)
-    ops = parts.ops
+    hidden, ops = HiddenStates.of(step, parts), parts.ops
     mixing = frozenset(op.number for op in ops if op.kind.data is not None)
     held = frozenset(cut) if isinstance(cut, Collection) else mixing if cut else frozenset[int]()
     if unknown := [n for n in held if n not in mixing]:
@@ -143,6 +142,24 @@ def analyse(
             f"{known or 'this step has none'}. This is because their data can be held constant; an element-wise "
             "operation has none. `etpc.analyse.split(step).ops` has all operations of a step."
         )
+    return _found(step, parts, hidden, held, steps)
+
+
+def with_transient(analysis: Analysis, values: Mapping[Variable, str]) -> Analysis:
+    """The analysis with some values of the step, and names for them, as new states that are not carried."""
+    a = analysis
+    hidden = HiddenStates.of(a.step, a.split, values)
+    found = _found(a.step, a.split, hidden, a.cut, None)
+    pairs = zip(a.reach, found.reach, strict=True)
+    said = lambda old: dict(closed=old.closed, escapes=old.escapes)
+    reach = tuple(dataclasses.replace(new, **said(old)) for old, new in pairs)
+    return dataclasses.replace(found, reach=reach, given=a.given)
+
+
+def _found(
+    step: Step, parts: Split, hidden: HiddenStates, held: frozenset[int], steps: int | None
+) -> Analysis:
+    ops = parts.ops
     data = [data_of(op) for op in ops]
     wanted = [v for v in dict.fromkeys([*data, *parts.outputs]) if v is not None and v.is_float]
     tangents = linearise(step, parts, hidden, held, wanted)
@@ -165,7 +182,11 @@ def analyse(
         tuple(i for i, v in enumerate(step.parameters) if v in parts.assumed or i in relied),
     )
     reach = _reached(influence, outputs, transition, steps)
-    return Analysis(step, parts, held, transition, immediate, reach, outputs, findings, tangents)
+    cut = [op for op in ops if op.number in held and reach[op.number].role == "state"]
+    full = in_full(cut, pattern_of, [r.block for r in reach], bounds)
+    return Analysis(
+        step, parts, held, transition, immediate, reach, outputs, full, hidden, findings, tangents
+    )
 
 
 def _reached(

@@ -2,16 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import is_complex, prims, propagate, result_type
+from .._jax import Variable, is_complex, prims, propagate, result_type
 from ..trace import Step
+from ._weights import Split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,24 +25,45 @@ class HiddenStates:
     """
 
     leaves: tuple[int, ...]
-    """The numbers of these leaves among the array leaves of the state."""
+    """The numbers of these leaves among the array leaves of the state; those of transient ones follow."""
     paths: tuple[str, ...]
     avals: tuple[jax.ShapeDtypeStruct, ...]
     offsets: tuple[int, ...]
     """The number of the first element of each leaf, and S at the end."""
     read: bool
     """Whether an output depends on them, at this step or later."""
+    old: tuple[Variable, ...]
+    new: tuple[Variable, ...]
+    transient: int
+    """How many of the leaves, the last ones, are values of the step that count as new states, and are not carried.
+    Their old values are read by nothing."""
 
     @classmethod
-    def of(cls, step: Step) -> "HiddenStates":
+    def of(
+        cls, step: Step, parts: Split, transient: Mapping[Variable, str] = MappingProxyType({})
+    ) -> "HiddenStates":
+        """Those of a step; `transient` are values that count as new states, and their names."""
         read = _read_leaves(step)
         leaves = read or step.state_leaves.floats
-        avals = tuple(step.state[i].aval for i in leaves)
-        sizes = [step.state[i].size * (1 + is_complex(step.state[i].aval)) for i in leaves]
-        offsets = (0, *(int(n) for n in np.cumsum(sizes)))
+        old = [step.state[i] for i in leaves]
+        old += [Variable(-n, v.aval) for n, v in enumerate(transient, 1 << 62)]
+        sizes = [v.size * (1 + is_complex(v.aval)) for v in old]
+        carried = len(step.state)
         return cls(
-            leaves, tuple(step.state_leaves.paths[i] for i in leaves), avals, offsets, bool(read)
+            (*leaves, *range(carried, carried + len(transient))),
+            (*(step.state_leaves.paths[i] for i in leaves), *transient.values()),
+            tuple(v.aval for v in old),
+            (0, *(int(n) for n in np.cumsum(sizes))),
+            bool(read),
+            tuple(old),
+            (*(parts.next_state[i] for i in leaves), *transient),
+            len(transient),
         )
+
+    @property
+    def carried(self) -> int:
+        """How many elements are carried: those of transient leaves are the last ones."""
+        return self.offsets[len(self.leaves) - self.transient]
 
     @property
     def size(self) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Equation, Flat, Variable
+from .._jax import Equation, Flat, Variable, prims
 from .._jax.primitives import facts, named, register
 from ..errors import InputError, MemoryLimitError
 from ..trace import Known
@@ -64,8 +64,15 @@ class Interpreter:
                 env[v] = pattern
         if known is None:
             known = Known(flat.equations, flat.constants)
+        parts: dict[Variable, Sequence[Variable]] = {}
+        """The operands that complex numbers were made of."""
         for eqn in flat.equations:
-            patterns = [env.get(v) for v in eqn.inputs]
+            operands = eqn.inputs
+            if eqn.primitive is prims.complex_p:
+                parts[eqn.outputs[0]] = operands
+            elif eqn.primitive in (prims.real_p, prims.imag_p) and operands[0] in parts:
+                operands = (parts[operands[0]][eqn.primitive is prims.imag_p],)
+            patterns = [env.get(v) for v in operands]
             if all(p is None for p in patterns):
                 continue
             infer = facts(eqn.primitive).pattern

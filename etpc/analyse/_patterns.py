@@ -39,17 +39,14 @@ def linearise(
     which is zero at one point hides nothing.
     """
     table = by_equation(parts.ops)
-    new = [parts.next_state[i] for i in hidden.leaves]
     zeros = [op.delta for op in parts.ops]
 
     def tangents(
         parameters: Arrays, inputs: Arrays, state: Arrays, state_dots: Arrays, delta_dots: Arrays
     ) -> Arrays:
         def moving(real: Arrays, deltas: Arrays) -> Arrays:
-            values = list(state)
-            for i, value in zip(hidden.leaves, hidden.join(real), strict=True):
-                values[i] = value
-            env = step.environment(parameters, inputs, values)
+            env = step.environment(parameters, inputs, state)
+            env.update(zip(hidden.old, hidden.join(real), strict=True))
 
             def rule(eqn: Equation, operands: list[Any]) -> list[Any]:
                 ops = table.get(eqn, ())
@@ -61,9 +58,11 @@ def linearise(
                 return shifted(ops, [deltas[op.number] for op in ops], operands, forward_mode(eqn))
 
             evaluate((*parts.prefix, *parts.body), env, rule)
-            return [*hidden.split([env[v] for v in new]), *(env[v] for v in wanted)]
+            return [*hidden.split([env[v] for v in hidden.new]), *(env[v] for v in wanted)]
 
-        real = hidden.split([state[i] for i in hidden.leaves])
+        values = [state[i] for i in hidden.leaves[: len(hidden.leaves) - hidden.transient]]
+        values += [jnp.zeros(v.shape, v.aval.dtype) for v in hidden.old[len(values) :]]
+        real = hidden.split(values)
         primals = real, [jnp.zeros(a.shape, a.dtype) for a in zeros]
         return jax.jvp(moving, primals, (state_dots, delta_dots))[1]
 
@@ -87,7 +86,7 @@ def propagate(
         for argument, v in zip(tangents.inputs, step.parameters, strict=False)
         if v in step.fixed
     }
-    known = Known(tangents.equations, {**tangents.constants, **fixed})
+    known = Known(tangents.equations, tangents.constants, fixed)
     interpreter = Interpreter(seeds)
     patterns = interpreter.run_on_seeds(tangents, sizes, known)
     sources = known.sources()

@@ -33,7 +33,21 @@ def _elementwise(
     return [union(joins)]
 
 
-register([p for p, record in FACTS.items() if record.element_wise], pattern=_elementwise)
+def _select(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
+    """Each element of one case alone, where constants say which."""
+    (out,), which = eqn.outputs, known.constant(eqn.inputs[0])
+    if which is None:
+        return _elementwise(interpreter, eqn, patterns, known)
+    cases, places = np.broadcast_to(which, out.shape), numbering(out.shape)
+    chosen = [np.where(cases == n, places, -1) for n in range(len(patterns) - 1)]
+    pairs = zip(patterns[1:], chosen, strict=True)
+    return [union([pick(p, at) for p, at in pairs if p is not None])]
+
+
+_SELECT = prims.select_n_p
+_joining = [p for p, record in FACTS.items() if record.element_wise and p is not _SELECT]
+register(_joining, pattern=_elementwise)
+register([_SELECT], pattern=_select)
 
 
 def _nonlinear(

@@ -93,7 +93,7 @@ def split(step: Step) -> Split:
     weights = tuple(v for v in needed if v in reads)
     others = tuple(v for v in needed if v not in reads and v not in step.constants)
 
-    known = Known(step.equations, {**step.constants, **step.fixed})
+    known = Known(step.equations, step.constants, step.fixed)
     ops: list[WeightOp] = []
     for eqn in body:
         for operand, v in enumerate(eqn.inputs):

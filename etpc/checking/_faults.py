@@ -1,8 +1,8 @@
 """What a gradient becomes by typical mistakes of those who write it by hand.
 
-`Rewritten` computes the gradient of BPTT, or of D-RTRL by its definition, from the equations of a step in reverse mode,
-and can replace where the derivative of a spike is taken and which data meets the credit of a weight. It shares nothing
-with the traces of a program; where it does not give the program's gradient without a mistake, it is not used.
+The gradient is that of the definition of a rule, of operations that act otherwise: the derivative of a spike is taken
+elsewhere, or other data meets the credit of a weight. It shares nothing with the traces of a program; where it does not
+give the program's gradient without a mistake, it is not used.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from jax import Array, lax
 
 from .._jax import Equation, is_spike
 from ..algorithms import D_RTRL, Algorithm
-from ..definition import Bind, Definition, Values
+from ..analyse import Analysis
+from ..definition import Bind, Definition
 from ..gradient.agreement import Vectors, flat_gradients
 from ..gradient.bptt import Objective, gradient_of
 from ..gradient.loss import Loss
-from ..trace import Step
 from ._trial import Trial
 
 Arrays = list[Array]
@@ -55,21 +55,20 @@ class Course(NamedTuple):
     """And after it."""
 
 
-class Rewritten:
-    """The gradient of a sequence, from the equations of its step.
+class Mistakes:
+    """The gradient of a sequence by BPTT or by D-RTRL, with mistakes or without one.
 
-    Each kind of gradient is that of BPTT, of a step that has the values of the model's and perhaps other derivatives.
-
-    - `step`: of the model, as D-RTRL sees it.
+    - `analysis`: of the model's step, as D-RTRL has it.
     """
 
-    def __init__(self, trial: Trial, step: Step):
-        self.trial, self.step = trial, step
-        self.rule = Definition(step, D_RTRL(), trial.objective.loss)
-        split = self.rule.split
-        spikes = {e: _read_by(e) for e in split.body if is_spike(e)}
+    def __init__(self, trial: Trial, analysis: Analysis):
+        self.trial, step, loss = trial, analysis.step, trial.objective.loss
+        uncut = dataclasses.replace(analysis, cut=frozenset(), in_full={})
+        self.cut, self.plain = (Definition(a, {}, loss) for a in (analysis, uncut))
+        spikes = {e: _read_by(e) for e in analysis.split.body if is_spike(e)}
         self.spikes = {e: place for e, place in spikes.items() if place is not None}
-        ops = [op for op in split.ops if op.kind.data is not None and len(op.equation.outputs) == 1]
+        ops = [op for op in analysis.ops if op.kind.data is not None]
+        ops = [op for op in ops if len(op.equation.outputs) == 1]
         self.ops = {op.equation: (op.kind.data or 0, op.operand) for op in ops}
         self.inputs = step.with_begins(
             [jnp.asarray(a) for a in step.input_leaves.split(trial.xs)],
@@ -98,53 +97,32 @@ class Rewritten:
             displaced = [*self.course.spikes, *self.course.data]
         targets, mask = jax.tree.map(jnp.asarray, self.trial.targets), self.trial.mask
         counts = jnp.ones(self.trial.lead, bool) if mask is None else mask != 0
-        xs = self.inputs, displaced, targets, counts
-        cut = rule == D_RTRL()
-        step = self._twice if twice else self._cut_step if cut else self._plain_step
-        loss = ITSELF if twice else self.trial.objective.loss
-        grads = self._run(step, loss, xs, targets, mask)[1]
-        return flat_gradients(self.step.model_leaves, grads)
+        defined = self.cut if rule == D_RTRL() else self.plain
+
+        def step(model: Any, x: Any, state: Arrays) -> tuple[Any, Any]:
+            x, displaced, target, counts = x
+            acting = defined.acting(self._displacing(displaced))
+            at = acting.start(acting.step.model_leaves.split(model), x, state)
+            return self._twice(acting, at, target, counts) if twice else acting.as_step(at)
+
+        xs, loss = (self.inputs, displaced, targets, counts), self.trial.objective.loss
+        grads = self._run(step, ITSELF if twice else loss, xs, targets, mask)[1]
+        return flat_gradients(defined.step.model_leaves, grads)
 
     def _run(self, step: Any, loss: Loss, xs: Any, targets: Any, mask: Any) -> tuple[Any, Any, Any]:
         """Loss, gradient and aux of BPTT of a step that takes the leaves of the state."""
-        start = [jnp.asarray(a) for a in self.step.state_leaves.split(self.trial.carry.state)]
+        leaves = self.plain.step.state_leaves
+        start = [jnp.asarray(a) for a in leaves.split(self.trial.carry.state)]
         batched = self.trial.batch_size is not None
         objective = Objective(xs, targets, mask, loss, start, step, batched)
         return gradient_of(self.trial.model, objective, self.trial.reduction)
 
-    def _start(self, model: Any, x: Arrays, state: Arrays) -> tuple[Values, Array, Array]:
-        return self.rule.start(self.step.model_leaves.split(model), x, state)
-
-    def _record(self, model: Any, x: Arrays, state: Arrays) -> tuple[Course, Arrays]:
-        env, new = self.rule.evaluated(*self._start(model, x, state))
-        read = [env[e.inputs[place]] for e, place in self.spikes.items()]
-        data = [env[e.inputs[place]] for e, (place, _) in self.ops.items()]
-        of = lambda leaves: [leaves[i] for i in self.rule.hidden.leaves]
-        return Course(read, data, of(state), of(new)), new
-
-    def _plain_step(self, model: Any, x: Any, state: Arrays) -> tuple[Any, Any]:
-        """The step, but for what is displaced."""
-        x, displaced, *_ = x
-        rule = self.rule.acting(self._displacing(displaced))
-        env, new = rule.evaluated(*self._start(model, x, state))
-        return self.step.output_leaves.join([env[v] for v in rule.split.outputs]), new
-
-    def _cut_step(self, model: Any, x: Any, state: Arrays) -> tuple[Any, Any]:
-        """With this step, the gradient of BPTT is that of D-RTRL."""
-        x, displaced, *_ = x
-        rule, at = self.rule.acting(self._displacing(displaced)), self._start(model, x, state)
-        outputs, new = rule.read(*at, [], False)
-        return self.step.output_leaves.join(outputs), rule.with_hidden(new, rule.cut_step(*at, []))
-
-    def _twice(self, model: Any, x: Any, state: Arrays) -> tuple[Array, Any]:
-        """The same with the loss as its output, by signals that have some paths twice."""
-        x, displaced, target, counts = x
-        bind = self._displacing(displaced)
-        rule = self.rule.acting(bind)
-        env, w, h = self._start(model, x, state)
+    def _twice(self, rule: Definition, at: Any, target: Any, counts: Any) -> tuple[Array, Arrays]:
+        """A step with its loss as the output, by signals that have some paths twice."""
+        env, w, h = at
 
         def loss_of(outputs: Any) -> Array:
-            y = self.step.output_leaves.join(outputs)
+            y = rule.step.output_leaves.join(outputs)
             return self.trial.objective.loss(y, target, counts)[0]
 
         def of_each(more: Array) -> Array:
@@ -152,16 +130,24 @@ class Rewritten:
             added = dict(zip(rule.new, rule.states.arrays(more), strict=True))
 
             def with_more(eqn: Equation, operands: Any) -> list[Any]:
-                results = zip(eqn.outputs, bind(eqn, operands), strict=True)
+                results = zip(eqn.outputs, rule.bind(eqn, operands), strict=True)
                 return [a + added[v] if v in added else a for v, a in results]
 
             after, _ = rule.acting(with_more).evaluated(env, w, h)
             return loss_of([after[v] for v in rule.split.outputs])
 
         signals = jax.grad(of_each)(jnp.zeros_like(h))
-        outputs, state = rule.read(env, w, stop(h), [], True)
-        new = rule.cut_step(env, w, h, [])
+        outputs, state = rule.read(env, w, stop(h), None, jnp.zeros_like(h))
+        new = rule.cut_step(env, w, h, None)
         return loss_of(outputs) + stop(signals) @ new, rule.with_hidden(state, new)
+
+    def _record(self, model: Any, x: Arrays, state: Arrays) -> tuple[Course, Arrays]:
+        leaves, hidden = self.plain.step.model_leaves, self.plain.hidden.leaves
+        env, new = self.plain.evaluated(*self.plain.start(leaves.split(model), x, state))
+        read = [env[e.inputs[place]] for e, place in self.spikes.items()]
+        data = [env[e.inputs[place]] for e, (place, _) in self.ops.items()]
+        of = lambda leaves: [leaves[i] for i in hidden]
+        return Course(read, data, of(state), of(new)), new
 
     def _displacing(self, displaced: Arrays) -> Bind:
         """How operations act whose derivative is taken elsewhere."""

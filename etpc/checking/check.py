@@ -26,7 +26,7 @@ from ..gradient.agreement import (
 )
 from ..show import each_once, table
 from ..trace import StepFunction
-from ._faults import Rewritten, Variant
+from ._faults import Mistakes, Variant
 from ._lags import Lag, cosines_by_lag
 from ._progress import progress
 from ._trial import Outcome, Trial
@@ -429,23 +429,23 @@ class Search:
                 text = "with a path counted twice: the part of the current step, which is in the traces already"
                 yield Variant(rule, "twice", text, {p: values[p] + now[p] for p in values})
         if named:
-            yield from self._rewritten
+            yield from self._of_steps
 
     @cached_property
-    def _rewritten(self) -> list[Variant]:
+    def _of_steps(self) -> list[Variant]:
         """The mistakes that are made within the steps, of BPTT and of D-RTRL."""
         if D_RTRL() not in self.tried:
             self.tried[D_RTRL()] = self.trial.of(D_RTRL())
         program = self.tried[D_RTRL()].program
         assert program is not None
-        rewritten, found = Rewritten(self.trial, program.plan.analysis.step), []
+        mistakes, found = Mistakes(self.trial, program.plan.analysis), []
         for rule in (self.bptt, D_RTRL()):
             want = self.tried[rule].gradient
-            right = Known(rewritten.gradient(rule))
+            right = Known(mistakes.gradient(rule))
             if all(
                 agrees(right, want, path, self.tolerance, self.trial.dtype) for path in want.values
             ):
-                found += rewritten.variants(rule)
+                found += mistakes.variants(rule)
         return found
 
     def _transposed(self, values: Vectors) -> Vectors:

@@ -60,7 +60,7 @@ class Forward:
 
     - `saved`: the values that each step saves beside new states and outputs.
     - `acting`: the rule of one step of one example, from what is added where live operations act.
-    - `after`: what remains for the outputs after all stages.
+    - `after`: what remains for the outputs after all stages; `passing`: for the transient states.
     """
 
     def __init__(
@@ -68,8 +68,10 @@ class Forward:
     ):
         a = self.analysis = analysis
         self.saved, self.acting = saved, acting
-        self.stages, known = _stages(a, saved)
+        self.transient = a.hidden.new[len(a.hidden.new) - a.hidden.transient :]
+        self.stages, known = _stages(a, (*saved, *self.transient))
         self.after = prune(a.split.body, a.split.outputs, known=known)
+        self.passing = prune(a.split.body, self.transient, known=known)
 
     def lines(self) -> list[str]:
         """What is done in which order, in words."""
@@ -133,7 +135,10 @@ class Forward:
             repeated = lambda value: jnp.broadcast_to(value, (*lead, *jnp.shape(value)))
             ys = [over[v] if v in over else repeated(fixed[v]) for v in a.split.outputs]
         before, saved = [over[v] for v in a.step.state], [over[v] for v in self.saved]
-        return Rollout(ys, Taken(xs, before, saved), after, last)
+        self._at_once(self.passing, fixed, over, shifts, lead)
+        transient = [over[v] for v in self.transient]
+        before += map(jnp.zeros_like, transient)
+        return Rollout(ys, Taken(xs, before, saved), [*after, *transient], last)
 
     def _loop_body(self, stage: Stage, fixed: Values, begins: Begins | None):
         """The body of the loop of a stage, from the states of a batch to the next ones, and what is kept."""

@@ -60,18 +60,16 @@ class Reading:
         a, step, stop = self.step.analysis, self.step, lax.stop_gradient
         weights = weights._replace(effective=sources.weights)
         base = step.environment(weights, taken.xs, step.with_parts(taken.state, sources.old))
-        moved = self._moved(base, taken, sources)
-        first = self._run(base, taken, sources.deltas, moved)
+        first = self._run(base, taken, sources, self.paths)
         outputs = [first[v] for v in a.split.outputs]
         if self.paths.crossing:
             shared, held_state = first, step.with_parts(taken.state, [stop(p) for p in sources.old])
-            crossing = (op for op in step.saved if op.equation in self.paths.crossing)
-            if any(data_of(op) in self.paths.past for op in crossing):
+            if self.paths.held is not None:
                 held = step.environment(weights, taken.xs, held_state)
-                shared = self._run(held, taken, sources.deltas, moved)
+                shared = self._run(held, taken, sources, self.paths.held)
             held_weights = weights._replace(effective=[stop(w) for w in sources.weights])
             still = step.environment(held_weights, taken.xs, held_state)
-            second = self._crossed(still, taken, shared)
+            second = self._crossed(still, taken, first, shared)
             outputs = [
                 superpose(y, second[v]) if v.is_float else y
                 for v, y in zip(a.split.outputs, outputs, strict=True)
@@ -79,14 +77,16 @@ class Reading:
         data = map(data_of, step.live)
         return outputs, [None if v is None else stop(first[v]) for v in data]
 
-    def _moved(self, env: Values, taken: Taken, sources: Sources) -> "dict[Variable, Moved]":
+    def _moved(
+        self, env: Values, taken: Taken, sources: Sources, paths: OutputPaths
+    ) -> "dict[Variable, Moved]":
         """What new states say of every variable that is one, or is moved on into some.
 
         For `v' = concatenate(a, b)`, where `a` and `b` are computed in the step, `a` and `b` are slices of the
         new state, and what reads `a` reads that slice. So the transpose of all moves gives for each element the sum of
         its copies in new states, and that of ones how many there are.
         """
-        moves, step = self.paths.moves, self.step
+        moves, step = paths.moves, self.step
         leaves = step.leaves(sources.new)
         moved = {v: Moved(leaves[i], None) for v, i in moves.new_states.items()}
         given = [eqn.inputs[i] for eqn, operands in moves.origins for i in operands]
@@ -118,11 +118,10 @@ class Reading:
             moved[v] = Moved(total / jnp.maximum(count.real, 1), count.real > 0)
         return moved
 
-    def _run(
-        self, env: Values, taken: Taken, deltas: Arrays, moved: "dict[Variable, Moved]"
-    ) -> Values:
+    def _run(self, env: Values, taken: Taken, sources: Sources, paths: OutputPaths) -> Values:
         """Evaluate the cut step up to outputs and data, with the new states given."""
-        cut = self.step.acting(deltas, taken.saved)
+        cut = self.step.acting(sources.deltas, taken.saved)
+        moved = self._moved(env, taken, sources, paths)
 
         def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
             outputs = cut(eqn, operands)
@@ -134,12 +133,12 @@ class Reading:
                 ]
             return outputs
 
-        given = {v: moved[v].value.astype(v.aval.dtype) for v in self.paths.moves.new_states}
-        return evaluate(self.paths.body, {**env, **given}, rule)
+        given = {v: moved[v].value.astype(v.aval.dtype) for v in paths.moves.new_states}
+        return evaluate(paths.body, {**env, **given}, rule)
 
-    def _crossed(self, still: Values, taken: Taken, shared: Values) -> Values:
+    def _crossed(self, still: Values, taken: Taken, first: Values, shared: Values) -> Values:
         """Evaluate the step where all is held constant but the data of operations that cross, which is
-        that of `shared`."""
+        that of `shared`, or that of `first` where it is read in full."""
         step, stop, crossing = self.step, lax.stop_gradient, self.paths.crossing
         given = [eqn for eqn in step.saved_equations if eqn not in crossing]
         body = prune(step.analysis.split.body, step.analysis.split.outputs, given)
@@ -152,10 +151,10 @@ class Reading:
             if eqn not in crossing:
                 return [saved]
             data = step.saved[place].kind.data
-            operands = [
-                superpose(value, shared[v]) if i == data else value
-                for i, (v, value) in enumerate(zip(eqn.inputs, operands, strict=True))
-            ]
+            assert data is not None
+            v, full = eqn.inputs[data], step.analysis.in_full.get(step.saved[place].number)
+            read = shared[v] if full is None else jnp.where(full.elements, first[v], shared[v])
+            operands = [superpose(a, read) if i == data else a for i, a in enumerate(operands)]
             return [superpose(saved, eqn.bind(*operands)[0])]
 
         return evaluate(body, still, rule)

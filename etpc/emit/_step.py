@@ -34,16 +34,18 @@ class StepFunctions:
         self.saved = [op for op in self.live if op.number in a.cut]
         self.saved_equations = {op.equation: i for i, op in enumerate(self.saved)}
         self.live_by_equation = by_equation(self.live)
-        self.forward = Forward(a, tuple(op.equation.outputs[0] for op in self.saved), self.acting)
-        new = [a.split.next_state[i] for i in a.hidden.leaves]
-        self._cut_body = prune(body, new, self.saved_equations)
+        saved = (op.equation.outputs[0] for op in self.saved)
+        self.forward = Forward(a, tuple(saved), self.acting)
+        self._cut_body = prune(body, a.hidden.new, self.saved_equations)
 
     # --- parts and leaves ---
 
     def parts(self, state: Sequence[Any]) -> list[Array]:
         """The hidden states as real vectors that make up the S states."""
-        hidden = self.analysis.hidden
-        parts = hidden.split([state[i] for i in hidden.leaves])
+        return self._parts([state[i] for i in self.analysis.hidden.leaves])
+
+    def _parts(self, leaves: Sequence[Any]) -> list[Array]:
+        parts = self.analysis.hidden.split(leaves)
         return [jnp.ravel(part).astype(self.dtype) for part in parts]
 
     def leaves(self, parts: Arrays) -> list[Array]:
@@ -88,7 +90,7 @@ class StepFunctions:
         """The values that the equations of a step start from."""
         a, env = self.analysis, fixed_values(self.analysis, weights)
         env.update(zip(a.step.inputs, x, strict=True))
-        env.update(zip(a.step.state, state, strict=True))
+        env.update(zip(a.step.state, state, strict=False))  # the values of transient ones follow
         return env
 
     # --- the cut step ---
@@ -97,7 +99,7 @@ class StepFunctions:
         """The parts of the new states of the cut step, as a function of those of the old ones and of `deltas`."""
         env = self.environment(weights, taken.xs, self.with_parts(taken.state, old))
         evaluate(self._cut_body, env, self.acting(deltas, taken.saved))
-        return self.parts([env.get(v) for v in self.analysis.split.next_state])
+        return self._parts([env[v] for v in self.analysis.hidden.new])
 
     def acting(self, deltas: Arrays, saved: Arrays | None = None) -> Rule:
         """The rule by which live operations are evaluated: `delta` is added where each acts.

@@ -1,6 +1,7 @@
 """The forms of a trace: each one file, and one object that the compiler asks."""
 
 from ._decay import Decay
+from ._defined import Defined, Line, Meaning
 from ._extension import Block, Extension, Uncut
 from ._filtered import Filtered
 from ._fixed_leak import FixedLeak
@@ -39,6 +40,7 @@ __all__ = [
     "Block",
     "Carry",
     "Decay",
+    "Defined",
     "Extension",
     "Factors",
     "Filtered",
@@ -48,8 +50,10 @@ __all__ = [
     "Joined",
     "KroneckerFactor",
     "KroneckerSum",
+    "Line",
     "LowPassed",
     "LowRank",
+    "Meaning",
     "Move",
     "MovesTogether",
     "Pairs",

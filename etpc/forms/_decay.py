@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Inexact
 
+from ._defined import Line, Meaning
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
 from ._transitions import paired, recurrence
 
@@ -43,6 +44,15 @@ class Decay(Trace):
     @property
     def held(self) -> str:
         return "two smoothed factors"
+
+    def meaning(self) -> Meaning:
+        of_data, of_states, of_norm = self.decays
+        lines = (
+            Line("X", "inputs", kept=of_data),
+            Line("f", "outputs", moved=of_states),
+            Line("c", "steps", kept=of_norm),
+        )
+        return Meaning(lines, meets="f", data="X", over="c")
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ._defined import Line, Meaning
 from ._pairs import Pairs
 from ._recursion import Recursion, where_no_stream_begins
 from ._trace import Factors, Site
@@ -29,6 +30,9 @@ class FixedLeak(Recursion):
     @property
     def held(self) -> str:
         return "one entry for each use and state"
+
+    def meaning(self) -> Meaning:
+        return Meaning((Line("e", "uses", kept=self.kept),), meets="e")
 
     def site_of(self, site: Site) -> Site:
         places = np.arange(site.block)

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from .._jax import by_parts, result_type
+from ._defined import WHOLE_TRACE, Meaning
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import UNROLLED, apply, apply_columns, in_columns, times
 
@@ -33,6 +34,9 @@ class Full(Trace):
     @property
     def held(self) -> str:
         return "one entry for each use and state"
+
+    def meaning(self) -> Meaning:
+        return WHOLE_TRACE
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind

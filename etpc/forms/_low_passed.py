@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ._defined import Line, Meaning
 from ._pairs import Pairs
 from ._recursion import Recursion, where_no_stream_begins
 from ._trace import Factors, Site
@@ -29,6 +30,10 @@ class LowPassed(Recursion):
     @property
     def held(self) -> str:
         return "two entries for each use and state"
+
+    def meaning(self) -> Meaning:
+        low = Line("low", "uses", kept=self.decay, plus="e")
+        return Meaning((Line("e", "uses", moved=1.0), low), meets="low")
 
     def site_of(self, site: Site) -> Site:
         after, before, order = self._transitions(site)

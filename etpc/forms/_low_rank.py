@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
+from ._defined import WHOLE_TRACE, Meaning
 from ._full import Full
 from ._modes import combined, diagonal, leading
 from ._trace import Carry, Move, Passage, Rows, Site, Trace, zeros
@@ -42,6 +43,9 @@ class LowRank(Trace):
     def held(self) -> str:
         pairs = "one pair of factors" if self.rank == 1 else f"{self.rank} pairs of factors"
         return f"{pairs}, for its leading {'mode' if self.rank == 1 else 'modes'}"
+
+    def meaning(self) -> Meaning:
+        return dataclasses.replace(WHOLE_TRACE, rank=self.rank)
 
     def settle(self, site: Site) -> Trace:
         """The whole trace, where it cannot have a higher rank."""

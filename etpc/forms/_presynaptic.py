@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ._defined import Line, Meaning
 from ._recursion import where_no_stream_begins
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
 
@@ -31,6 +32,9 @@ class Presynaptic(Trace):
     @property
     def held(self) -> str:
         return "the low-passed input"
+
+    def meaning(self) -> Meaning:
+        return Meaning((Line("X", "inputs", kept=self.decay),), data="X")
 
     def init(self, site: Site, batch: int) -> Carry:
         return zeros(batch, [(*site.group, site.kind.inputs)], site.dtype)

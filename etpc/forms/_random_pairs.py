@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ._defined import WHOLE_TRACE, Meaning
 from ._full import Full
 from ._low_rank import LowRank
 from ._trace import Carry, Passage, Rows, Site, Trace
@@ -34,6 +35,9 @@ class RandomPairs(Trace):
     @property
     def pairs(self) -> LowRank:
         return LowRank(self.rank)
+
+    def meaning(self) -> Meaning:
+        return WHOLE_TRACE
 
     def settle(self, site: Site) -> Trace:
         return self if site.factored else Full()

@@ -208,6 +208,11 @@ class Trace:
         """What the trace of one example holds, in words."""
         return f"in the form {type(self).__name__}"
 
+    @property
+    def of_steps(self) -> bool:
+        """Whether the form itself says what the credit of each step meets; else that passes back by the transitions."""
+        return type(self).read is not Trace.read
+
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         """The shapes of the arrays that hold the trace of one example, as the printed program shows them."""
         return tuple(a.shape[1:] for a in jax.eval_shape(lambda: self.init(site, 1)))

@@ -22,6 +22,7 @@ from ._terms import (
     past_of,
     terms_of,
 )
+from ._transient import with_values
 
 __all__ = [
     "AtEnd",
@@ -55,4 +56,5 @@ __all__ = [
     "past_of",
     "terms_of",
     "uses",
+    "with_values",
 ]

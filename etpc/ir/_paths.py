@@ -6,7 +6,7 @@ from old states or from operations of the step.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -47,12 +47,22 @@ class OutputPaths:
         return frozenset(op.equation for op in self.saved if data_of(op) in touched)
 
     @cached_property
+    def held(self) -> "OutputPaths | None":
+        """The paths to data that is held constant as far as it depends on old states: past the new states that the
+        step stores. `None` if no data that crosses depends on old states past those and is not read in full."""
+        full, hidden = self.analysis.in_full, self.analysis.hidden
+        stored = range(len(hidden.leaves) - hidden.transient)
+        found = OutputPaths(self.analysis, self.credited & {*stored}) if hidden.transient else self
+        reads = (op for op in self.saved if op.equation in self.crossing)
+        part = [op for op in reads if op.number not in full or not full[op.number].elements.all()]
+        return found if any(data_of(op) in found.past for op in part) else None
+
+    @cached_property
     def past(self) -> Collection[Variable]:
         """What depends on old states past the new ones and past the operations that are cut."""
         a, given, saved = self.analysis, self.moves.whole, {op.equation for op in self.saved}
         past = [eqn for eqn in a.split.body if eqn not in saved]
-        old = (a.step.state[i] for i in a.hidden.leaves)
-        return propagate(past, old, lambda eqn, v: _stops(eqn, v) or v in given)
+        return propagate(past, a.hidden.old, lambda eqn, v: _stops(eqn, v) or v in given)
 
     @cached_property
     def body(self) -> tuple[Equation, ...]:
@@ -65,19 +75,27 @@ class OutputPaths:
     @cached_property
     def from_operations(self) -> frozenset[int]:
         """The numbers of the operations that an output of their own step depends on past the new states."""
-        given, saved = self.moves.whole, {op.equation for op in self.saved}
         crossed = [data_of(op) for op in self.saved if op.equation in self.crossing]
-        needed = {v for v in (*self.analysis.split.outputs, *crossed) if v not in given}
+        needed = self._needed((*self.analysis.split.outputs, *crossed))
+        if self.held is not None:
+            needed |= self.held._needed(crossed)
+        return frozenset(op.number for op in self.live if op.equation.outputs[0] in needed)
+
+    def _needed(self, read: Iterable[Variable | None]) -> set[Variable]:
+        """What some values depend on past the new states and the operations that are cut."""
+        given, saved = self.moves.whole, {op.equation for op in self.saved}
+        needed = {v for v in read if v is not None and v not in given}
         for eqn in reversed(self.body):
             is_read = any(v in needed and not _stops(eqn, v) for v in eqn.outputs)
             if is_read and eqn not in saved:
                 needed.update(v for v in eqn.inputs if v.is_float and v not in given)
-        return frozenset(op.number for op in self.live if op.equation.outputs[0] in needed)
+        return needed
 
     @property
     def from_old_states(self) -> bool:
-        """Whether an output depends on old states past the new ones."""
-        return any(v in self.past for v in self.analysis.split.outputs)
+        """Whether an output depends on old states past the new ones, also by data that is read in full."""
+        read = (data_of(op) for op in self.saved if op.number in self.analysis.in_full)
+        return any(v in self.past for v in (*self.analysis.split.outputs, *read))
 
 
 def _stops(eqn: Equation, output: Variable) -> bool:
@@ -95,7 +113,7 @@ def _is_move(eqn: Equation) -> bool:
 def _moved_states(a: Analysis, sources: Collection[int]) -> MovedStates:
     """Follow moves back from the new states at which credit is taken, to what the step computes; old states are not
     followed."""
-    old: set[Variable] = {a.step.state[i] for i in a.hidden.leaves}
+    old: set[Variable] = {*a.hidden.old}
     fixed = {*a.step.constants, *a.split.weights, *a.split.others}
     for eqn in a.split.body:
         moving = [v for v in eqn.inputs if v.is_float and v not in fixed]
@@ -103,8 +121,7 @@ def _moved_states(a: Analysis, sources: Collection[int]) -> MovedStates:
             old.update(v for v in eqn.outputs if v.is_float)
     computed = {v for eqn in a.split.body for v in eqn.outputs}
     new_states: dict[Variable, int] = {}
-    for number, i in enumerate(a.hidden.leaves):
-        v = a.split.next_state[i]
+    for number, v in enumerate(a.hidden.new):
         if number in sources and v in computed and v not in new_states:
             new_states[v] = number
     given = {v: np.ones(v.shape, bool) for v in new_states}

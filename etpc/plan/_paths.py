@@ -20,9 +20,7 @@ def credited_at(program: TraceProgram) -> frozenset[int]:
     leaves = range(len(a.hidden.leaves))
     traced = {n for n in leaves if held[a.hidden.offsets[n] : a.hidden.offsets[n + 1]].any()}
     past = OutputPaths(a, traced).past
-    return frozenset(
-        n for n in leaves if n in traced or a.split.next_state[a.hidden.leaves[n]] in past
-    )
+    return frozenset(n for n in leaves if n in traced or a.hidden.new[n] in past)
 
 
 def credited_whole(program: TraceProgram) -> list[TraceNode]:

@@ -5,11 +5,22 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
 from ..algorithms import Algorithm, Choice, Context
 from ..analyse import Analysis, Reach, WeightOp
 from ..errors import Code
-from ..ir import Feed, Length, OutputPaths, Reads, TraceNode, TraceProgram, WindowSpec, terms_of
+from ..ir import (
+    Feed,
+    Length,
+    OutputPaths,
+    Reads,
+    TraceNode,
+    TraceProgram,
+    WindowSpec,
+    terms_of,
+    with_values,
+)
 from ..schedule import Schedule, Target
 from ._choice import settled
 
@@ -28,9 +39,21 @@ class Why(NamedTuple):
 def plain(
     algorithm: Algorithm, asked: Context, choice: Choice, untraced: Collection[int], target: Target
 ) -> TraceProgram:
-    """The program; `untraced` are the numbers of the operations that have no trace."""
+    """The program; `untraced` are the numbers of the operations that have no trace.
+
+    Forms that meet the credit of each step by themselves see the values of the step that count as new states too.
+    """
     analysis = asked.analysis
     nodes = {op: _node(op, asked, choice) for op in analysis.live if op.number not in untraced}
+    of_steps = [op for op, node in nodes.items() if node.form.of_steps]
+    if algorithm.backprop == "cut" and of_steps:
+        analysis = with_values(analysis)
+        for op, node in nodes.items():
+            block = analysis.reach[op.number].block
+            if op not in of_steps:  # what is not carried is in no trace that is read later
+                shape, block = block.shape, sp.csr_array(block[:, : analysis.hidden.carried])
+                block.resize(shape)
+            nodes[op] = dataclasses.replace(node, blocks=block)
     window = _window(algorithm, analysis, nodes)
     grads = {op: terms_of(op, nodes.get(op), window.credit) for op in analysis.live}
     return TraceProgram(

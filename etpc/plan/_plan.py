@@ -115,7 +115,8 @@ def _check_memory(program: TraceProgram, memory: int | None, batch_size: int) ->
 
 def _op_plan(program: TraceProgram, op: WeightOp, untraced: Why | None, choice: Choice) -> OpPlan:
     """What the program does with one operation; `untraced` says why it has no trace, or is `None`."""
-    reach, node = program.analysis.reach[op.number], program.of_op(op)
+    analysis, node = program.analysis, program.of_op(op)
+    reach, hidden = analysis.reach[op.number], analysis.hidden
     ended = node is None and untraced is None  # its influence ends, by proof
     missing = node is None and not ended and reach.role == "state"
     followed = node is not None and node.virtual and program.extension
@@ -126,7 +127,7 @@ def _op_plan(program: TraceProgram, op: WeightOp, untraced: Why | None, choice: 
     why = ends(reach, program.algorithm) if ended else untraced
     return OpPlan(
         op=op,
-        states=program.analysis.hidden.names(reach.states),
+        states=hidden.names(reach.states[reach.states < hidden.carried]),
         node=node,
         exact=not escapes and not lost and not missing,
         lost=lost,

@@ -89,4 +89,6 @@ def lasting_states(analysis: Analysis) -> np.ndarray:
     for reach in analysis.reach:
         if reach.role != "state":
             read |= reach.reads.states
+    for full in analysis.in_full.values():
+        read |= full.states
     return read

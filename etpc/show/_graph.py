@@ -95,9 +95,8 @@ def _input_edges(plan: Plan, graph: Graph, names: list[tuple[str, str]]) -> None
         if ops and a.ops[ops[0]].kind.data is not None:
             read = empty
         from_inputs.update((v, read) for v in eqn.outputs)
-    new_states = [a.split.next_state[i] for i in a.hidden.leaves]
     nodes = [("output", path) for path in a.step.output_leaves.paths]
     nodes += [("state", path) for path in a.hidden.paths]
-    for v, node in zip((*a.split.outputs, *new_states), nodes, strict=True):
+    for v, node in zip((*a.split.outputs, *a.hidden.new), nodes, strict=True):
         for path in sorted(from_inputs.get(v, empty)):
             graph.add_edge(("input", path), node, cut=False)

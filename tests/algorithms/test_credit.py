@@ -1,4 +1,4 @@
-"""The rule that follows escaping influence along directions of credit, against its equations with dense matrices."""
+"""The rule that follows escaping influence along directions of credit, and the directions that it chooses."""
 
 import functools
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc.algorithms.directions import CreditSubspace, _credit
+from etpc.algorithms.directions import CreditSubspace
 from etpc.algorithms.directions._credit import GROWTH
-from tests import helpers, models, oracle
+from tests import helpers, models
 from tests.helpers import distance, normal
 from tests.marks import few
 
@@ -38,15 +38,13 @@ class Case:
         carry = program.init(B)
         return helpers.online(program, self.model, self.xs, self.targets, carry, calls=parts)
 
+    def defined(self, algo):
+        given = dict(batch_size=B, reduction="sum")
+        return etpc.reference(self.model, self.xs, self.targets, models.loss, algo, **given)[1]
+
     def bptt(self):
         mean = helpers.quickly(eqx.filter_grad(helpers.mean_loss))
         return jax.tree.map(lambda g: T * g, mean(self.model, self.xs, self.targets))
-
-    @functools.cached_property
-    def pieces(self):
-        """The Jacobians of each step, for each example."""
-        examples = [jax.tree.map(lambda a, b=b: a[:, b], (self.xs, self.targets)) for b in range(B)]
-        return [oracle.jacobians(self.model, *example) for example in examples]
 
 
 @functools.cache
@@ -54,82 +52,11 @@ def case_of(name):
     return Case(name)
 
 
-def windows(parts=2, W=3):
-    """The windows of a sequence in parts, none of which goes over the end of one."""
-    half = -(-T // parts)
-    return [
-        (t, min(t + W, T, start + half))
-        for start in range(0, T, half)
-        for t in range(start, min(start + half, T), W)
-    ]
-
-
-def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9):
-    """The gradient: the trace of D-RTRL, and `Y = V (ds/dw - eps)`, with dense matrices."""
-    examples = case.pieces
-    eps = [np.zeros_like(examples[0][0].F) for _ in examples]
-    Y = [v @ e for e in eps]
-    transitions = [[] for _ in examples]
-    grad, size = 0.0, len(examples[0][0].D)
-    M, U = np.zeros((size, size)), spare
-    for count, (begin, end) in enumerate(windows(W=W), 1):
-        size_of_m = np.trace(M)
-        v_next = v
-        if size_of_m > 0:
-            v_next = np.linalg.qr(M @ v.T / size_of_m + _credit.OLD * v.T)[0].T
-        credits, through = [], []
-        for b, steps in enumerate(examples):
-            inside = steps[begin:end]
-            credit, back, cut = np.zeros(size), v_next, v_next
-            new = 0.0
-            for p in reversed(inside):
-                grad = grad + (p.l_p + credit @ p.F_full) / B
-                new = new + back @ p.F_full - cut @ p.F
-                credit, back, cut = p.l_s + credit @ p.D_full, back @ p.D_full, cut @ p.D
-            virtual = back @ v.T
-            virtual = virtual / max(1, growth(transitions[b]) * bound(virtual) / GROWTH)
-            transitions[b].append(virtual)
-            grad = grad + (credit @ eps[b] + (v @ credit) @ Y[b]) / B
-            Y[b] = virtual @ Y[b] + (back - cut) @ eps[b] + new
-            for p in inside:
-                eps[b] = p.D @ eps[b] + p.F
-            credits.append(credit / B)  # of the mean over the batch
-            through.append(back)
-        inner = v_next @ M @ v_next.T
-        now = sum(np.outer(c, c) / np.linalg.norm(c) for c in credits) / B
-        later = sum(L.T @ inner @ L for L in through) / B
-        assert np.trace(now) > 0
-        r = max(rate, 1 / count)
-        later *= min(ahead, ahead * np.trace(inner) / max(np.trace(later), 1e-300))
-        M = (1 - r) * M + r * (now + later)
-        U = np.linalg.qr(M @ U.T)[0].T  # of its leading directions alone
-        M = U.T @ (U @ M @ U.T) @ U
-        v = v_next
-    return oracle.of_parameters(case.model, grad)
-
-
-def bound(a):
-    """Of the largest singular value: the 512th root of the sum of their 512th powers."""
-    values = np.linalg.svd(a, compute_uv=False)
-    return values[0] * ((values / values[0]) ** 512).sum() ** (1 / 512)
-
-
-def growth(transitions):
-    """What any number of the last transitions may have made grow: the largest product of their bounds."""
-    return max(np.prod([bound(N) for N in transitions[n:]]) for n in range(len(transitions) + 1))
-
-
 @pytest.mark.parametrize("name", few(NAMES, "mingru"))
-def test_equals_its_equations(name, monkeypatch):
-    """Of states that are all in units of one; `test_units_of_states` is of others."""
-    monkeypatch.setattr(_credit, "_units", jnp.ones_like)
-    case = Case(name)
-    analysis = case.program(etpc.D_RTRL()).plan.analysis
+def test_equals_its_definition(name):
     q, W = ((1, 3), (2, 2))[NAMES.index(name) % 2]
-    algo = etpc.CreditRTRL(q, None, window=W)
-    shared, _ = CreditSubspace(q).init(analysis.hidden.size, B, jnp.float64)
-    basis, spare = map(np.asarray, shared[:2])
-    assert distance(case.online(algo), by_equations(case, basis, spare, W)) < 1e-9
+    case, algo = case_of(name), etpc.CreditRTRL(q, None, window=W)
+    assert distance(case.online(algo, parts=1), case.defined(algo)) < 1e-9
 
 
 @pytest.mark.slow

@@ -9,40 +9,22 @@ import optax
 import pytest
 
 import etpc
-from tests import models, oracle
-from tests.algorithms.test_credit import B, Case, T, case_of
+from tests import models
+from tests.algorithms.test_credit import B, T, case_of
 from tests.helpers import distance
 from tests.marks import few
 
 RULES = [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.CreditRTRL, etpc.RTRL]
 
 
-def by_equations(case: Case, K, W):
-    """D-RTRL behind the last K steps, in one call: dense matrices, step by step."""
-    grad = 0.0
-    for steps in case.pieces:
-        for begin in range(0, T, W):
-            end = min(begin + W, T)
-            path = max(0, begin - (K - W))
-            credit = np.zeros(len(steps[0].D))
-            for t in reversed(range(path, end)):
-                p, own = steps[t], t >= begin
-                grad = grad + own * p.l_p / B + credit @ p.F_full / B
-                credit = own * p.l_s + credit @ p.D_full
-            eps = np.zeros_like(steps[0].F)
-            for p in steps[:path]:
-                eps = p.D @ eps + p.F
-            grad = grad + credit @ eps / B
-    return oracle.of_parameters(case.model, grad)
-
-
 @pytest.mark.parametrize("name", few(models.ALL_NAMED, "embedding"))
-def test_equals_its_equations_and_bptt_where_it_is_long_enough(name):
+def test_equals_its_definition_and_bptt_where_it_is_long_enough(name):
     case = case_of(name)
     bptt = case.bptt()
     for K in (4, T + 1):
-        found = case.online(etpc.D_RTRL(window=2, lookback=K), parts=1)
-        assert distance(found, by_equations(case, K, 2)) < 1e-9
+        rule = etpc.D_RTRL(window=2, lookback=K)
+        found = case.online(rule, parts=1)
+        assert distance(found, case.defined(rule)) < 1e-9
     assert distance(found, bptt) < 1e-9
 
 

@@ -15,7 +15,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -29,6 +29,8 @@ class Directions(Extension):
 
     count: int
     """q."""
+    unbiased: ClassVar[bool] = False
+    """Whether they are random, and the mean of the gradient is that of the whole influence."""
 
     @abc.abstractmethod
     def ends(

@@ -18,6 +18,7 @@ class RandomDirection(Directions):
 
     count: int = 1
     seed: int = 0
+    unbiased: ClassVar[bool] = True
 
     @property
     def left_out(self) -> str:

@@ -8,7 +8,6 @@
 
 import dataclasses
 
-from ...forms import Trace
 from ...ir import Change, TraceProgram
 from .._proofs import Proofs
 from ._pass import Pass
@@ -19,8 +18,7 @@ def _run(program: TraceProgram) -> TraceProgram:
     proofs = Proofs.of(program.analysis, program.algorithm.backprop)
     for node in program.traces:
         kept = proofs.block(node.op)
-        read_at_start = node.form.exact and type(node.form).read is Trace.read
-        if read_at_start and 0 < kept.nnz < node.blocks.nnz:
+        if node.form.exact and not node.form.of_steps and 0 < kept.nnz < node.blocks.nnz:
             new = dataclasses.replace(node, blocks=kept)
             program = program.replaced({node: new})
             text = f"{new.block} of {node.block} states are left"

@@ -72,15 +72,14 @@ def _imaginary_parts(analysis: Analysis) -> np.ndarray:
 def _linear(analysis: Analysis, op: WeightOp, rows: np.ndarray) -> bool:
     """Whether the derivative of the cut step from the block and the operation to the new states is complex linear."""
     split, hidden = analysis.split, analysis.hidden
-    leaves = [hidden.leaves[n] for n in np.unique(hidden.leaf_of(rows))]
     cut = {analysis.ops[n].equation for n in analysis.cut}
-    body = prune(split.body, [split.next_state[i] for i in hidden.leaves], cut)
+    body = prune(split.body, hidden.new, cut)
     own: list[Variable] = list(op.equation.outputs)
     if op.kind.data is None and not _keeps(op.equation, {op.equation.inputs[op.operand]}):
         return False
     touched = propagate(
         [eqn for eqn in body if eqn not in cut],
-        [*(analysis.step.state[i] for i in leaves), *own],
+        [*(hidden.old[n] for n in np.unique(hidden.leaf_of(rows))), *own],
     )
     reading = [eqn for eqn in body if eqn not in cut and any(v in touched for v in eqn.inputs)]
     return all(is_complex(v.aval) for v in own) and all(_keeps(eqn, touched) for eqn in reading)
