@@ -387,21 +387,26 @@ class Definition:
         and the derivatives by the weights and by the first state."""
 
         def loss(w: Array, h: Array) -> tuple[Array, Any]:
-            def body(state: list[Any], data: Any) -> tuple[list[Any], Any]:
-                data, count = data
-                state = _begun(given.start, state, data[3])
-                env = self._environment(given.others, data[0], state)
-                env = evaluate(self.split.body, self._at(env, w, self._hidden(env)), self.bind)
-                value = self._loss_of([env[v] for v in self.split.outputs], data)
-                return self._stored(env), (jnp.where(count, value, 0), state)
-
-            last, (losses, states) = lax.scan(body, self.with_hidden(state, h), (window, counts))
+            last, (losses, states) = self._run(given._replace(weights=w), state, h, window, None)
             joined = lambda a, b: jnp.concatenate([a, b[None]])
-            return losses.sum(), jax.tree.map(joined, states, last)
+            return jnp.where(counts, losses, 0).sum(), jax.tree.map(joined, states, last)
 
         gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
         (value, states), by = gradient(given.weights, self._of_state(state))
         return value, states, *by
+
+    def _run(self, given: "Given", state: list[Any], h: Array, window: Any, ys: Any) -> Any:
+        """The last state of a window, the loss of each step and the states before each."""
+
+        def body(state: list[Any], step: Any) -> tuple[list[Any], Any]:
+            data, ys = step
+            env, _ = self._entered(given, state, (), data)
+            act = lambda eqn, operands: self._acting(eqn, operands, ys)
+            env = evaluate(self.split.body, self._at(env, given.weights, self._hidden(env)), act)
+            value = self._loss_of([env[v] for v in self.split.outputs], data)
+            return self._stored(env), (value, state)
+
+        return lax.scan(body, self.with_hidden(state, h), (window, ys))
 
     def _entered(
         self, given: "Given", state: list[Any], traces: Any, data: Any
@@ -473,24 +478,9 @@ class Definition:
     ) -> tuple[Array, Array, list[Array]]:
         """The last state of a window with nothing cut, its derivative by the first, [S, S], and by what is added to the
         output of each operation at each step, [S, W, Y]."""
-        steps = len(window[0][0])
+        steps, h = len(window[0][0]), self._of_state(state)
         zeros = [jnp.zeros((steps, of.output.size), self.dtype) for of in self.operations]
-
-        def last(h: Array, ys: list[Array]) -> Array:
-            def body(state: list[Any], step: Any) -> tuple[list[Any], None]:
-                data, ys = step
-                state = _begun(given.start, state, data[3])
-                env = self._environment(given.others, data[0], state)
-                act = lambda eqn, operands: self._acting(eqn, operands, ys)
-                env = evaluate(
-                    self.split.body, self._at(env, given.weights, self._hidden(env)), act
-                )
-                return self._stored(env), None
-
-            state_after, _ = lax.scan(body, self.with_hidden(state, h), (window, ys))
-            return self._of_state(state_after)
-
-        h = self._of_state(state)
+        last = lambda h, ys: self._of_state(self._run(given, state, h, window, ys)[0])
         return last(h, zeros), *jax.jacrev(last, (0, 1))(h, zeros)
 
     # --- a trace ---

@@ -8,6 +8,7 @@ import io
 import pkgutil
 import re
 import shlex
+import textwrap
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 import etpc
 from etpc.cli import main
+from etpc.definition import Definition
 from tests.pages import OUTPUT_OPTIONS, ROOT, Output, code_blocks, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -166,3 +168,9 @@ def test_help_of_a_record_describes_its_fields(name):
     names = re.findall(r"`(\w+)`", "".join(listed))
     fields = [f.name for f in dataclasses.fields(record) if not f.name.startswith("_")]
     assert [f for f in fields if f not in names] == []
+
+
+@pytest.mark.parametrize("name", ["_step", "_moved"])
+def test_the_definition_is_shown_as_it_is(name: str) -> None:
+    source = textwrap.dedent(inspect.getsource(getattr(Definition, name)))
+    assert f"```py\n{source}```" in (ROOT / "docs" / "theory.md").read_text()

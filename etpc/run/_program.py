@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..draw import fragment, to_svg, write
 from ..emit import Window, emit
 from ..errors import AlgorithmError, UnsupportedError, checked_count
 from ..files.record import record
@@ -140,9 +139,13 @@ class Program(Compiled, Shown):
 
         **Raises** `etpc.InputError` where the ending is another.
         """
+        from ..draw import to_svg, write
+
         return to_svg(self) if path is None else write(self, path)
 
     def _repr_html_(self) -> str:
+        from ..draw import fragment
+
         return fragment(self)
 
     def equations(self, path: str | None = None) -> "Equations":
