@@ -619,9 +619,9 @@ class Definition:
         live, held = self._at(env, weights, h), self._at(env, weights, stop(h))
         through = self._at(env, stop(weights), stop(h))
         values = evaluate(self.split.body, dict(through), self.bind)
-        new = self._new_states(values, self.new, more)
-        stored = self.new if self.hidden.transient == 0 else self.new[: -self.hidden.transient]
-        kept = new if stored is self.new else self._new_states(values, stored, more)
+        count = len(self.new) if self.hidden.read else 0  # no operation reaches what is not read
+        new = self._new_states(values, self.new[:count], more)
+        kept = self._new_states(values, self.new[: count - self.hidden.transient], more)
         for eqn in self.split.body:
             operands, still, passed = (
                 [env[v] for v in eqn.inputs] for env in (live, held, through)

@@ -13,7 +13,7 @@ import pytest
 
 import etpc
 from tests import models
-from tests.helpers import bptt, distance, loss_of_sequence, online, quickly
+from tests.helpers import bptt, distance, loss_of_sequence, normal, online, quickly
 from tests.marks import few
 from tests.zoo.check import check
 
@@ -88,6 +88,25 @@ def test_exact_windows(name):
     smoothed = etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=2, backprop="full")
     wanted = exact_in_windows(case, etpc.ES_D_RTRL(decay=DECAY, everywhere=True), 2)
     assert distance(case.online(smoothed), wanted) < TOLERANCE
+
+
+def test_states_that_no_output_reads_take_no_credit():
+    """Where a value is moved on into such a state, and is read by the output too."""
+
+    def step(m, x, state):
+        log, t = state
+        v = jnp.tanh(m["w"] * x)
+        return m["out"] @ v, (log.at[t].set(v), (t + 1) % 2)
+
+    model = {"w": normal(3), "out": normal(2, 3, seed=1)}
+    data, given = (normal(T, 3, seed=2), normal(T, 2, seed=3)), dict(step=step, reduction="sum")
+    given["state"] = jnp.zeros((2, 3)), jnp.zeros((), int)
+    _, exact = etpc.bptt(model, *data, models.loss, **given)
+    program = etpc.compile(model, inputs=data[0][0], state=given["state"], step=step)
+    assert program.exact
+    _, grads = program.value_and_grad(models.loss, "sum")(model, *data, program.init())
+    assert distance(grads, exact) < TOLERANCE
+    assert distance(etpc.reference(model, *data, models.loss, **given)[1], exact) < TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class OutputPaths:
     """The paths past the new states at which credit is taken, `credited`, by the numbers of their leaves."""
 
     def __init__(self, analysis: Analysis, credited: Collection[int]):
+        credited = credited if analysis.hidden.read else ()  # else no operation reaches them
         self.analysis, self.credited = analysis, frozenset(credited)
         self.live = analysis.live
         self.saved = [op for op in self.live if op.number in analysis.cut]
