@@ -689,7 +689,7 @@ class Definition:
                 continue
             zero = lambda v: jnp.zeros(v.shape, v.aval.dtype)
             for i, v in enumerate(eqn.inputs):
-                if v.is_float and v in computed and v not in old:
+                if v.is_float and v in computed and v not in old and v not in of_state:
                     operands = [stop(env[u]) for u in eqn.inputs]
                     move = lambda a, i=i, o=operands, e=eqn: e.bind(*o[:i], a, *o[i + 1 :])
                     _, pull = jax.vjp(move, operands[i])

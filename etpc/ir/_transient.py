@@ -29,7 +29,7 @@ class _Values:
         self.analysis, hidden = analysis, analysis.hidden
         a, live = analysis, by_equation(analysis.live)
         cut = {op.equation: op.kind.data for op in a.live if op.number in a.cut}
-        self.given = OutputPaths(a, range(len(hidden.leaves))).moves.whole
+        self.given = OutputPaths(a, range(len(hidden.leaves))).moves.variables
         self.made: dict[Variable, tuple[Equation, list[Variable]]] = {}
         """The equation of each value that influence reaches, and the operands by which it does."""
         sources: dict[Variable, frozenset[Any]] = {v: frozenset([v]) for v in hidden.old}
