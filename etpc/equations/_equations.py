@@ -13,7 +13,6 @@ import sympy as sp
 from .._jax import is_float, is_key
 from ..errors import InputError, UnsupportedError, raise_together
 from ..files.record import record
-from ..forms import LowRank
 from ..ir import TraceProgram
 from ._rule import Rule
 from ._write import Source, as_latex, as_text, lines_of
@@ -96,7 +95,7 @@ class Equations:
         """What cannot be written in NumPy."""
         step = self.rule.step.step
         for node in self.rule.program.traces:
-            if isinstance(node.form, LowRank):
+            if self.rule.meaning[node].rank is not None:
                 yield (
                     f"The trace of {node.op.path} has a limited rank: a singular value decomposition reduces it after "
                     "each window, which is not an equation of a step."

@@ -21,8 +21,11 @@ RESERVED = re.findall(
 
 Partials = dict[int, Any]
 """The derivative of one node by others."""
-HERE, ACROSS, WHOLE = range(3)
-"""How far derivatives pass: to new states, through them, and through products of weights too that are not cut."""
+HERE, STORED, ACROSS, WHOLE = range(4)
+"""How far derivatives pass: to new states; to those that the step stores; through all, and through products of weights
+too that are not cut."""
+STOPS = ("state", "transient"), ("state",), (), ()
+"""The kinds of arrays at which they stop then."""
 Ids = np.ndarray
 """An array of the numbers of nodes."""
 
@@ -41,8 +44,8 @@ class Array:
     shown: str = ""
     """As people read it, where that is another name: `v'` for `v_new`."""
     kind: str = "value"
-    """`"source"`: what is differentiated by; `"state"`: a new state, at which derivatives stop or not; `"given"`: what
-    nothing is differentiated by."""
+    """`"source"`: what is differentiated by; `"state"`, `"transient"`: a new state that the step stores or not, at which
+    derivatives stop or not; `"given"`, `"carried"`: what nothing is differentiated by, the latter a trace."""
     of: Ids | None = None
     """The elements of another array that have the same values: a weight, as one operation uses it."""
     sums: "Sequence[Sums]" = ()
@@ -217,9 +220,9 @@ class Nodes:
                 self._through(total, node, reach)
             else:
                 array, place = found
-                if array.kind in ("source", "state"):
+                if array.kind in ("source", *STOPS[reach]):
                     total[node] = sp.Integer(1)
-                if array.nodes is not None and (reach or array.kind != "state"):
+                if array.nodes is not None and array.kind not in STOPS[reach]:
                     self._through(total, int(array.nodes[place]), reach, node)
                 for sign, left, right in self.factors(array, place, reach):
                     _add(total, sign * self.expression(right), self.partials(left, reach))
@@ -281,7 +284,7 @@ class Nodes:
             touched.append(node)
             inside: list[int] = []
             if reach is not None:
-                if array.nodes is not None and (reach or array.kind != "state"):
+                if array.nodes is not None and array.kind not in STOPS[reach]:
                     inside.append(visit(int(array.nodes[place])))
                 for _, *pair in self.factors(array, place, reach):
                     inside += map(visit, pair)

@@ -1,6 +1,7 @@
 """A learning rule on a step: its equations, in order."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,11 +10,11 @@ import sympy as sp
 
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
-from ..forms import Decay, Filtered, Full, Holomorphic, LowRank
+from ..forms import Defined, Line, Meaning
 from ..ir import AtEnd, Carried, Direct, Steps, Through, TraceNode, TraceProgram
 from ..ir import Product as GradientTerm
 from ._functions import dot
-from ._nodes import ACROSS, HERE, WHOLE, Array, Ids, Sums
+from ._nodes import ACROSS, HERE, STORED, WHOLE, Array, Ids, Sums
 from ._products import Grid, Product
 from ._step import Step
 
@@ -54,27 +55,32 @@ class Block:
 Jacobian = dict[Array, list[Block]]
 Feed = tuple[WeightOp, Array, int, tuple[Array, np.ndarray] | None]
 """What enters a trace: the operation and the array that F is the derivative by, a sign, and data with its places."""
+PAIRS = Line("f", "outputs", moved=1.0), Line("f", "outputs")
+"""The second factors of a trace of a rank: those that are moved, and those that each step adds."""
+
+
+Entries = tuple[list[Block], np.ndarray, Callable[[Grid], Any]]
+"""Entries of a Jacobian, the column of each output, and what they are multiplied with."""
 
 
 class Rule:
     """The equations of a trace program."""
 
     def __init__(self, program: TraceProgram):
-        _check(program)
+        self.meaning = _meanings(program)
         self.program, self.analysis = program, program.analysis
         self.step = Step(program.analysis)
-        self.nodes, leaves = self.step.nodes, program.analysis.hidden.leaves
+        self.nodes, hidden = self.step.nodes, self.step.hidden
         self.views: dict[Any, tuple[Array, np.ndarray]] = {}
         """The array of each symbol, and the places in it."""
         self._known: dict[Any, Any] = {}
         self.carried: dict[Array, Array] = {}
         """The arrays that are carried beside the state, before and after the step."""
         self.gradient: dict[Array, Array] = {}
-        new = [a for leaf in leaves for a in self.step.new_state[leaf]]
-        self.states: list[State] = [*zip(self.step.hidden, new, strict=True)]
-        for place, leaf in enumerate(leaves):
-            for array in self.step.new_state[leaf] if place in program.paths.credited else ():
-                array.kind = "state"
+        self.states: list[State] = [p for state in hidden for p in zip(*state, strict=True)]
+        for place in program.paths.credited:
+            for old, new in zip(*hidden[place], strict=True):
+                new.kind = "transient" if old.kind == "given" else "state"
         self.loss = {
             a: self._array(f"dl_d{a.name}", a.shape)
             for v, parts in zip(self.analysis.split.outputs, self.step.outputs_of, strict=True)
@@ -238,41 +244,70 @@ class Rule:
             whole[symbols[0]] = self.view(self.views[symbols[0]][0], at[order])
         return Block(rows[order], cols[order], value.xreplace(whole))
 
-    def credit(self, of: Array, whole: bool = False) -> Array | None:
-        """The derivative of the loss of a step by an array; where it is not `whole`, paths end at new states.
+    def credit(self, of: Array, *reaches: int) -> Array | None:
+        """The derivative of the loss of a step by an array.
 
-        Past data that the rule holds constant, all paths count.
+        Paths end at new states. Past data that the rule holds constant, all count (`ACROSS`). Into that data old states
+        count where it is read in full (`HERE`), and what the step does not store is no new state where it is not
+        (`STORED`).
         """
-        return self.once((of, whole), lambda: self._credit(of, whole))
+        if not reaches:
+            is_of_read = any(
+                of is old or (of is new and new.kind == "transient") for old, new in self.states
+            )
+            reaches = (HERE,) if is_of_read else (HERE, STORED)
+        return self.once((of, reaches), lambda: self._credit(of, reaches))
 
-    def _credit(self, of: Array, whole: bool) -> Array | None:
-        terms, reach = list[Term](), ACROSS if whole else HERE
-        for output, given in self.loss.items():
-            terms += self._back(self.jacobian(output.ids, reach), of, given)
-        is_old = of in self.step.hidden
-        for product in self.step.products.values():
-            for data in product.data(self.nodes):
-                jacobian = self.jacobian(data.ids, reach)
-                if of in jacobian and not (product.held and not whole and is_old):
-                    given = self._of_data(product, data, whole or product.held)
-                    terms += [] if given is None else self._back(jacobian, of, given)
-        return self._sum(of, terms, "c" if whole else "L")
+    def _credit(self, of: Array, reaches: tuple[int, ...]) -> Array | None:
+        terms = list[Term]()
+        apart = any(new.kind == "transient" for _, new in self.states)
+        for reach in reaches if apart else reaches[:1]:
+            passing = (reach,) if apart else reaches
+            for output, given in self.loss.items() if reach != STORED else ():
+                terms += self._back(self.jacobian(output.ids, reach), of, given)
+            for product in self.step.products.values():
+                for data in product.data(self.nodes):
+                    jacobian, read = (
+                        self.jacobian(data.ids, reach),
+                        self._read(product, data, passing),
+                    )
+                    if of in jacobian and read.any():
+                        given = self._of_data(product, data, (ACROSS,) if product.held else passing)
+                        terms += [] if given is None else self._back(jacobian, of, given, read)
+        return self._sum(of, terms, "c" if reaches == (ACROSS,) else "L")
 
-    def _of_data(self, product: Product, data: Array, whole: bool) -> Array | None:
+    def _read(self, product: Product, data: Array, reaches: tuple[int, ...]) -> np.ndarray:
+        """Which elements of data credit passes through so."""
+        full = self.analysis.in_full.get(product.op.number)
+        if not product.held or reaches in ((ACROSS,), (HERE, STORED)):
+            return np.ones(data.size, bool)
+        found = np.zeros(data.size, bool)
+        for *_, ids in product.terms if full is not None else ():
+            array, at = self.nodes.elements(ids)
+            if array is data:
+                found[at[full.elements.reshape(-1)]] = True
+        return found if reaches == (HERE,) else ~found
+
+    def _of_data(self, product: Product, data: Array, reaches: tuple[int, ...]) -> Array | None:
         """The credit of the data of a product, from that of its output."""
         terms: list[Term] = []
         for part, sign, weight, ids in product.terms:
             (array, at), grid = self.nodes.elements(ids), product.grid
-            given = self.credit(product.output[part], whole) if array is data else None
+            given = self.credit(product.output[part], *reaches) if array is data else None
             if given is not None:
                 to = data.size, at[grid.cols]
                 terms.append(self._weighted(grid, weight, (given, grid.rows), to, sign))
         return self._sum(data, terms, "c")
 
-    def _back(self, jacobian: Jacobian, of: Array, credit: Array) -> list[Term]:
-        """The transpose of a Jacobian on credit."""
+    def _back(
+        self, jacobian: Jacobian, of: Array, credit: Array, rows: np.ndarray | None = None
+    ) -> list[Term]:
+        """The transpose of a Jacobian, or of some of its rows, on credit."""
         sums: dict[Any, list[Block]] = {}
         for block in jacobian.get(of, ()):
+            if rows is not None and not rows[block.rows].all():
+                used = np.flatnonzero(rows[block.rows])
+                block = Block(block.rows[used], block.cols[used], self.at(block.value, used))
             sums.setdefault((block.rows.tobytes(), block.cols.tobytes()), []).append(block)
         total = lambda blocks: sp.factor_terms(sum(b.value for b in blocks))
         return [
@@ -342,44 +377,59 @@ class Rule:
         number = np.searchsorted(self._offsets, np.unique(node.blocks.indices), side="right") - 1
         return [self.states[n] for n in np.unique(number)]
 
-    def _carry(self, node: TraceNode, key: Any, text: str, shape: tuple[int, ...]) -> State:
-        """An array that is carried for a trace: before and after the step."""
-        if (node, key) not in self._known:
-            old = self._array(text, shape)
-            self.carried[old] = self._array(old.name + "_new", shape, old.name + "'")
-            self._known[node, key] = old, self.carried[old]
-        return self._known[node, key]
+    def _carry(
+        self,
+        node: TraceNode,
+        line: Line,
+        key: Any,
+        text: str,
+        shape: tuple[int, ...],
+        old: Array | None = None,
+    ) -> State:
+        """An array that is carried for a trace, before and after the step; of a transient state only what is kept is."""
+        key, kind = (node, line.name, key), "given" if line.of == "steps" else "carried"
+        if key not in self._known:
+            before = self.nodes.array(self.nodes.name(text), shape, kind=kind)
+            after = self.nodes.array(
+                self.nodes.name(before.name + "_new"), shape, kind=kind, shown=before.name + "'"
+            )
+            self._known[key] = before, after
+            if old is None or old.kind != "given" or line.kept:
+                self.carried[before] = after
+        return self._known[key]
 
-    def trace(self, node: TraceNode, slot: int, part: int, old: Array) -> State:
+    def trace(self, node: TraceNode, line: Line, slot: int, part: int, old: Array) -> State:
         """The influence of a part of a weight on a state."""
         op = node.feeds[0].ops[slot]
         shape = self.held(node, op)[0].shape
         shape = shape if self.slots(node) is not None else (old.size, *shape)
-        text = f"e_{old.name}_{self.weights(op)[part].name}"
-        return self._carry(node, (slot, part, old), text, shape)
+        text = f"{line.name}_{old.name}_{self.weights(op)[part].name}"
+        return self._carry(node, line, (slot, part, old), text, shape, old)
 
-    def factor(self, node: TraceNode, to: int, old: Array, more: str = "") -> State:
-        """The second factor of a trace with a decay or a rank."""
+    def factor(self, node: TraceNode, line: Line, to: int, old: Array, more: str = "") -> State:
+        """The influence of a part of the output on a state."""
         size = self.sources(node.op)[to].size
         shape = (size,) if self.slots(node) is not None else (old.size, size)
-        text = f"f_{old.name}_{self.weights(node.op)[0].name}" + ("_im" if to else "") + more
-        return self._carry(node, (to, old, more), text, shape)
+        text = (
+            f"{line.name}_{old.name}_{self.weights(node.op)[0].name}" + ("_im" if to else "") + more
+        )
+        return self._carry(node, line, (to, old, more), text, shape, old)
 
-    def data(self, node: TraceNode, op: WeightOp, x: Array) -> State:
-        """Its first factor."""
-        text = f"X_{self.weights(op)[0].name}"
-        return self._carry(node, (op, x), text, (op.kind.groups * op.kind.inputs,))
+    def data(self, node: TraceNode, line: Line, op: WeightOp, x: Array) -> State:
+        """What is carried of data."""
+        text, size = f"{line.name}_{self.weights(op)[0].name}", op.kind.groups * op.kind.inputs
+        return self._carry(node, line, (op, x), text, (size,))
 
-    def norm(self, node: TraceNode) -> State:
-        """Its normaliser."""
-        return self._carry(node, "norm", f"c_{self.weights(node.op)[0].name}", (1,))
+    def count(self, node: TraceNode, line: Line) -> State:
+        """A number that is carried."""
+        return self._carry(node, line, (), f"{line.name}_{self.weights(node.op)[0].name}", (1,))
 
     def held(self, node: TraceNode, op: WeightOp) -> tuple[Grid, np.ndarray]:
         """The uses that the trace has an entry for, and the place of the entry of each use."""
-        grid, form = self.grid(op), node.form
-        if not isinstance(form, Filtered) or self.slots(node) is None:
+        grid, classes = self.grid(op), self.meaning[node].classes
+        if classes is None or self.slots(node) is None:
             return grid, grid.number
-        rows = np.asarray(form.classes)
+        rows = np.asarray(classes)
         of_class = np.empty(rows.shape, int)
         for group, row in enumerate(rows):
             _, first, inverse = np.unique(row, return_index=True, return_inverse=True)
@@ -398,18 +448,48 @@ class Rule:
     # --- the recursion ---
 
     def _trace(self, node: TraceNode) -> Iterator[Equation]:
-        if isinstance(node.form, Decay):
-            yield from self._factors(node)
-            return
-        if isinstance(node.form, LowRank):
+        meaning = self.meaning[node]
+        if meaning.rank is not None:
             yield from self._pairs(node)
             return
-        parts = 1 if isinstance(node.form, Holomorphic) else len(self.weights(node.op))
+        earlier = dict[str, Line]()
+        for line in meaning.lines:
+            yield from getattr(self, f"_of_{line.of}")(node, line, earlier.get(line.plus))
+            earlier[line.name] = line
+
+    def _of_uses(self, node: TraceNode, line: Line, plus: Line | None) -> Iterator[Equation]:
+        parts = 1 if self.meaning[node].holomorphic else len(self.weights(node.op))
         for slot, op in enumerate(node.feeds[0].ops):
             for part in range(parts):
                 feeds = [f for feed in node.feeds for f in self._feeds(feed.ops, slot, part)]
-                of = lambda old, slot=slot, part=part: self.trace(node, slot, part, old)
-                yield from self._recursion(node, self.held(node, op)[0], of, feeds)
+                of = lambda old, line=line, slot=slot, part=part: self.trace(
+                    node, line, slot, part, old
+                )
+                more = None if plus is None else functools.partial(of, line=plus)
+                yield from self._recursion(node, self.held(node, op)[0], of, feeds, line, more)
+
+    def _of_outputs(self, node: TraceNode, line: Line, plus: Line | None) -> Iterator[Equation]:
+        for to, source in enumerate(self.sources(node.op)):
+            of = lambda old, line=line, to=to: self.factor(node, line, to, old)
+            more = None if plus is None else functools.partial(of, line=plus)
+            feeds: list[Feed] = [(node.op, source, 1, None)]
+            yield from self._recursion(node, self._outputs_of(node), of, feeds, line, more)
+
+    def _of_inputs(self, node: TraceNode, line: Line, plus: Line | None) -> Iterator[Equation]:
+        for op, product in ((op, self.step.products[op]) for op in node.ops):
+            inputs, first = np.unique(product.grid.inputs, return_index=True)
+            for x, at in dict(self.nodes.elements(t[3]) for t in product.terms).items():
+                old, new = self.data(node, line, op, x)
+                value = self.view(x, at[product.grid.cols.reshape(-1)[first]])
+                added = self._term(new, value, inputs)
+                if plus is not None:
+                    added = Term(self.view(self.data(node, plus, op, x)[1]))
+                yield Equation(new, [Term(_number(line.kept) * self.view(old)), added])
+
+    def _of_steps(self, node: TraceNode, line: Line, plus: Line | None) -> Iterator[Equation]:
+        old, new = self.count(node, line)
+        added = 1 if plus is None else self.view(self.count(node, plus)[1])
+        yield Equation(new, [Term(_number(line.kept) * self.view(old) + added)])
 
     def _feeds(self, ops: Sequence[WeightOp], slot: int, part: int) -> Iterator[Feed]:
         first, op = ops[0], ops[slot]
@@ -422,41 +502,24 @@ class Rule:
 
     def _pairs(self, node: TraceNode) -> Iterator[Equation]:
         """The factors of pairs whose sum is the trace: D moves them, and each step adds one of F and the data."""
+        (whole,), (moved, added) = self.meaning[node].lines, PAIRS
         for to, source in enumerate(self.sources(node.op)):
             grid = self._outputs_of(node)
-            of = lambda old, to=to: self.factor(node, to, old)
-            yield from self._recursion(node, grid, of, [])
-            of = lambda old, to=to: self.factor(node, to, old, "_added")
-            yield from self._recursion(node, grid, of, [(node.op, source, 1, None)], 0)
+            of = lambda old, to=to: self.factor(node, moved, to, old)
+            yield from self._recursion(node, grid, of, [], moved)
+            of = lambda old, to=to: self.factor(node, added, to, old, "_added")
+            yield from self._recursion(node, grid, of, [(node.op, source, 1, None)], added)
         for x in self.step.products[node.op].data(self.nodes):
-            old, new = self.data(node, node.op, x)
+            old, new = self.data(node, Line("X", "inputs"), node.op, x)
             yield Equation(new, [Term(self.view(x))])
             for state, _ in self.states_of(node) if self.slots(node) is not None else ():
-                pair = self.view(self.factor(node, 0, state)[0]) * self.view(old)
+                pair = self.view(self.factor(node, moved, 0, state)[0]) * self.view(old)
                 shown = sp.Function("sum", real=True)(pair)
-                yield Equation(self.trace(node, 0, 0, state)[0], [], shown=shown)
+                yield Equation(self.trace(node, whole, 0, 0, state)[0], [], shown=shown)
 
     def _outputs_of(self, node: TraceNode) -> Grid:
         order = np.argsort(self._place_of_output(node.op))
         return dataclasses.replace(Grid.elements(node.op.size), outputs=order)
-
-    def _factors(self, node: TraceNode) -> Iterator[Equation]:
-        assert isinstance(node.form, Decay)
-        of_data, of_states, of_norm = map(sp.Float, node.form.decays)
-        grid = self._outputs_of(node)
-        for to, source in enumerate(self.sources(node.op)):
-            of = lambda old, to=to: self.factor(node, to, old)
-            yield from self._recursion(node, grid, of, [(node.op, source, 1, None)], of_states)
-        for op, product in ((op, self.step.products[op]) for op in node.ops):
-            inputs, first = np.unique(product.grid.inputs, return_index=True)
-            for x, at in dict(self.nodes.elements(t[3]) for t in product.terms).items():
-                old, new = self.data(node, op, x)
-                value = self.view(x, at[product.grid.cols.reshape(-1)[first]])
-                yield Equation(
-                    new, [Term(of_data * self.view(old)), self._term(new, value, inputs)]
-                )
-        old, new = self.norm(node)
-        yield Equation(new, [Term(of_norm * self.view(old) + 1)])
 
     def _recursion(
         self,
@@ -464,22 +527,33 @@ class Rule:
         grid: Grid,
         of: Callable[[Array], State],
         feeds: Sequence[Feed],
-        scale: Any = 1,
+        line: Line,
+        plus: Callable[[Array], State] | None = None,
     ) -> Iterator[Equation]:
-        """`scale * D` times what is held, and for each feed F times the data."""
-        slots = self.slots(node)
+        """What is kept, D times what is held, and for each feed F times the data, or another array."""
+        slots, kept, moved = self.slots(node), *map(_number, (line.kept, line.moved))
         for old, new in self.states_of(node):
-            target, terms, jacobian = of(old)[1], list[Term](), self.jacobian(new.values, WHOLE)
-            entries: list[tuple[list[Block], np.ndarray, Callable[[Grid], Any]]] = []
-            for before, _ in self.states_of(node):
+            (own, target), terms, jacobian = of(old), list[Term](), self.jacobian(new.values, WHOLE)
+            same = [Block(*2 * (np.arange(old.size),), sp.Integer(1))]
+            entries: list[Entries] = []
+            whole = [(kept, own)] if kept != 0 else []
+            whole += [] if plus is None else [(1, plus(old)[1])]
+            for scale, array in whole:
+                if slots is not None:
+                    times = lambda g, array=array, scale=scale: scale * self.view(array, g.number)
+                    entries.append((same, slots[old], times))
+                else:
+                    terms.append(Term(scale * self.view(array)))
+            for before, _ in self.states_of(node) if moved != 0 else ():
                 trace, blocks = of(before)[0], jacobian.get(before, [])
                 if slots is not None:
-                    times = lambda g, trace=trace: scale * self.view(trace, g.number)
+                    times = lambda g, trace=trace: moved * self.view(trace, g.number)
                     entries.append((blocks, slots[before], times))
-                elif blocks and scale != 0:
+                elif blocks:
                     matrix = yield from self._matrix("D", new, before)
-                    terms.append(Term(scale * dot(self.view(matrix), self.view(trace))))
-            for op, source, sign, data in feeds:
+                    value = moved * dot(self.view(matrix), self.view(trace))
+                    terms.append(Term(self._within(node, old, grid) * value))
+            for op, source, sign, data in feeds if plus is None else ():
                 blocks = jacobian.get(source, [])
                 x = lambda at, data=data: 1 if data is None else self.view(data[0], data[1][at])
                 if slots is not None:
@@ -494,10 +568,26 @@ class Rule:
                 terms = [*self._over_outputs(slots[old], entries, grid, target)]
             yield Equation(target, terms)
 
+    def _within(self, node: TraceNode, old: Array, grid: Grid) -> Any:
+        """Where the trace of each output has which elements of a state, as an array; one where it has all it reaches."""
+        if self.program.closed(node):
+            return 1
+        first = self._offsets[[old is a for a, _ in self.states].index(True)]
+        has = node.blocks.toarray()[:, first : first + old.size].T.astype(float)
+
+        def made() -> Array:
+            array = self._array(f"M_{old.name}_{self.weights(node.op)[0].name}", has.shape)
+            self.step.values[array] = has
+            return array
+
+        array = self.once((node, old, "within"), made)
+        at = np.add.outer(np.arange(old.size) * node.op.size, grid.outputs)
+        return 1 if has.all() else self.view(array, at)
+
     def _over_outputs(
         self,
         rows: np.ndarray,
-        entries: Sequence[tuple[list[Block], np.ndarray, Callable[[Grid], Any]]],
+        entries: Sequence[Entries],
         grid: Grid,
         target: Array,
     ) -> Iterator[Term]:
@@ -557,19 +647,37 @@ class Rule:
                     given = [self.credit(s) for s in self.sources(op)]
                     yield from self._outer(op, given, "direct")
                 case GradientTerm(Steps(_, past), Through(_, node)):
-                    if node is None or not isinstance(node.form, Decay):
+                    if node is None or self._passes_back(node):
                         given = [self._into(s, "c") for s in self.sources(op)]
                         yield from self._outer(op, given, "through")
                         if past is not None:
-                            yield from self._of_trace(past.trace, past.slot, False)
+                            yield from self._of_trace(past.trace, past.slot, "past")
                     else:
-                        yield from self._decayed(op, node, True)
-                        yield from self._decayed(op, node, False)
-                case GradientTerm(Carried(node, slot)) if not isinstance(node.form, Decay):
-                    yield from self._of_trace(node, slot, False)
+                        yield from self._met(op, node, True)
+                        yield from self._met(op, node, False)
+                case GradientTerm(Carried(node, slot)) if self._passes_back(node):
+                    yield from self._of_trace(node, slot, "past")
                 case GradientTerm(AtEnd(node)):
                     place = node.ops.index(op) % len(node.feeds[0].ops)
-                    yield from self._of_trace(node, place, True)
+                    yield from self._of_trace(node, place, "after")
+
+    def _passes_back(self, node: TraceNode) -> bool:
+        """Whether credit passes back by D and F themselves."""
+        return self.meaning[node].is_whole and self.program.closed(node)
+
+    def _met(self, op: WeightOp, node: TraceNode, after: bool) -> Iterator[Equation]:
+        """What credit gives: after the step with the learning signals, and before it with what passes these by."""
+        meaning = self.meaning[node]
+        lines = {line.name: line for line in meaning.lines}
+        met = lines.get(meaning.meets)
+        if met is None or met.of == "outputs":
+            yield from self._of_factors(
+                op, node, met, lines.get(meaning.data), lines.get(meaning.over), after
+            )
+        elif op in node.feeds[0].ops:  # which have what enters by all feeds
+            yield from self._of_trace(
+                node, node.feeds[0].ops.index(op), "through and past" if after else "past"
+            )
 
     def _added(
         self, op: WeightOp, part: int, terms: Sequence[tuple[Any, np.ndarray]], note: str
@@ -606,19 +714,21 @@ class Rule:
                     terms.append((sign * self.view(given, grid.rows) * of_data, grid.weights))
             yield from self._added(op, part, terms, note)
 
-    def _of_trace(self, node: TraceNode, slot: int, after: bool) -> Iterator[Equation]:
-        """What a trace gives: after the step with the learning signals, before it with the credit of old states."""
+    def _of_trace(self, node: TraceNode, slot: int, note: str) -> Iterator[Equation]:
+        """What a trace of uses gives: before the step, where that is its past, or after it with the learning signals."""
+        after = note != "past"
+        past = self._at_start if self._passes_back(node) else self.credit
         op, states, slots = node.feeds[0].ops[slot], self.states_of(node), self.slots(node)
-        grid, place = self.grid(op), self.held(node, op)[1]
-        credit = self.signals if after else {old: self._at_start(old) for old, _ in states}
+        (grid, place), meaning = (self.grid(op), self.held(node, op)[1]), self.meaning[node]
+        (line,) = (line for line in meaning.lines if line.name == meaning.meets)
         for part in range(len(self.weights(op))):
             terms: list[tuple[Any, np.ndarray]] = []
             for n, (old, _) in enumerate(states):
-                given, sign, of = credit[old], 1, part
-                if isinstance(node.form, Holomorphic) and part:  # by the imaginary part
+                given, sign, of = self.signals[old] if after else past(old), 1, part
+                if meaning.holomorphic and part:  # by the imaginary part
                     sign, of = -1 if n % 2 == 0 else 1, 0
                     old = states[n + (1 if n % 2 == 0 else -1)][0]
-                trace = self.trace(node, slot, of, old)[after]
+                trace = self.trace(node, line, slot, of, old)[after]
                 if given is not None and slots is not None:
                     used = grid.of_outputs(np.flatnonzero(slots[old] >= 0))
                     number = place.reshape(-1)[used.number]
@@ -626,13 +736,24 @@ class Rule:
                     terms.append((sign * value, used.weights))
                 elif given is not None:
                     terms.append((sign * dot(self.view(given), self.view(trace)), grid.weights))
-            yield from self._added(op, part, terms, "after" if after else "past")
+            yield from self._added(op, part, terms, note)
 
-    def _decayed(self, op: WeightOp, node: TraceNode, after: bool) -> Iterator[Equation]:
-        """What two factors give: after the step with the learning signals, and before it with what passes these by."""
-        signals, norm = list[Array | None](), self.norm(node)[after]
+    def _of_factors(
+        self,
+        op: WeightOp,
+        node: TraceNode,
+        met: Line | None,
+        of_data: Line | None,
+        over: Line | None,
+        after: bool,
+    ) -> Iterator[Equation]:
+        """What factors give: numbers of outputs and of inputs."""
+        signals = list[Array | None]()
         for to, source in enumerate(self.sources(node.op)):
-            known, terms = (node, to, after), [*self._signal(node, to, source, after)]
+            if met is None:
+                signals.append(self._into(source, "c") if after else None)
+                continue
+            known, terms = (node, to, after), [*self._signal(node, met, to, source, after)]
             if terms and known not in self._known:
                 text = f"s_{source.text}" + ("" if after else "_past")
                 self._known[known] = self._array(text, (source.size,))
@@ -640,18 +761,23 @@ class Rule:
             signals.append(self._known[known] if terms else None)
 
         def data(x: Array, grid: Grid) -> Any:
-            below = self.view(norm, np.zeros(grid.shape, int))
-            below = below if after else self.nodes.defined["max"](below, 1)
-            return self.view(self.data(node, op, x)[after], grid.inputs) / below
+            value = self.view(self.data(node, of_data, op, x)[after], grid.inputs)
+            if over is None:
+                return value
+            below = self.view(self.count(node, over)[after], np.zeros(grid.shape, int))
+            return value / (below if after else self.nodes.defined["max"](below, 1))
 
-        yield from self._outer(op, signals, "through and past" if after else "past", data)
+        note = "past" if not after else "through" if met is None else "through and past"
+        yield from self._outer(op, signals, note, data if of_data is not None else None)
 
-    def _signal(self, node: TraceNode, to: int, source: Array, after: bool) -> Iterator[Term]:
+    def _signal(
+        self, node: TraceNode, met: Line, to: int, source: Array, after: bool
+    ) -> Iterator[Term]:
         """The learning signals times the second factor: a number for each output."""
         slots, place = self.slots(node), self._outputs_of(node).outputs
         for old, _ in self.states_of(node):
             given = self.signals[old] if after else self.credit(old)
-            factor = self.factor(node, to, old)[after]
+            factor = self.factor(node, met, to, old)[after]
             if given is not None and slots is not None:
                 where = np.flatnonzero(slots[old][place] >= 0)
                 value = self.view(given, slots[old][place][where]) * self.view(factor, where)
@@ -668,17 +794,35 @@ class Rule:
                 yield parameter, Equation(self._gradient_of(parameter), terms)
 
 
-def _check(program: TraceProgram) -> None:
-    """**Raises** `UnsupportedError` for a rule whose equations are not written."""
-    rule = program.algorithm
-    closed = all(map(program.closed, program.traces)) and program.extends is None
-    if not closed or rule.backprop != "cut" or rule.lookback is not None:
-        raise UnsupportedError(
-            f"The equations of {rule} cannot be written, as its credit is not that of each step by itself, or it keeps "
-            'a part of what a weight reaches. Compile with D_RTRL, RTRL or ES_D_RTRL and backprop="cut".'
+def _number(value: float) -> Any:
+    return sp.Integer(int(value)) if value == int(value) else sp.Float(value)
+
+
+def _meanings(program: TraceProgram) -> dict[TraceNode, Meaning]:
+    """What each trace means.
+
+    **Raises** `UnsupportedError` for a rule whose equations are not written.
+    """
+    rule, found = program.algorithm, dict[TraceNode, Meaning]()
+    why = ""
+    if rule.backprop != "cut" or rule.lookback is not None:
+        why = (
+            "its credit passes back through whole windows, and these are the equations of one step"
+        )
+    elif program.extends is not None:
+        why = (
+            "it follows directions of states besides traces, and those change from window to window"
         )
     for node in program.traces:
-        if not isinstance(node.form, Decay | Filtered | Full | Holomorphic | LowRank):
-            raise UnsupportedError(
-                f"The equations of the trace of {node.op.path} cannot be written. Its form is {node.form}."
-            )
+        form = node.form
+        if not isinstance(form, Defined):
+            why = f"the form of the trace of {node.op.path}, {form}, does not say what it means"
+            continue
+        found[node] = form.meaning()
+        if not form.exact and found[node].is_whole and found[node].rank is None:
+            why = f"the trace of {node.op.path} is random, and only its mean has equations, those of RTRL"
+    if why:
+        raise UnsupportedError(
+            f"The equations of {rule} cannot be written: {why}. Compile with another rule, such as D_RTRL."
+        )
+    return found

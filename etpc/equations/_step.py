@@ -242,7 +242,7 @@ class Step(Evaluation):
     """The named arrays of a step, in the order in which they are computed."""
 
     def __init__(self, analysis: Analysis):
-        step, split = analysis.step, analysis.split
+        step, split, hidden = analysis.step, analysis.split, analysis.hidden
         given = {**step.constants, **step.fixed}
         super().__init__(
             Nodes(), {v: np.asarray(a) for v, a in given.items() if not is_key(v.aval)}
@@ -260,7 +260,6 @@ class Step(Evaluation):
         paths = step.with_begins(step.input_leaves.paths, "begins")
         self.inputs = self._leaves(step.inputs, paths, "given")
         self.state = self._leaves(step.state, step.state_leaves.paths, "source")
-        self.hidden = [a for i in analysis.hidden.leaves for a in self.state[i]]
         self.new_state = [
             tuple(
                 self.nodes.array(
@@ -274,14 +273,22 @@ class Step(Evaluation):
             )
             for parts in self.state
         ]
+        every = [*split.prefix, *split.body]
+        self._assigned = _assigned(every)
+        stored = [
+            (self.state[i], self.new_state[i])
+            for i in hidden.leaves[: len(hidden.leaves) - hidden.transient]
+        ]
+        transient = [*map(self._transient, hidden.new[len(stored) :])]
+        self.hidden = [*stored, *transient]
+        """The parts of each hidden state, before and after the step; of a transient one nothing is known before it."""
+        self._new = [a for parts in (*self.new_state, *(t[1] for t in transient)) for a in parts]
         self._origins = _Origins(self)
         self._states_of = {
             v: i for i, v in reversed([*enumerate(split.next_state)]) if v not in step.state
         }
-        every = [*split.prefix, *split.body]
         self._read = Counter(v for eqn in every for v in eqn.inputs)
         self._read.update([*split.outputs, *split.next_state])
-        self._assigned = _assigned(every)
         self._defined: dict[bytes, Array] = {}
         self._ops: dict[Equation, list[WeightOp]] = {}
         for op in analysis.ops:
@@ -323,6 +330,14 @@ class Step(Evaluation):
             self.env[v] = tuple(a.ids.reshape(v.shape) for a in parts)
             found.append(parts)
         return found
+
+    def _transient(self, v: Variable) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """The parts of a value that counts as a new state."""
+        name = self.nodes.name(self._assigned.get(v, "q"))
+        names = [name + s for s in (("_re", "_im") if is_complex(v.aval) else ("",))]
+        old = (self.nodes.array(n, (v.size,), kind="given") for n in names)
+        new = (self.nodes.array(n, (v.size,), nodes=np.full(v.size, -1)) for n in names)
+        return tuple(old), tuple(new)
 
     def named(self, ids: Ids, text: str, dtype: str = "") -> Ids:
         """Values as elements of one array, which gets a name where they are not."""
@@ -372,7 +387,7 @@ class Step(Evaluation):
         number, ids = self._origins.new_states(v, part), ids.reshape(-1).copy()
         if v in self._states_of and v.is_float:
             number = np.where(number < 0, self.new_state[self._states_of[v]][part].ids, number)
-        for array in (a for parts in self.new_state for a in parts) if (number >= 0).any() else ():
+        for array in self._new if (number >= 0).any() else ():
             here = np.flatnonzero(np.isin(number, array.ids))
             self._becomes(array, number[here] - array.first, ids[here])
             ids[here] = number[here]
@@ -486,19 +501,19 @@ class _Origins(Evaluation):
 
     def __init__(self, step: "Step"):
         super().__init__(Nodes(), step.known)
-        split, leaves = step.analysis.split, step.analysis.hidden.leaves
+        split, hidden = step.analysis.split, step.analysis.hidden
         self._fixed = {*split.weights, *split.others}
         for v in (*step.step.parameters, *step.step.inputs, *step.step.state):
             self.env[v] = self._fresh(v)
-        parts = [p for i in leaves for p in self.env[step.step.state[i]]]
+        parts = [p for v in hidden.old for p in self.env.get(v, ())]
         self._old = np.concatenate([p.reshape(-1) for p in parts])
         self._first = 0
         self.run(split.prefix)
         self._first = self.nodes.first_free
         self._new: dict[int, int] = {}
         self.run(split.body)
-        for i in leaves:
-            for array, ids in zip(step.new_state[i], self.value(split.next_state[i]), strict=True):
+        for v, (_, new) in zip(hidden.new, step.hidden, strict=True):
+            for array, ids in zip(new, self.value(v), strict=True):
                 for place, node in zip(array.ids.tolist(), ids.reshape(-1).tolist(), strict=True):
                     if node >= self._first and self.nodes.element(node) is not None:
                         self._new.setdefault(node, place)

@@ -61,7 +61,7 @@ class InOrder:
     """Sums with traces first, then what enters them; numbers and what is subtracted last."""
 
     def _as_ordered_terms(self, expr: Any, order: Any = None) -> list[Any]:
-        is_trace = lambda s: s.name.startswith(("e_", "f_", "X_"))
+        is_trace = lambda s: not s.is_commutative and not s.name.endswith("^T")
         of_trace = lambda term: any(map(is_trace, term.atoms(sp.Symbol)))
         key = lambda term: (
             *(term.could_extract_minus_sign(), term.is_Number, not of_trace(term)),
@@ -192,7 +192,7 @@ def _symbol(array: Array, at: np.ndarray) -> Any:
     followed = along(array.shape, at) if len(array.shape) == 1 < array.size else []
     by_columns = bool(followed) and at.ndim > 1 and followed[0][0] == at.ndim - 1
     name = array.text + _place(array, at) + ("^T" if by_columns else "")
-    return sp.Symbol(name, commutative=not (by_columns or name.startswith(("e_", "f_", "X_"))))
+    return sp.Symbol(name, commutative=not by_columns and array.kind != "carried")
 
 
 def _place(array: Array, at: np.ndarray) -> str:

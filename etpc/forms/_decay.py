@@ -48,8 +48,8 @@ class Decay(Trace):
     def meaning(self) -> Meaning:
         of_data, of_states, of_norm = self.decays
         lines = (
-            Line("X", "inputs", kept=of_data),
             Line("f", "outputs", moved=of_states),
+            Line("X", "inputs", kept=of_data),
             Line("c", "steps", kept=of_norm),
         )
         return Meaning(lines, meets="f", data="X", over="c")

@@ -44,6 +44,16 @@ class Meaning:
     rank: int | None = None
     """To how many leading modes the trace of one operation is reduced after each window, as a matrix of its inputs by
     states and outputs."""
+    classes: tuple[tuple[int, ...], ...] | None = None
+    """For each output of each group a number: outputs with one number have equal traces, and one of them is carried."""
+    holomorphic: bool = False
+    """Whether the derivatives by the imaginary part of a complex weight are those by the real part times i, and are not
+    carried."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the recursion of the whole trace, by whose D and F credit itself passes back."""
+        return self.lines == (Line(self.meets, "uses", moved=1.0),)
 
 
 @runtime_checkable

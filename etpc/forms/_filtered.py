@@ -12,6 +12,7 @@ from jaxtyping import Inexact
 
 from .._jax import by_parts
 from ..ops import summed
+from ._defined import WHOLE_TRACE, Meaning
 from ._full import Full
 from ._pairs import grouped
 from ._trace import Carry, Passage, Rows, Site, Trace, zeros
@@ -39,6 +40,9 @@ class Filtered(Trace):
     @property
     def held(self) -> str:
         return "the filtered inputs that outputs share"
+
+    def meaning(self) -> Meaning:
+        return dataclasses.replace(WHOLE_TRACE, classes=self.classes)
 
     @cached_property
     def first(self) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
+from ._defined import WHOLE_TRACE, Meaning
 from ._full import Full
 from ._trace import Carry, Factors, Passage, Site, Trace
 
@@ -80,6 +81,9 @@ class Holomorphic(Trace):
     @property
     def held(self) -> str:
         return "one complex entry for each use and complex state"
+
+    def meaning(self) -> Meaning:
+        return dataclasses.replace(WHOLE_TRACE, holomorphic=True)
 
     def _complex(self, site: Site) -> Site:
         """The operation, with a block of complex states."""
