@@ -301,8 +301,10 @@ class Step(Evaluation):
             self.env[v] = tuple(self._parts(self.value(v), text))
         self.once, self.computed, self._in_body = self.computed, [], True
         self.run(split.body)
-        for i, v in enumerate(split.next_state):
-            for array, ids in zip(self.new_state[i], self.value(v), strict=True):
+        new = [*zip(split.next_state, self.new_state, strict=True)]
+        new += [(v, parts) for v, (_, parts) in zip(hidden.new, self.hidden, strict=True)]
+        for v, parts in new:
+            for array, ids in zip(parts, self.value(v), strict=True):
                 self._becomes(array, np.arange(array.size), ids.reshape(-1))
         self.outputs_of = [
             tuple(self._output(v, p, ids, n) for n, ids in enumerate(self.value(v)))
