@@ -305,9 +305,11 @@ class Rule:
         """The transpose of a Jacobian, or of some of its rows, on credit."""
         sums: dict[Any, list[Block]] = {}
         for block in jacobian.get(of, ()):
-            if rows is not None and not rows[block.rows].all():
-                used = np.flatnonzero(rows[block.rows])
+            used = np.arange(block.rows.size) if rows is None else np.flatnonzero(rows[block.rows])
+            if used.size < block.rows.size:
                 block = Block(block.rows[used], block.cols[used], self.at(block.value, used))
+            if not used.size:
+                continue
             sums.setdefault((block.rows.tobytes(), block.cols.tobytes()), []).append(block)
         total = lambda blocks: sp.factor_terms(sum(b.value for b in blocks))
         return [
