@@ -95,7 +95,7 @@ class Equations:
         """What cannot be written in NumPy."""
         step = self.rule.step.step
         for node in self.rule.program.traces:
-            if self.rule.meaning[node].rank is not None:
+            if self.rule.traces[node].meaning.rank is not None:
                 yield (
                     f"The trace of {node.op.path} has a limited rank: a singular value decomposition reduces it after "
                     "each window, which is not an equation of a step."

@@ -11,9 +11,10 @@ from sympy.printing.numpy import NumPyPrinter
 from sympy.printing.str import StrPrinter
 
 from ..errors import in_one_line
+from ._derivatives import Equation, Term
 from ._functions import COMPARISONS, FUNCTIONS, dot
 from ._nodes import Array
-from ._rule import Equation, Rule, Term
+from ._rule import Rule
 
 GREEK = re.findall(
     r"\w+",
@@ -150,7 +151,7 @@ def lines_of(rule: Rule, path: str | None) -> list[Line]:
         last = title
         if n == 0:
             for name, arguments, value in (
-                d for several in rule.nodes.own.values() for d in several
+                d for several in rule.step.nodes.own.values() for d in several
             ):
                 lines.append(Line(sp.Function(name)(*arguments), value))
         lines += [line for equation in equations for line in _lines(rule, equation)]
@@ -164,7 +165,9 @@ def _lines(rule: Rule, equation: Equation) -> list[Line]:
     terms = equation.terms if equation.shown is None else [Term(equation.shown)]
     every = np.arange(target.size).reshape(target.shape)
     for term in terms:
-        symbols = {s: _symbol(*rule.views[s]) for s in rule.symbols(term.value)}
+        symbols = {
+            s: _symbol(*rule.derivatives.views[s]) for s in rule.derivatives.symbols(term.value)
+        }
         at = every if term.where is None else term.where
         where, of = _place(target, at), ""
         repeat = [np.unique(p).size < p.size for p in (at, *np.unravel_index(at, target.shape))]
@@ -296,10 +299,10 @@ class Source:
         self.line("gradient = dloss(y_of_step)")
         for path, parts in zip(leaves.paths, step.outputs_of, strict=True):
             for array, part in _parts(parts):
-                if array in self.rule.loss:
+                if array in self.rule.derivatives.loss:
                     sign = "-" if part == ".imag" else ""  # of the conjugate
                     text = f"{sign}np.asarray(gradient[{path!r}]){part}.reshape(-1)"
-                    self.line(f"{self.rule.loss[array].name} = {text}")
+                    self.line(f"{self.rule.derivatives.loss[array].name} = {text}")
 
     def returned(self) -> None:
         step = self.rule.step
@@ -324,7 +327,7 @@ class Source:
         key = values.tobytes() + str((values.shape, values.dtype)).encode()
         if key not in self.tables:
             letter = "AT" if values.dtype.kind in "iub" else "TABLE"
-            name = self.rule.nodes.name(f"{letter}_{len(self.tables)}")
+            name = self.rule.step.nodes.name(f"{letter}_{len(self.tables)}")
             self.tables[key] = name, values
         return self.tables[key][0]
 
@@ -350,8 +353,8 @@ class Source:
         """An expression in NumPy."""
         names: dict[Any, Any] = {}
         codes: list[str] = []
-        for symbol in self.rule.symbols(value):
-            array, at = self.rule.views[symbol]
+        for symbol in self.rule.derivatives.symbols(value):
+            array, at = self.rule.derivatives.views[symbol]
             index = "" if array.size == 1 else self.index(array.shape, at)
             index = f".reshape(-1)[{self.table(at)}]" if index is None else index
             names[symbol] = sp.Symbol(f"<{len(codes)}>")
@@ -384,7 +387,7 @@ class Source:
         """Whether an expression has the shape of what it is assigned to."""
         if value.has(dot):
             return True
-        views = (self.rule.views[s] for s in self.rule.symbols(value))
+        views = (self.rule.derivatives.views[s] for s in self.rule.derivatives.symbols(value))
         axes = lambda array, at: {axis for axis, _ in along(array.shape, at) or enumerate(at.shape)}
         fills = lambda array, at: at.shape == target.shape and axes(array, at) >= {*range(at.ndim)}
         return any(
@@ -401,7 +404,7 @@ class Source:
     def file(self, equations: str) -> str:
         """The whole file."""
         head = ["# " + in_one_line(line) if line else "#" for line in equations.split("\n")]
-        own = [d for several in self.rule.nodes.own.values() for d in several]
+        own = [d for several in self.rule.step.nodes.own.values() for d in several]
         written = [
             f"def {n}({', '.join(map(str, a))}):\n    return {self.code(v)}" for n, a, v in own
         ]

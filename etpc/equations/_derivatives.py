@@ -1,0 +1,333 @@
+"""A step in symbols: its equations, its Jacobians, and the credit of what it computes."""
+
+import dataclasses
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import sympy as sp
+
+from ..analyse import WeightOp
+from ..ir import TraceProgram
+from ._functions import dot
+from ._nodes import ACROSS, HERE, STORED, WHOLE, Array, Ids, Sums
+from ._products import Grid, Product
+from ._step import Step
+
+State = tuple[Array, Array]
+"""What is carried, before and after the step."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Term:
+    """A summand of some elements of an array."""
+
+    value: Any
+    """An expression of views."""
+    where: np.ndarray | None = None
+    """The place of each value, added up where several have one; `None` for all places in order."""
+
+
+@dataclasses.dataclass(eq=False)
+class Equation:
+    """An array, or a part of one, as a sum of terms."""
+
+    target: Array
+    terms: list[Term]
+    note: str = ""
+    shown: Any = None
+    """What it is shown as, where that is shorter: a function of whole arrays."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+    """Entries of a Jacobian: the derivative of elements `rows` by elements `cols` of one array."""
+
+    rows: np.ndarray
+    cols: np.ndarray
+    value: Any
+
+
+Jacobian = dict[Array, list[Block]]
+
+
+class Derivatives:
+    """The equations of a step, and derivatives by what it computes, which are added to `credits` where they are asked for."""
+
+    def __init__(self, program: TraceProgram):
+        self.analysis, self.step = program.analysis, Step(program.analysis)
+        self.nodes, hidden = self.step.nodes, self.step.hidden
+        self.views: dict[Any, tuple[Array, np.ndarray]] = {}
+        """The array of each symbol, and the places in it."""
+        self._known: dict[Any, Any] = {}
+        self.states: list[State] = [p for state in hidden for p in zip(*state, strict=True)]
+        for place in program.paths.credited:
+            for old, new in zip(*hidden[place], strict=True):
+                new.kind = "transient" if old.kind == "given" else "state"
+        self.loss = {
+            a: self.array(f"dl_d{a.name}", a.shape)
+            for v, parts in zip(self.analysis.split.outputs, self.step.outputs_of, strict=True)
+            for a in parts
+            if v.is_float
+        }
+        self.credits: list[Equation] = []
+        self.signals = {old: self.credit(new) for old, new in self.states}
+
+    def array(self, text: str, shape: tuple[int, ...]) -> Array:
+        return self.nodes.array(self.nodes.name(text), shape, kind="given")
+
+    def constant(self, text: str, values: np.ndarray) -> Array:
+        array = self.array(text, values.shape)
+        self.step.values[array] = values.astype(float)
+        return array
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    # --- expressions ---
+
+    def view(self, array: Array, at: np.ndarray | None = None) -> Any:
+        """A symbol for elements of an array, all by default."""
+        at = np.arange(array.size).reshape(array.shape) if at is None else at
+        if array.of is not None:
+            array, at = self.nodes.elements(array.of[at])
+        key = array, at.shape, at.tobytes()
+        if key not in self._known:
+            self._known[key] = sp.Symbol(f"{array.name}~{len(self.views):06d}", real=True)
+            self.views[self._known[key]] = array, at
+        return self._known[key]
+
+    def symbols(self, value: Any) -> list[Any]:
+        return sorted((s for s in value.free_symbols if s in self.views), key=str)
+
+    def at(self, value: Any, entries: np.ndarray) -> Any:
+        """An expression, at some of its entries."""
+        take = lambda array, at: self.view(array, at.reshape(-1)[entries])
+        return value.xreplace({s: take(*self.views[s]) for s in self.symbols(value)})
+
+    def _template(self, value: Any, touched: np.ndarray) -> Any:
+        """An expression of elements that one node depends on, for all nodes of a family."""
+        found: dict[Any, Any] = {}
+        for elements in touched.T:
+            array, place = self.nodes.elements(elements)
+            found[self.nodes.expression(int(elements[0]))] = self.view(array, place)
+        return value.xreplace(found)
+
+    def term(self, array: Array, value: Any, at: np.ndarray) -> Term:
+        """Values for elements of an array: for all of them, in its shape, where they are that."""
+        in_shape = np.arange(array.size).reshape(array.shape)
+        if np.array_equal(at, in_shape):
+            return Term(value)
+        is_whole = np.array_equal(at.reshape(-1), np.arange(array.size)) and not value.has(dot)
+        return Term(self.at(value, in_shape)) if is_whole else Term(value, at)
+
+    # --- the step ---
+
+    def equations_of(self, array: Array, places: np.ndarray | None) -> Iterator[Equation]:
+        """What the step computes an array, or some of its elements, as."""
+        if array.nodes is not None:
+            nodes = array.nodes if places is None else array.nodes[places]
+            pairs = [*self._families(nodes)]
+            to = lambda where: where if places is None else places[where]
+            yield Equation(array, [self.term(array, value, to(where)) for where, value in pairs])
+            return
+        for product in self.step.products.values():
+            if array in product.output:
+                part = product.output.index(array)
+                terms = [self._times(product, *t[1:]) for t in product.terms if t[0] == part]
+                yield Equation(array, terms)
+                return
+        terms = [term for sums in array.sums for term in self._sums(array, sums)]
+        call = self.step.calls[array]
+        given = [self.view(*self.nodes.elements(ids.reshape(-1))) for ids in call.arguments]
+        yield Equation(array, terms, shown=sp.Function(call.name, real=True)(*given))
+
+    def _families(self, nodes: Ids) -> Iterator[tuple[np.ndarray, Any]]:
+        for family in self.nodes.families(nodes):
+            value = self.nodes.expression(int(nodes[family.where[0]]))
+            yield family.where, self._template(value, family.touched)
+
+    def _sums(self, array: Array, sums: Sums) -> Iterator[Term]:
+        for where, value in self._families(self.nodes.apply("mul", sums.left, sums.right)):
+            yield self.term(array, value, sums.rows[where])
+
+    def _times(self, product: Product, sign: int, weight: Array, data: Ids) -> Term:
+        """A weight times its data."""
+        (x, at), grid = self.nodes.elements(data), product.grid
+        reads = self.analysis.reach[product.op.number].reads
+        stops = product.held and bool(reads.states.any() or reads.ops.any())
+        stop = self.nodes.defined["stop_gradient"] if stops else lambda a: a
+        to = product.output[0].size, grid.rows
+        return self._weighted(grid, weight, (x, at[grid.cols]), to, sign, stop)
+
+    def _weighted(
+        self,
+        grid: Grid,
+        weight: Array,
+        given: tuple[Array, np.ndarray],
+        to: tuple[int, np.ndarray],
+        sign: int,
+        stop: Callable[[Any], Any] = lambda a: a,
+    ) -> Term:
+        """Elements of an array, each times one of a weight, added up: a product of whole arrays where it is that."""
+        (x, at), (size, rows) = given, to
+        for axis in range(2 if len(grid.shape) == 2 else 0):
+            line, whole = np.take(at, 0, axis), np.expand_dims(np.arange(size), 1 - axis)
+            along = rows.shape[axis] == size and (rows == whole).all()
+            if along and (at == np.expand_dims(line, axis)).all():
+                factors = self.view(weight), stop(self.view(x, line))
+                return Term(sign * dot(*factors[:: -1 if axis else 1]))
+        return Term(sign * self.view(weight, grid.weights) * stop(self.view(x, at)), rows)
+
+    # --- Jacobians and credit ---
+
+    def jacobian(self, nodes: Ids, reach: int) -> Jacobian:
+        """The derivative of some nodes by elements of arrays."""
+        return self.once((nodes.tobytes(), reach), lambda: self._jacobian(nodes, reach))
+
+    def _jacobian(self, nodes: Ids, reach: int) -> Jacobian:
+        found: dict[Array, dict[Any, list[Block]]] = {}
+        for family in self.nodes.families(nodes, reach):
+            first = family.touched[0].tolist()
+            partials = self.nodes.partials(int(nodes[family.where[0]]), reach)
+            for source, value in partials.items():
+                array, cols = self.nodes.elements(family.touched[:, first.index(source)])
+                for addend in sp.Add.make_args(value):
+                    block = Block(family.where, cols, self._template(addend, family.touched))
+                    names = enumerate(self.symbols(block.value))
+                    form = {s: sp.Symbol(f"{self.views[s][0].name}~{n}") for n, s in names}
+                    of_form = found.setdefault(array, {}).setdefault(block.value.xreplace(form), [])
+                    of_form.append(block)
+        return {a: [*map(self._merged, forms.values())] for a, forms in found.items()}
+
+    def _merged(self, blocks: Sequence[Block]) -> Block:
+        """Blocks that differ in their elements alone as one, with its entries in rows and columns."""
+        rows, cols = (np.concatenate([getattr(b, n) for b in blocks]) for n in ("rows", "cols"))
+        order, value = np.lexsort((cols, rows)), blocks[0].value
+        alike = zip(*(self.symbols(b.value) for b in blocks), strict=True)
+        whole: dict[Any, Any] = {}
+        for symbols in alike:
+            at = np.concatenate([self.views[s][1] for s in symbols])
+            whole[symbols[0]] = self.view(self.views[symbols[0]][0], at[order])
+        return Block(rows[order], cols[order], value.xreplace(whole))
+
+    def matrix(self, letter: str, new: Array, source: Array) -> Generator[Equation, None, Array]:
+        """All of a Jacobian, by a name."""
+        key = letter, new, source
+        if key not in self._known:
+            of = source.text or self.nodes.elements(source.values)[0].text
+            name = f"{letter}_{new.text.replace(chr(39), '')}_{of}"
+            array = self._known[key] = self.array(name, (new.size, source.size))
+            blocks = self.jacobian(new.values, WHOLE).get(source, [])
+            terms = [self.term(array, b.value, b.rows * source.size + b.cols) for b in blocks]
+            yield Equation(array, terms)
+        return self._known[key]
+
+    def credit(self, of: Array, *reaches: int) -> Array | None:
+        """The derivative of the loss of a step by an array.
+
+        Paths end at new states. Past data that the rule holds constant, all count (`ACROSS`). Of what that data is, old
+        states count where it is read in full (`HERE`), and elsewhere nothing is a new state but what the step stores
+        (`STORED`).
+        """
+        is_old = any(of is old for old, _ in self.states)
+        reaches = reaches or ((HERE,) if is_old else (HERE, STORED))
+        return self.once((of, reaches), lambda: self._credit(of, reaches))
+
+    def _credit(self, of: Array, reaches: tuple[int, ...]) -> Array | None:
+        terms = list[Term]()
+        differ = any(new.kind == "transient" for _, new in self.states)
+        for passed in [(reach,) for reach in reaches] if differ else [reaches]:
+            jacobian = lambda array, reach=passed[0]: self.jacobian(array.ids, reach)
+            for output, given in self.loss.items() if passed != (STORED,) else ():
+                terms += self.back(jacobian(output), of, given)
+            for product in self.step.products.values():
+                for data in product.data(self.nodes):
+                    read = self._read(product, data, passed)
+                    if of in jacobian(data) and read.any():
+                        given = self._of_data(product, data, (ACROSS,) if product.held else passed)
+                        terms += self.back(jacobian(data), of, given, read)
+        return self._sum(of, terms, "c" if reaches == (ACROSS,) else "L")
+
+    def _read(self, product: Product, data: Array, reaches: tuple[int, ...]) -> np.ndarray:
+        """The elements of data through which credit passes so."""
+        found, full = np.zeros(data.size, bool), self.analysis.in_full.get(product.op.number)
+        if not product.held or reaches not in ((HERE,), (STORED,)):
+            return ~found
+        for *_, ids in product.terms if full is not None else ():
+            array, at = self.nodes.elements(ids)
+            if array is data:
+                found[at[full.elements.reshape(-1)]] = True
+        return found if reaches == (HERE,) else ~found
+
+    def _of_data(self, product: Product, data: Array, reaches: tuple[int, ...]) -> Array | None:
+        """The credit of the data of a product, from that of its output."""
+        terms: list[Term] = []
+        for part, sign, weight, ids in product.terms:
+            (array, at), grid = self.nodes.elements(ids), product.grid
+            given = self.credit(product.output[part], *reaches) if array is data else None
+            if given is not None:
+                to = data.size, at[grid.cols]
+                terms.append(self._weighted(grid, weight, (given, grid.rows), to, sign))
+        return self._sum(data, terms, "c")
+
+    def back(
+        self, jacobian: Jacobian, of: Array, credit: Array | None, read: np.ndarray | None = None
+    ) -> list[Term]:
+        """The transpose of a Jacobian on credit; of the rows that are read, if these are said."""
+        sums: dict[Any, list[Block]] = {}
+        for block in jacobian.get(of, ()) if credit is not None else ():
+            if read is not None and not read[block.rows].all():
+                at = np.flatnonzero(read[block.rows])
+                block = Block(block.rows[at], block.cols[at], self.at(block.value, at))
+            if block.rows.size:
+                key = block.rows.tobytes(), block.cols.tobytes()
+                sums.setdefault(key, []).append(block)
+        return [
+            self.term(
+                of,
+                sp.factor_terms(sum(b.value for b in alike)) * self.view(credit, alike[0].rows),
+                alike[0].cols,
+            )
+            for alike in sums.values()
+        ]
+
+    def _sum(self, of: Array, terms: list[Term], letter: str) -> Array | None:
+        """An array with a name for a sum, which is added to the equations; the one that has it already."""
+        if not terms:
+            return None
+        key = of, *((t.value, None if t.where is None else t.where.tobytes()) for t in terms)
+        if key not in self._known:
+            text = (of.text or self.nodes.elements(of.values)[0].text).replace("'", "")
+            self._known[key] = self.array(f"{letter}_{text}", (of.size,))
+            self.credits.append(Equation(self._known[key], terms))
+        return self._known[key]
+
+    def into(self, of: Array, letter: str, more: Sequence[Term] = ()) -> Array | None:
+        """`F^T`, or `D^T`, on the learning signals."""
+        terms = [*more]
+        for old, new in self.states:
+            signal = self.signals[old]
+            if signal is not None:
+                terms += self.back(self.jacobian(new.values, WHOLE), of, signal)
+        return self._sum(of, terms, letter)
+
+    def at_start(self, old: Array) -> Array | None:
+        """The credit of an old state: `D^T` on the learning signals, and what passes the new states by."""
+        past = self.credit(old)
+        return self.into(old, "P", () if past is None else [Term(self.view(past))])
+
+    def sources(self, op: WeightOp) -> Sequence[Array]:
+        """What F is the derivative by: the parts of the output of an operation, or the weight as it uses it."""
+        product = self.step.products.get(op)
+        return self.step.uses[op] if product is None else product.output
+
+    def weights(self, op: WeightOp) -> list[Array]:
+        """The parts of a weight."""
+        return [self.nodes.elements(ids)[0] for ids in self.step.value(op.weight)]
+
+    def grid(self, op: WeightOp) -> Grid:
+        product = self.step.products.get(op)
+        return Grid.elements(op.size) if product is None else product.grid

@@ -1,0 +1,309 @@
+"""One trace: the recursions that its form means, and what credit of states gives with what they carry."""
+
+import dataclasses
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import sympy as sp
+
+from ..analyse import WeightOp
+from ..forms import Line, Meaning
+from ..ir import TraceNode
+from ._derivatives import Block, Derivatives, Equation, Jacobian, State, Term
+from ._functions import dot
+from ._nodes import WHOLE, Array
+from ._products import Grid
+
+Key = tuple[WeightOp, Any]
+"""What a line has an array for: an operation, and a part of its weight or of its output, or an array of its data."""
+PAIRS = Line("f", "outputs", moved=1.0), Line("added", "outputs"), Line("X", "inputs")
+"""The factors of a trace of a rank: those of states that are moved, and both that each step adds."""
+
+
+class Summand(NamedTuple):
+    """What a state of a trace becomes the sum of: entries of a Jacobian, times something."""
+
+    letter: str
+    """D, F, or nothing for one."""
+    source: Array
+    columns: np.ndarray | None
+    """The column of each output, where it has one."""
+    times: Callable[[Grid | None], Any]
+    """As an expression for some uses, or for all of an array."""
+
+
+class CarriedArrays:
+    """What is carried for a trace."""
+
+    def __init__(self, step: Derivatives, node: TraceNode, meaning: Meaning, closed: bool):
+        self.step, self.node, self.meaning, self.closed = step, node, meaning, closed
+        self.lines = {line.name: line for line in meaning.lines}
+        self.passes_back = meaning.is_whole and closed
+        """Whether credit passes back by D and F themselves."""
+        self.arrays: dict[Array, Array] = {}
+        """Those that are carried beside the state, before and after the step."""
+        self._known: dict[Any, State] = {}
+        self._signals: dict[tuple[int, bool], Array] = {}
+        ends = np.cumsum([old.size for old, _ in step.states])
+        parts = (
+            (s, node.blocks[:, n - s[0].size : n].toarray())
+            for s, n in zip(step.states, ends, strict=True)
+        )
+        self._has = {state: has for state, has in parts if has.any()}
+        """The states of the trace, and of which elements each output has one."""
+        self.slots = {s[0]: np.where(has.any(1), has.argmax(1), -1) for s, has in self._has.items()}
+        """For each state, which element an output has a lasting influence on, or -1."""
+        self.each = all((has.sum(1) < 2).all() for has in self._has.values())
+        """Whether that is one at most. Else the trace has all elements of each state."""
+
+    def array(self, line: Line, key: Key, old: Array | None = None) -> State:
+        """An array of a line, before and after the step; that of one state, where it has one for each."""
+        if (line.name, key, old) not in self._known:
+            (op, part), nodes = key, self.step.nodes
+            names = [] if old is None else [old.name]
+            weight = self.step.weights(op)[part if line.of == "uses" else 0]
+            text = "_".join((line.name, *names, weight.name)) + "_im" * (
+                line.of == "outputs" and part
+            )
+            shape = self._held(line, key)[0].shape
+            shape = shape if self.each or old is None else (old.size, *shape)
+            kind = "given" if line.of == "steps" else "carried"
+            before = nodes.array(nodes.name(text), shape, kind=kind)
+            name = nodes.name(before.name + "_new")
+            after = nodes.array(name, shape, kind=kind, shown=before.name + "'")
+            self._known[line.name, key, old] = before, after
+            if old is None or old.kind != "given" or line.kept:  # nothing follows a transient state
+                self.arrays[before] = after
+        return self._known[line.name, key, old]
+
+    def _held(self, line: Line, key: Key) -> tuple[Grid, Grid, np.ndarray]:
+        """The uses or the outputs that an array has an entry for, all of them, and the place of the entry of each."""
+        op, kind, classes = key[0], key[0].kind, self.meaning.classes
+        if line.of != "uses":
+            size = dict(outputs=op.size, inputs=kind.groups * kind.inputs, steps=1)[line.of]
+            grid = Grid.elements(size)
+            if line.of == "outputs":
+                grid = dataclasses.replace(grid, outputs=np.argsort(self._place_of_output(op)))
+            return grid, grid, grid.number
+        grid = self.step.grid(op)
+        if classes is None or not self.each:
+            return grid, grid, grid.number
+        rows = np.asarray(classes)
+        of_class = np.empty(rows.shape, int)
+        for group, row in enumerate(rows):
+            _, first, inverse = np.unique(row, return_index=True, return_inverse=True)
+            of_class[group] = first[inverse.reshape(-1)] + group * rows.shape[1]
+        kept = grid.of_outputs(np.unique(of_class))
+        if 1 in kept.shape:
+            kept = kept.taken(np.ravel)
+        most = grid.inputs.max(initial=0) + 1
+        keys = (kept.outputs * most + kept.inputs).reshape(-1)
+        wanted = of_class.reshape(-1)[grid.outputs] * most + grid.inputs
+        order = np.argsort(keys)
+        place = order[np.searchsorted(keys[order], wanted)]
+        number = np.arange(kept.number.size).reshape(kept.shape)
+        return dataclasses.replace(kept, number=number), grid, place
+
+    def _place_of_output(self, op: WeightOp) -> np.ndarray:
+        """The place in the output of each output, counted over all groups."""
+        grid, place = self.step.grid(op), np.full(op.size, -1)
+        place[grid.outputs] = grid.rows
+        return place
+
+    # --- the recursions ---
+
+    def equations(self) -> Iterator[Equation]:
+        if self.meaning.rank is not None:
+            yield from self._pairs()
+            return
+        for line in self.meaning.lines:
+            for key in self._keys(line):
+                yield from self._recursion(line, key)
+
+    def _keys(self, line: Line) -> list[Key]:
+        op, step = self.node.op, self.step
+        if line.of == "uses":
+            parts = range(1 if self.meaning.holomorphic else len(step.weights(op)))
+            return [(op, part) for op in self.node.feeds[0].ops for part in parts]
+        if line.of == "inputs":
+            return [
+                (op, x) for op in self.node.ops for x in step.step.products[op].data(step.nodes)
+            ]
+        return [(op, part) for part in range(len(step.sources(op)) if line.of == "outputs" else 1)]
+
+    def _pairs(self) -> Iterator[Equation]:
+        """The factors of pairs whose sum is the trace: D moves them, and each step adds one of F and the data."""
+        (whole,), (moved, added, of_data) = self.meaning.lines, PAIRS
+        for key in self._keys(moved):
+            yield from self._recursion(moved, key, enters=False)
+            yield from self._recursion(added, key)
+        for key in self._keys(of_data):
+            yield from self._recursion(of_data, key)
+            for old in self.slots if self.each else ():
+                factors = self.array(moved, (self.node.op, 0), old), self.array(of_data, key)
+                pair = sp.Mul(*(self.step.view(before) for before, _ in factors))
+                shown = sp.Function("sum", real=True)(pair)
+                yield Equation(self.array(whole, (self.node.op, 0), old)[0], [], shown=shown)
+
+    def _recursion(self, line: Line, key: Key, enters: bool = True) -> Iterator[Equation]:
+        """What is kept, D times what is held, and what the step adds or another line has."""
+        if line.of in ("inputs", "steps"):
+            yield self._alone(line, key)
+            return
+        (grid, *_), plus = self._held(line, key), self.lines.get(line.plus)
+        for old, new in self._has:
+            (before, target), summands = self.array(line, key, old), list[Summand]()
+            held = lambda letter, state, scale, array: Summand(
+                *(letter, state, self.slots[state]),
+                lambda g: scale * self.step.view(array, None if g is None else g.number),
+            )
+            if line.kept:
+                summands.append(held("", old, number(line.kept), before))
+            if plus is not None:
+                summands.append(held("", old, 1, self.array(plus, key, old)[1]))
+            for state in self.slots if line.moved else ():
+                summands.append(
+                    held("D", state, number(line.moved), self.array(line, key, state)[0])
+                )
+            summands += self._entering(line, key) if enters and plus is None else ()
+            jacobian = self.step.jacobian(new.values, WHOLE)
+            if self.each:
+                terms = [*self._over_outputs(old, jacobian, summands, grid, target)]
+            else:
+                terms = yield from self._by_matrices((old, new), jacobian, summands, grid)
+            yield Equation(target, terms)
+
+    def _alone(self, line: Line, key: Key) -> Equation:
+        """A recursion without states."""
+        (old, new), plus, step = self.array(line, key), self.lines.get(line.plus), self.step
+        if plus is not None:
+            added = Term(step.view(self.array(plus, key)[1]))
+        elif line.of == "steps":
+            added = Term(sp.Integer(1))
+        else:
+            (op, x), product = key, step.step.products[key[0]]
+            inputs, first = np.unique(product.grid.inputs, return_index=True)
+            at = dict(step.nodes.elements(ids) for *_, ids in product.terms)[x]
+            value = step.view(x, at[product.grid.cols.reshape(-1)[first]])
+            added = step.term(new, value, inputs)
+        return Equation(new, [Term(number(line.kept) * step.view(old)), added])
+
+    def _entering(self, line: Line, key: Key) -> Iterator[Summand]:
+        """F, times the data where a line is of uses."""
+        (op, part), step = key, self.step
+        if line.of == "outputs" or op not in step.step.products:
+            columns = self._place_of_output(op)
+            yield Summand("F", step.sources(op)[part], columns, lambda g: sp.Integer(1))
+            return
+        slot = self.node.feeds[0].ops.index(op)
+        for first, op in ((feed.ops[0], feed.ops[slot]) for feed in self.node.feeds):
+            for to, sign, weight, x in step.step.products[op].terms:
+                array, at = step.nodes.elements(x)
+                times = lambda g, array=array, at=at, sign=sign: sign * step.view(array, at[g.cols])
+                if weight is step.weights(op)[part]:
+                    columns = self._place_of_output(first)
+                    yield Summand("F", step.sources(first)[to], columns, times)
+
+    def _by_matrices(
+        self, state: State, jacobian: Jacobian, summands: Sequence[Summand], grid: Grid
+    ) -> Generator[Equation, None, list[Term]]:
+        """With whole Jacobians, by their names."""
+        (old, new), view, moved, terms = state, self.step.view, sp.Integer(0), list[Term]()
+        for letter, source, _, times in summands:
+            if not letter:
+                terms.append(Term(times(None)))
+            elif source in jacobian:
+                matrix = yield from self.step.matrix(letter, new, source)
+                if letter == "D":
+                    moved += dot(view(matrix), times(None))
+                    continue
+                rows = np.add.outer(np.arange(old.size) * source.size, grid.rows)
+                cols = np.broadcast_to(grid.cols, rows.shape)
+                uses = dataclasses.replace(grid, cols=cols)
+                terms.append(Term(view(matrix, rows) * times(uses)))
+        has = self._has[state]
+        if moved != 0 and not self.closed and not has.all():
+            name = f"M_{old.name}_{self.step.weights(self.node.op)[0].name}"
+            within = self.step.once((self.node, old), lambda: self.step.constant(name, has.T))
+            moved *= view(within, np.add.outer(np.arange(old.size) * has.shape[0], grid.outputs))
+        return [*([] if moved == 0 else [Term(moved)]), *terms]
+
+    def _over_outputs(
+        self, old: Array, jacobian: Jacobian, summands: Sequence[Summand], grid: Grid, target: Array
+    ) -> Iterator[Term]:
+        """For each output, a sum of entries of Jacobians in its row and columns, times something of each use.
+
+        Outputs whose sums are alike are one term.
+        """
+        rows, found = self.slots[old], list[tuple[int, Any, np.ndarray, np.ndarray]]()
+        same = [Block(*2 * (np.arange(old.size),), sp.Integer(1))]
+        for n, (letter, source, columns, _) in enumerate(summands):
+            assert columns is not None
+            for b in jacobian.get(source, ()) if letter else same:
+                most = int(b.cols.max(initial=0)) + 1
+                keys, wanted = b.rows * most + b.cols, rows * most + columns
+                place = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
+                exists = (rows >= 0) & (columns >= 0) & (columns < most) & (keys[place] == wanted)
+                found.append((n, b.value, place, exists))
+        exist = np.stack([e for *_, e in found] or [np.zeros(rows.size, bool)], 1)
+        which, first, of = np.unique(exist, axis=0, return_index=True, return_inverse=True)
+        for n, used in sorted(enumerate(which), key=lambda pair: first[pair[0]]):
+            part = grid.of_outputs(np.flatnonzero(of.reshape(-1) == n))
+            sums: dict[int, Any] = {}
+            for (k, value, place, _), is_in in zip(found, used, strict=False):
+                if is_in and part.number.size:
+                    sums[k] = sums.get(k, 0) + self.step.at(value, place[part.outputs])
+            total = sum(sp.factor_terms(f) * summands[k].times(part) for k, f in sums.items())
+            if total != 0:
+                yield self.step.term(target, total, part.number)
+
+    # --- what credit gives ---
+
+    def met(self, line: Line, key: Key, after: bool) -> Iterator[tuple[Any, np.ndarray]]:
+        """Credit of each state times an array, for its uses or its outputs: values, and the place of each."""
+        (op, part), view, states = key, self.step.view, [*self.slots]
+        _, grid, place = self._held(line, key)
+        past = self.step.at_start if self.passes_back else self.step.credit
+        for n, old in enumerate(states):
+            given, sign = self.step.signals[old] if after else past(old), 1
+            if self.meaning.holomorphic and part:  # by the imaginary part
+                sign, old = (-1, states[n + 1]) if n % 2 == 0 else (1, states[n - 1])
+                key = op, 0
+            array = self.array(line, key, old)[after]
+            if given is not None and self.each:
+                used = grid.of_outputs(np.flatnonzero(self.slots[old] >= 0))
+                value = view(given, self.slots[old][used.outputs])
+                yield sign * value * view(array, place.reshape(-1)[used.number]), used.weights
+            elif given is not None:
+                yield sign * dot(view(given), view(array)), grid.weights
+
+    def signals(self, line: Line, after: bool) -> Generator[Equation, None, list[Array | None]]:
+        """Credit of the parts of the output: of states, times what is carried for outputs."""
+        for part, source in enumerate(self.step.sources(self.node.op)):
+            terms = [*self.met(line, (self.node.op, part), after)]
+            if terms and (part, after) not in self._signals:
+                name = f"s_{source.text}" + "_past" * (not after)
+                array = self._signals[part, after] = self.step.array(name, (source.size,))
+                yield Equation(array, [self.step.term(array, *term) for term in terms])
+        return [self._signals.get((n, after)) for n in range(len(self.step.sources(self.node.op)))]
+
+    def data(self, op: WeightOp, after: bool) -> Callable[[Array, Grid], Any] | None:
+        """What credit of outputs meets in the place of data, if that is carried."""
+        of_data, over = (self.lines.get(n) for n in (self.meaning.data, self.meaning.over))
+        if of_data is None:
+            return None
+
+        def data(x: Array, grid: Grid) -> Any:
+            value = self.step.view(self.array(of_data, (op, x))[after], grid.inputs)
+            if over is None:
+                return value
+            count = self.array(over, (self.node.op, 0))[after]
+            below = self.step.view(count, np.zeros(grid.shape, int))
+            return value / (below if after else self.step.nodes.defined["max"](below, 1))
+
+        return data
+
+
+def number(value: float) -> Any:
+    return sp.Integer(int(value)) if value == int(value) else sp.Float(value)
