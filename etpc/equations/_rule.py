@@ -159,13 +159,11 @@ def _meanings(program: TraceProgram) -> dict[TraceNode, Meaning]:
     """
     rule, found = program.algorithm, dict[TraceNode, Meaning]()
     why = ""
-    if rule.backprop != "cut" or rule.lookback is not None:
+    if program.extends is not None:
+        why = "it carries directions of states besides traces, which change from window to window"
+    elif rule.backprop != "cut" or rule.lookback is not None:
         why = (
             "its credit passes back through whole windows, and these are the equations of one step"
-        )
-    elif program.extends is not None:
-        why = (
-            "it follows directions of states besides traces, and those change from window to window"
         )
     for node in program.traces:
         form = node.form

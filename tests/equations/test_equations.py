@@ -570,36 +570,6 @@ def test_equations_as_data_and_as_formulas():
     assert equations._repr_latex_() == f"$${equations.latex()}$$"
 
 
-class WithReadout(eqx.Module):
-    network: ALIF
-    readout: eqx.nn.Linear
-
-    def init_state(self):
-        return self.network.init_state(), jnp.zeros(2)
-
-    def __call__(self, x, state):
-        z, inner = self.network(x, state[0])
-        y = 0.8 * state[1] + self.readout(z)
-        return y, (inner, y)
-
-
-@pytest.mark.parametrize("rule", few([etpc.EProp(), etpc.EProp("random"), etpc.OSTL()]))
-def test_equations_of_other_rules_that_cut_something_else(rule):
-    model = WithReadout(alif(), eqx.nn.Linear(3, 2, key=jax.random.key(0)))
-    program = etpc.compile(model, rule, inputs=jnp.zeros(2))
-    _, grads, given = run(program, model, 3 * normal(T, 2))
-    assert np.abs(grads.network.w).max() > 1e-3
-    assert difference(given.gradient, grads) < TOLERANCE
-
-
-@pytest.mark.parametrize(
-    "rule", [etpc.SnAp(2), etpc.TBPTT(3), etpc.D_RTRL(backprop="full", window=2), etpc.CreditRTRL()]
-)
-def test_other_rules_are_refused(rule):
-    with pytest.raises(EtpcError, match="equations of"):
-        etpc.compile(alif(), rule, inputs=jnp.zeros(2)).equations()
-
-
 class Attributes(dict):
     """A node whose keys are attributes, which may have any name."""
 

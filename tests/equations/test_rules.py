@@ -1,0 +1,194 @@
+"""The equations of each rule against its definition and its program."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("sympy")
+
+import etpc
+from etpc import nn
+from etpc.algorithms import Algorithm
+from etpc.forms import Trace
+from tests.equations.test_equations import CELLS, alif, difference, run
+from tests.helpers import cell, loss, normal
+from tests.marks import few
+from tests.test_styles import Layer, network, spike
+
+T, KEY = 7, jax.random.key(0)
+RULES = {
+    "d_rtrl": etpc.D_RTRL(),
+    "rtrl": etpc.RTRL(),
+    "decay": etpc.ES_D_RTRL(decay=0.8, everywhere=True),
+    "two decays": etpc.ES_D_RTRL(decay=(0.6, 0.9), everywhere=True),
+    "decay where smaller": etpc.ES_D_RTRL(decay=0.8),
+    "e-prop": etpc.EProp(),
+    "kappa": etpc.EProp(kappa=0.7),
+    "random feedback": etpc.EProp("random"),
+    "ostl": etpc.OSTL(),
+    "rflo": etpc.RFLO(0.8),
+    "rflo, symmetric": etpc.RFLO(0.8, "symmetric"),
+    "ottt": etpc.OTTT(0.8),
+    "otpe": etpc.OTPE(0.8),
+    "snap1": etpc.SnAp(1),
+    "snap2": etpc.SnAp(2),
+}
+
+
+class ReadOut(eqx.Module):
+    """Recurrent neurons, and a leaky readout."""
+
+    w: jax.Array
+    r: jax.Array
+    out: jax.Array
+    layer: Layer
+
+    def init_state(self):
+        return (jnp.zeros(3),) * 3, jnp.zeros(3), jnp.zeros(2)
+
+    def __call__(self, x, state):
+        z, neurons = self.layer(self.w @ x + self.r @ state[1], state[0])
+        y = 0.7 * state[2] + self.out @ z
+        return y, (neurons, z, y)
+
+
+class Convolution(eqx.Module):
+    kernel: jax.Array
+    out: jax.Array
+
+    def init_state(self):
+        return jnp.zeros(5)
+
+    def __call__(self, x, v):
+        v = 0.9 * v + jnp.convolve(x, self.kernel, mode="same")
+        z = spike(v - 0.4)
+        return self.out @ z, v * (1 - z)
+
+
+def neurons(early, **kind):
+    weights = 0.8 * normal(3, 3), 0.4 * normal(3, 3, seed=1), normal(2, 3, seed=2)
+    return ReadOut(*weights, Layer(early=early, **kind)), 3, {}
+
+
+def read(name):
+    """A cell of Equinox, whose first state is weighted."""
+    made, state = CELLS[name]()
+
+    def step(model, x, state):
+        h, state = cell(model[0], x, state)
+        return model[1](h), state
+
+    return (made, eqx.nn.Linear(3, 2, key=KEY)), 2, dict(state=state, step=step)
+
+
+MODELS = {
+    "reset in the step": lambda: neurons(True, reset="hard"),
+    "reset in the step, differentiated": lambda: neurons(True, reset="live"),
+    "reset in the next step": lambda: neurons(False, reset="soft"),
+    "adaptive": lambda: neurons(True, reset="live", adaptive=True),
+    "two layers": lambda: (network(True, reset="hard"), 3, {}),
+    "two adaptive layers": lambda: (network(True, reset="soft", adaptive=True), 3, {}),
+    "feedback": lambda: (network(True, reset="live", adaptive=True, back=True), 3, {}),
+    "synapses": lambda: (network(True, reset="hard", synapse=True, leaky=False), 3, {}),
+    "ALIF": lambda: (alif(), 2, {}),
+    "GRU": lambda: read("GRU"),
+    "LSTM": lambda: read("LSTM"),
+    "complex": lambda: (nn.Sequential([nn.LRU(2, 2, 3, key=KEY)]), 2, {}),
+    "complex, read out": lambda: (
+        *(nn.Sequential([nn.RTU(2, 3, key=KEY), eqx.nn.Linear(6, 2, key=KEY)]), 2, {}),
+    ),
+    "convolution": lambda: (Convolution(normal(3), normal(2, 5)), 5, {}),
+}
+NO_READOUT = ("ALIF", "complex")
+CASES = [
+    (model, rule)
+    for model in MODELS
+    for rule in RULES
+    if model not in NO_READOUT or rule not in ("random feedback", "rflo")
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    few(
+        CASES,
+        ("two layers", "d_rtrl"),
+        ("two layers", "kappa"),
+        ("adaptive", "rflo"),
+        ("reset in the step", "ottt"),
+        ("GRU", "two decays"),
+        ("LSTM", "snap1"),
+    ),
+)
+def test_equations_are_those_of_the_rule(name, rule):
+    model, inputs, called = MODELS[name]()
+    xs = np.abs(normal(T, inputs, seed=4))
+    program = etpc.compile(model, RULES[rule], inputs=xs[0], **called)
+    _, grads, given = run(program, model, xs)
+    args = model, xs, jnp.cos(2.0 * jnp.arange(T)), loss, RULES[rule]
+    _, wanted = etpc.reference(*args, reduction="sum", **called)
+    assert min(np.abs(g).max() for g in jax.tree.leaves(grads)) > 1e-3
+    assert difference(given.gradient, grads) < 1e-9
+    assert difference(given.gradient, wanted) < 1e-9
+
+
+def test_what_the_step_does_not_store_is_a_state_that_nothing_follows():
+    text = str(
+        etpc.compile(network(True, reset="hard"), RULES["kappa"], inputs=jnp.zeros(3)).equations(
+            ".u"
+        )
+    )
+    for line in (
+        "h_1_0' = v*(1 - stop(fires))",
+        "L_v = c_fires*psi(u_3)",
+        "e_h_1_0_u' = 0.9*(1 - stop(fires))*e_h_1_0_u + (1 - stop(fires))*x_2^T",
+        "e_v_u' = 0.9*e_h_1_0_u + x_2^T",
+        "low_v_u' = e_v_u' + 0.7*low_v_u",
+        "g_u += L_v*low_v_u'    (through and past)",
+    ):
+        assert line in text, (line, text)
+
+
+class Nothing(Trace):
+    """A form that does not say what it means."""
+
+    exact = True
+
+    def init(self, site, batch):
+        return (jnp.zeros(batch),)
+
+    def past(self, site, start, carry):
+        return []
+
+    def move(self, site, passage, path, carry, start):
+        return carry
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown(Algorithm):
+    name = "unknown"
+
+    def trace_form(self, kind):
+        return Nothing()
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (etpc.TBPTT(3), "whole windows"),
+        (etpc.D_RTRL(backprop="full", window=2), "whole windows"),
+        (etpc.CreditRTRL(), "directions"),
+        (etpc.UORO(), "directions"),
+        (etpc.KFRTRL(), "random"),
+        (etpc.OK(), "random"),
+        (Unknown(), "does not say what it means"),
+    ],
+)
+def test_other_rules_are_refused(rule, why):
+    program = etpc.compile(neurons(True, reset="hard")[0], rule, inputs=jnp.zeros(3))
+    with pytest.raises(etpc.UnsupportedError, match=f"equations of .*{why}"):
+        program.equations()
