@@ -52,7 +52,7 @@ Jacobian = dict[Array, list[Block]]
 
 
 class Derivatives:
-    """The equations of a step, and derivatives by what it computes, which are added to `credits` where they are asked for."""
+    """The equations of a step and its derivatives; credit that is asked for is added to `credits`."""
 
     def __init__(self, program: TraceProgram):
         self.analysis, self.step = program.analysis, Step(program.analysis)
@@ -256,9 +256,9 @@ class Derivatives:
         found, full = np.zeros(data.size, bool), self.analysis.in_full.get(product.op.number)
         if not product.held or reaches not in ((HERE,), (STORED,)):
             return ~found
-        for *_, ids in product.terms if full is not None else ():
+        for *_, ids in product.terms:
             array, at = self.nodes.elements(ids)
-            if array is data:
+            if array is data and full is not None:
                 found[at[full.elements.reshape(-1)]] = True
         return found if reaches == (HERE,) else ~found
 
@@ -278,19 +278,17 @@ class Derivatives:
     ) -> list[Term]:
         """The transpose of a Jacobian on credit; of the rows that are read, if these are said."""
         sums: dict[Any, list[Block]] = {}
-        for block in jacobian.get(of, ()) if credit is not None else ():
+        if credit is None:
+            return []
+        for block in jacobian.get(of, ()):
             if read is not None and not read[block.rows].all():
                 at = np.flatnonzero(read[block.rows])
                 block = Block(block.rows[at], block.cols[at], self.at(block.value, at))
             if block.rows.size:
-                key = block.rows.tobytes(), block.cols.tobytes()
-                sums.setdefault(key, []).append(block)
+                sums.setdefault((block.rows.tobytes(), block.cols.tobytes()), []).append(block)
+        total = lambda blocks: sp.factor_terms(sum(b.value for b in blocks))
         return [
-            self.term(
-                of,
-                sp.factor_terms(sum(b.value for b in alike)) * self.view(credit, alike[0].rows),
-                alike[0].cols,
-            )
+            self.term(of, total(alike) * self.view(credit, alike[0].rows), alike[0].cols)
             for alike in sums.values()
         ]
 
@@ -309,9 +307,7 @@ class Derivatives:
         """`F^T`, or `D^T`, on the learning signals."""
         terms = [*more]
         for old, new in self.states:
-            signal = self.signals[old]
-            if signal is not None:
-                terms += self.back(self.jacobian(new.values, WHOLE), of, signal)
+            terms += self.back(self.jacobian(new.values, WHOLE), of, self.signals[old])
         return self._sum(of, terms, letter)
 
     def at_start(self, old: Array) -> Array | None:

@@ -44,8 +44,8 @@ class Array:
     shown: str = ""
     """As people read it, where that is another name: `v'` for `v_new`."""
     kind: str = "value"
-    """`"source"`: what is differentiated by; `"state"`, `"transient"`: a new state that the step stores or not, at which
-    derivatives stop or not; `"given"`, `"carried"`: what nothing is differentiated by, the latter a trace."""
+    """`"source"`: what is differentiated by; `"state"` and `"transient"`: a new state, which the step stores or not, at
+    which derivatives stop or not; `"given"` and `"carried"`: what nothing is differentiated by, the latter a trace."""
     of: Ids | None = None
     """The elements of another array that have the same values: a weight, as one operation uses it."""
     sums: "Sequence[Sums]" = ()

@@ -1,7 +1,6 @@
 """A learning rule on a step: its equations, in order."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,8 +10,7 @@ from ..forms import Defined, Meaning
 from ..ir import AtEnd, Carried, Direct, Product, Steps, Through, TraceNode, TraceProgram
 from ._derivatives import Derivatives, Equation
 from ._nodes import HERE, Array
-from ._products import Grid
-from ._traces import CarriedArrays
+from ._traces import CarriedArrays, Data, Placed
 
 
 class Rule:
@@ -24,9 +22,7 @@ class Rule:
         self.derivatives = d = Derivatives(program)
         self.step = d.step
         self.gradient: dict[Array, Array] = {}
-        self.traces = {
-            n: CarriedArrays(d, n, meaning, program.closed(n)) for n, meaning in meanings.items()
-        }
+        self.traces = {n: CarriedArrays(d, n, m, program.closed(n)) for n, m in meanings.items()}
         traces = [(node, [*trace.equations()]) for node, trace in self.traces.items()]
         gradients = {op: [*self._gradient(op)] for op in self.analysis.ops}
         step = [e for c in (*self.step.once, *self.step.computed) for e in d.equations_of(*c)]
@@ -75,44 +71,36 @@ class Rule:
                     yield from self._of_uses(op, node, "after")
 
     def _met(self, op: WeightOp, node: TraceNode, after: bool) -> Iterator[Equation]:
-        """What credit of states gives where it does not pass back: the learning signals after the step, and before it
+        """What credit of states meets where it does not pass back: the learning signals after the step, and before it
         what passes these by."""
-        d, trace, note = (
-            self.derivatives,
-            self.traces[node],
-            "through and past" if after else "past",
-        )
-        line = trace.lines.get(trace.meaning.meets)
-        if line is None:  # F of the step itself
-            if after:
-                given = [d.into(s, "c") for s in d.sources(op)]
-                yield from self._outer(op, given, "through", trace.data(op, after))
-        elif line.of == "outputs":
+        d, trace = self.derivatives, self.traces[node]
+        note, line = "through and past" if after else "past", trace.lines.get(trace.meaning.meets)
+        if line is not None and line.of == "uses":
+            if op in node.feeds[0].ops:  # the others enter it too
+                yield from self._of_uses(op, node, note)
+        elif line is not None:
             given = yield from trace.signals(line, after)
             yield from self._outer(op, given, note, trace.data(op, after))
-        elif op in node.feeds[0].ops:  # all feeds enter that trace
-            yield from self._of_uses(op, node, note)
+        elif after:  # F of the step itself
+            given = [d.into(s, "c") for s in d.sources(op)]
+            yield from self._outer(op, given, "through", trace.data(op, after))
 
     def _of_uses(self, op: WeightOp, node: TraceNode, note: str) -> Iterator[Equation]:
         """What a trace of uses gives, before the step or after it."""
         trace, first = self.traces[node], node.feeds[0].ops
-        op = first[node.ops.index(op) % len(first)]
+        op, line = first[node.ops.index(op) % len(first)], trace.lines[trace.meaning.meets]
         for part in range(len(self.derivatives.weights(op))):
-            line = trace.lines[trace.meaning.meets]
-            terms = [*trace.met(line, (op, part), note != "past")]
-            yield from self._added(op, part, terms, note)
+            yield from self._added(op, part, trace.met(line, (op, part), note != "past"), note)
 
     def _added(
-        self, op: WeightOp, part: int, terms: Sequence[tuple[Any, np.ndarray]], note: str
+        self, op: WeightOp, part: int, values: Iterable[Placed], note: str
     ) -> Iterator[Equation]:
         """Values that are added to the gradient of a weight, each with its elements of the weight."""
         weight, at = self.derivatives.nodes.elements(self.step.value(op.weight)[part])
         at = at.reshape(-1) if op not in self.step.products else np.arange(weight.size)
         target = self._gradient_of(weight)
-        if terms:
-            yield Equation(
-                target, [self.derivatives.term(target, v, at[w]) for v, w in terms], note
-            )
+        if terms := [self.derivatives.term(target, value, at[w]) for value, w in values]:
+            yield Equation(target, terms, note)
 
     def _gradient_of(self, weight: Array) -> Array:
         if weight not in self.gradient:
@@ -120,28 +108,21 @@ class Rule:
         return self.gradient[weight]
 
     def _outer(
-        self,
-        op: WeightOp,
-        credit: Sequence[Array | None],
-        note: str,
-        data: Callable[[Array, Grid], Any] | None = None,
+        self, op: WeightOp, credit: Sequence[Array | None], note: str, data: Data | None = None
     ) -> Iterator[Equation]:
         """Credit of the output of an operation, times its data."""
-        product, grid = self.step.products.get(op), self.derivatives.grid(op)
-        for part, weight in enumerate(self.derivatives.weights(op)):
-            terms: list[tuple[Any, np.ndarray]] = []
+        product, d = self.step.products.get(op), self.derivatives
+        grid = d.grid(op)
+        for part, weight in enumerate(d.weights(op)):
+            values: list[Placed] = []
             if product is None and (given := credit[part]) is not None:
-                terms.append((self.derivatives.view(given), grid.weights))
+                values.append((d.view(given), grid.weights))
             for to, sign, w, ids in () if product is None else product.terms:
-                given, (x, at) = credit[to], self.derivatives.nodes.elements(ids)
+                given, (x, at) = credit[to], d.nodes.elements(ids)
                 if w is weight and given is not None:
-                    of_data = (
-                        self.derivatives.view(x, at[grid.cols]) if data is None else data(x, grid)
-                    )
-                    terms.append(
-                        (sign * self.derivatives.view(given, grid.rows) * of_data, grid.weights)
-                    )
-            yield from self._added(op, part, terms, note)
+                    of_data = d.view(x, at[grid.cols]) if data is None else data(x, grid)
+                    values.append((sign * d.view(given, grid.rows) * of_data, grid.weights))
+            yield from self._added(op, part, values, note)
 
     def _pulled_back(self) -> Iterator[tuple[Array, Equation]]:
         """From effective weights to the parameters that they are computed from."""
@@ -157,14 +138,11 @@ def _meanings(program: TraceProgram) -> dict[TraceNode, Meaning]:
 
     **Raises** `UnsupportedError` for a rule whose equations are not written.
     """
-    rule, found = program.algorithm, dict[TraceNode, Meaning]()
-    why = ""
+    rule, found, why = program.algorithm, dict[TraceNode, Meaning](), ""
     if program.extends is not None:
         why = "it carries directions of states besides traces, which change from window to window"
     elif rule.backprop != "cut" or rule.lookback is not None:
-        why = (
-            "its credit passes back through whole windows, and these are the equations of one step"
-        )
+        why = "its credit passes back through windows, and these are the equations of a step"
     for node in program.traces:
         form = node.form
         if not isinstance(form, Defined):
@@ -172,7 +150,7 @@ def _meanings(program: TraceProgram) -> dict[TraceNode, Meaning]:
             continue
         found[node] = form.meaning()
         if not form.exact and found[node].is_whole and found[node].rank is None:
-            why = f"the trace of {node.op.path} is random, and only its mean has equations, those of RTRL"
+            why = f"the trace of {node.op.path} is random, and has a mean alone, that of RTRL"
     if why:
         raise UnsupportedError(
             f"The equations of {rule} cannot be written: {why}. Compile with another rule, such as D_RTRL."

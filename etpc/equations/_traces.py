@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import sympy as sp
@@ -10,7 +10,7 @@ import sympy as sp
 from ..analyse import WeightOp
 from ..forms import Line, Meaning
 from ..ir import TraceNode
-from ._derivatives import Block, Derivatives, Equation, Jacobian, State, Term
+from ._derivatives import Block, Derivatives, Equation, State, Term
 from ._functions import dot
 from ._nodes import WHOLE, Array
 from ._products import Grid
@@ -18,19 +18,16 @@ from ._products import Grid
 Key = tuple[WeightOp, Any]
 """What a line has an array for: an operation, and a part of its weight or of its output, or an array of its data."""
 PAIRS = Line("f", "outputs", moved=1.0), Line("added", "outputs"), Line("X", "inputs")
-"""The factors of a trace of a rank: those of states that are moved, and both that each step adds."""
+"""The factors of a trace of a rank: those of states that are moved, to which nothing is added, and those of a step."""
 
 
-class Summand(NamedTuple):
-    """What a state of a trace becomes the sum of: entries of a Jacobian, times something."""
-
-    letter: str
-    """D, F, or nothing for one."""
-    source: Array
-    columns: np.ndarray | None
-    """The column of each output, where it has one."""
-    times: Callable[[Grid | None], Any]
-    """As an expression for some uses, or for all of an array."""
+Placed = tuple[Any, np.ndarray]
+"""An expression of values, and the place of each."""
+Data = Callable[[Array, Grid], Any]
+"""What stands in the place of data, for some uses."""
+Summand = tuple[str, Array, np.ndarray, Callable[[Grid | None], Any]]
+"""D, F or nothing for one; what it is the derivative by; the column of each output, where it has one; and what it is
+multiplied with: for some uses, or all."""
 
 
 class CarriedArrays:
@@ -45,11 +42,8 @@ class CarriedArrays:
         """Those that are carried beside the state, before and after the step."""
         self._known: dict[Any, State] = {}
         self._signals: dict[tuple[int, bool], Array] = {}
-        ends = np.cumsum([old.size for old, _ in step.states])
-        parts = (
-            (s, node.blocks[:, n - s[0].size : n].toarray())
-            for s, n in zip(step.states, ends, strict=True)
-        )
+        ends = np.cumsum([old.size for old, _ in step.states])[:-1]
+        parts = zip(step.states, np.split(node.blocks.toarray(), ends, 1), strict=True)
         self._has = {state: has for state, has in parts if has.any()}
         """The states of the trace, and of which elements each output has one."""
         self.slots = {s[0]: np.where(has.any(1), has.argmax(1), -1) for s, has in self._has.items()}
@@ -63,9 +57,8 @@ class CarriedArrays:
             (op, part), nodes = key, self.step.nodes
             names = [] if old is None else [old.name]
             weight = self.step.weights(op)[part if line.of == "uses" else 0]
-            text = "_".join((line.name, *names, weight.name)) + "_im" * (
-                line.of == "outputs" and part
-            )
+            text = "_".join((line.name, *names, weight.name))
+            text += "_im" if line.of == "outputs" and part else ""
             shape = self._held(line, key)[0].shape
             shape = shape if self.each or old is None else (old.size, *shape)
             kind = "given" if line.of == "steps" else "carried"
@@ -114,12 +107,16 @@ class CarriedArrays:
     # --- the recursions ---
 
     def equations(self) -> Iterator[Equation]:
-        if self.meaning.rank is not None:
-            yield from self._pairs()
-            return
-        for line in self.meaning.lines:
+        in_pairs = self.meaning.rank is not None
+        for line in PAIRS if in_pairs else self.meaning.lines:
             for key in self._keys(line):
                 yield from self._recursion(line, key)
+        for x in self._keys(PAIRS[2]) if in_pairs and self.each else ():
+            for old in self.slots:
+                key = self.node.op, 0
+                factors = self.array(PAIRS[0], key, old)[0], self.array(PAIRS[2], x)[0]
+                shown = sp.Function("sum", real=True)(sp.Mul(*map(self.step.view, factors)))
+                yield Equation(self.array(self.meaning.lines[0], key, old)[0], [], shown=shown)
 
     def _keys(self, line: Line) -> list[Key]:
         op, step = self.node.op, self.step
@@ -127,74 +124,56 @@ class CarriedArrays:
             parts = range(1 if self.meaning.holomorphic else len(step.weights(op)))
             return [(op, part) for op in self.node.feeds[0].ops for part in parts]
         if line.of == "inputs":
-            return [
-                (op, x) for op in self.node.ops for x in step.step.products[op].data(step.nodes)
-            ]
+            return [(o, x) for o in self.node.ops for x in step.step.products[o].data(step.nodes)]
         return [(op, part) for part in range(len(step.sources(op)) if line.of == "outputs" else 1)]
 
-    def _pairs(self) -> Iterator[Equation]:
-        """The factors of pairs whose sum is the trace: D moves them, and each step adds one of F and the data."""
-        (whole,), (moved, added, of_data) = self.meaning.lines, PAIRS
-        for key in self._keys(moved):
-            yield from self._recursion(moved, key, enters=False)
-            yield from self._recursion(added, key)
-        for key in self._keys(of_data):
-            yield from self._recursion(of_data, key)
-            for old in self.slots if self.each else ():
-                factors = self.array(moved, (self.node.op, 0), old), self.array(of_data, key)
-                pair = sp.Mul(*(self.step.view(before) for before, _ in factors))
-                shown = sp.Function("sum", real=True)(pair)
-                yield Equation(self.array(whole, (self.node.op, 0), old)[0], [], shown=shown)
-
-    def _recursion(self, line: Line, key: Key, enters: bool = True) -> Iterator[Equation]:
+    def _recursion(self, line: Line, key: Key) -> Iterator[Equation]:
         """What is kept, D times what is held, and what the step adds or another line has."""
+        grid, plus, view = self._held(line, key)[0], self.lines.get(line.plus), self.step.view
+        kept, moved = (
+            sp.Float(a) if a % 1 else sp.Integer(int(a)) for a in (line.kept, line.moved)
+        )
         if line.of in ("inputs", "steps"):
-            yield self._alone(line, key)
-            return
-        (grid, *_), plus = self._held(line, key), self.lines.get(line.plus)
-        for old, new in self._has:
-            (before, target), summands = self.array(line, key, old), list[Summand]()
-            held = lambda letter, state, scale, array: Summand(
-                *(letter, state, self.slots[state]),
-                lambda g: scale * self.step.view(array, None if g is None else g.number),
+            old, new = self.array(line, key)
+            added = (
+                self._added(line, key, new)
+                if plus is None
+                else Term(view(self.array(plus, key)[1]))
             )
-            if line.kept:
-                summands.append(held("", old, number(line.kept), before))
+            yield Equation(new, [Term(kept * view(old)), added])
+        for old, new in self._has if line.of in ("uses", "outputs") else ():
+            before, target = self.array(line, key, old)
+            held = lambda letter, state, scale, array: (
+                *(letter, state, self.slots[state]),
+                lambda g: scale * view(array, g and g.number),
+            )
+            summands: list[Summand] = [held("", old, kept, before)] if line.kept else []
             if plus is not None:
                 summands.append(held("", old, 1, self.array(plus, key, old)[1]))
-            for state in self.slots if line.moved else ():
-                summands.append(
-                    held("D", state, number(line.moved), self.array(line, key, state)[0])
-                )
-            summands += self._entering(line, key) if enters and plus is None else ()
-            jacobian = self.step.jacobian(new.values, WHOLE)
+            of_states = [(s, self.array(line, key, s)[0]) for s in self.slots if line.moved]
+            summands += [held("D", state, moved, array) for state, array in of_states]
+            summands += self._entering(line, key) if plus is None and line is not PAIRS[0] else ()
             if self.each:
-                terms = [*self._over_outputs(old, jacobian, summands, grid, target)]
+                terms = [*self._over_outputs((old, new), summands, grid, target)]
             else:
-                terms = yield from self._by_matrices((old, new), jacobian, summands, grid)
+                terms = yield from self._by_matrices((old, new), summands, grid)
             yield Equation(target, terms)
 
-    def _alone(self, line: Line, key: Key) -> Equation:
-        """A recursion without states."""
-        (old, new), plus, step = self.array(line, key), self.lines.get(line.plus), self.step
-        if plus is not None:
-            added = Term(step.view(self.array(plus, key)[1]))
-        elif line.of == "steps":
-            added = Term(sp.Integer(1))
-        else:
-            (op, x), product = key, step.step.products[key[0]]
-            inputs, first = np.unique(product.grid.inputs, return_index=True)
-            at = dict(step.nodes.elements(ids) for *_, ids in product.terms)[x]
-            value = step.view(x, at[product.grid.cols.reshape(-1)[first]])
-            added = step.term(new, value, inputs)
-        return Equation(new, [Term(number(line.kept) * step.view(old)), added])
+    def _added(self, line: Line, key: Key, new: Array) -> Term:
+        """What a step adds to an array that no state is in."""
+        if line.of == "steps":
+            return Term(sp.Integer(1))
+        product = self.step.step.products[key[0]]
+        inputs, first = np.unique(product.grid.inputs, return_index=True)
+        at = dict(self.step.nodes.elements(ids) for *_, ids in product.terms)[key[1]]
+        value = self.step.view(key[1], at[product.grid.cols.reshape(-1)[first]])
+        return self.step.term(new, value, inputs)
 
     def _entering(self, line: Line, key: Key) -> Iterator[Summand]:
         """F, times the data where a line is of uses."""
         (op, part), step = key, self.step
         if line.of == "outputs" or op not in step.step.products:
-            columns = self._place_of_output(op)
-            yield Summand("F", step.sources(op)[part], columns, lambda g: sp.Integer(1))
+            yield "F", step.sources(op)[part], self._place_of_output(op), lambda _: sp.Integer(1)
             return
         slot = self.node.feeds[0].ops.index(op)
         for first, op in ((feed.ops[0], feed.ops[slot]) for feed in self.node.feeds):
@@ -202,14 +181,14 @@ class CarriedArrays:
                 array, at = step.nodes.elements(x)
                 times = lambda g, array=array, at=at, sign=sign: sign * step.view(array, at[g.cols])
                 if weight is step.weights(op)[part]:
-                    columns = self._place_of_output(first)
-                    yield Summand("F", step.sources(first)[to], columns, times)
+                    yield "F", step.sources(first)[to], self._place_of_output(first), times
 
     def _by_matrices(
-        self, state: State, jacobian: Jacobian, summands: Sequence[Summand], grid: Grid
+        self, state: State, summands: Sequence[Summand], grid: Grid
     ) -> Generator[Equation, None, list[Term]]:
         """With whole Jacobians, by their names."""
         (old, new), view, moved, terms = state, self.step.view, sp.Integer(0), list[Term]()
+        jacobian = self.step.jacobian(new.values, WHOLE)
         for letter, source, _, times in summands:
             if not letter:
                 terms.append(Term(times(None)))
@@ -219,8 +198,7 @@ class CarriedArrays:
                     moved += dot(view(matrix), times(None))
                     continue
                 rows = np.add.outer(np.arange(old.size) * source.size, grid.rows)
-                cols = np.broadcast_to(grid.cols, rows.shape)
-                uses = dataclasses.replace(grid, cols=cols)
+                uses = dataclasses.replace(grid, cols=np.broadcast_to(grid.cols, rows.shape))
                 terms.append(Term(view(matrix, rows) * times(uses)))
         has = self._has[state]
         if moved != 0 and not self.closed and not has.all():
@@ -230,16 +208,16 @@ class CarriedArrays:
         return [*([] if moved == 0 else [Term(moved)]), *terms]
 
     def _over_outputs(
-        self, old: Array, jacobian: Jacobian, summands: Sequence[Summand], grid: Grid, target: Array
+        self, state: State, summands: Sequence[Summand], grid: Grid, target: Array
     ) -> Iterator[Term]:
         """For each output, a sum of entries of Jacobians in its row and columns, times something of each use.
 
         Outputs whose sums are alike are one term.
         """
-        rows, found = self.slots[old], list[tuple[int, Any, np.ndarray, np.ndarray]]()
-        same = [Block(*2 * (np.arange(old.size),), sp.Integer(1))]
+        rows, found = self.slots[state[0]], list[tuple[int, Any, np.ndarray, np.ndarray]]()
+        same = [Block(every := np.arange(state[0].size), every, sp.Integer(1))]
+        jacobian = self.step.jacobian(state[1].values, WHOLE)
         for n, (letter, source, columns, _) in enumerate(summands):
-            assert columns is not None
             for b in jacobian.get(source, ()) if letter else same:
                 most = int(b.cols.max(initial=0)) + 1
                 keys, wanted = b.rows * most + b.cols, rows * most + columns
@@ -254,13 +232,13 @@ class CarriedArrays:
             for (k, value, place, _), is_in in zip(found, used, strict=False):
                 if is_in and part.number.size:
                     sums[k] = sums.get(k, 0) + self.step.at(value, place[part.outputs])
-            total = sum(sp.factor_terms(f) * summands[k].times(part) for k, f in sums.items())
+            total = sum(sp.factor_terms(f) * summands[k][3](part) for k, f in sums.items())
             if total != 0:
                 yield self.step.term(target, total, part.number)
 
     # --- what credit gives ---
 
-    def met(self, line: Line, key: Key, after: bool) -> Iterator[tuple[Any, np.ndarray]]:
+    def met(self, line: Line, key: Key, after: bool) -> Iterator[Placed]:
         """Credit of each state times an array, for its uses or its outputs: values, and the place of each."""
         (op, part), view, states = key, self.step.view, [*self.slots]
         _, grid, place = self._held(line, key)
@@ -288,7 +266,7 @@ class CarriedArrays:
                 yield Equation(array, [self.step.term(array, *term) for term in terms])
         return [self._signals.get((n, after)) for n in range(len(self.step.sources(self.node.op)))]
 
-    def data(self, op: WeightOp, after: bool) -> Callable[[Array, Grid], Any] | None:
+    def data(self, op: WeightOp, after: bool) -> Data | None:
         """What credit of outputs meets in the place of data, if that is carried."""
         of_data, over = (self.lines.get(n) for n in (self.meaning.data, self.meaning.over))
         if of_data is None:
@@ -303,7 +281,3 @@ class CarriedArrays:
             return value / (below if after else self.step.nodes.defined["max"](below, 1))
 
         return data
-
-
-def number(value: float) -> Any:
-    return sp.Integer(int(value)) if value == int(value) else sp.Float(value)
