@@ -171,17 +171,18 @@ class CarriedArrays:
 
     def _entering(self, line: Line, key: Key) -> Iterator[Summand]:
         """F, times the data where a line is of uses."""
-        (op, part), step = key, self.step
-        if line.of == "outputs" or op not in step.step.products:
-            yield "F", step.sources(op)[part], self._place_of_output(op), lambda _: sp.Integer(1)
-            return
-        slot = self.node.feeds[0].ops.index(op)
-        for first, op in ((feed.ops[0], feed.ops[slot]) for feed in self.node.feeds):
-            for to, sign, weight, x in step.step.products[op].terms:
+        (op, part), step, one = key, self.step, lambda _: sp.Integer(1)
+        feeds = [feed.ops for feed in self.node.feeds]
+        for first, op in [(ops[0], ops[feeds[0].index(op)]) for ops in feeds]:
+            product, columns = step.step.products.get(op), self._place_of_output(first)
+            if line.of == "outputs" or product is None:
+                yield "F", step.sources(first)[part], columns, one
+                continue
+            for to, sign, weight, x in product.terms:
                 array, at = step.nodes.elements(x)
                 times = lambda g, array=array, at=at, sign=sign: sign * step.view(array, at[g.cols])
                 if weight is step.weights(op)[part]:
-                    yield "F", step.sources(first)[to], self._place_of_output(first), times
+                    yield "F", step.sources(first)[to], columns, times
 
     def _by_matrices(
         self, state: State, summands: Sequence[Summand], grid: Grid

@@ -179,8 +179,8 @@ class Unknown(Algorithm):
 @pytest.mark.parametrize(
     ("rule", "why"),
     [
-        (etpc.TBPTT(3), "whole windows"),
-        (etpc.D_RTRL(backprop="full", window=2), "whole windows"),
+        (etpc.TBPTT(3), "through windows"),
+        (etpc.D_RTRL(backprop="full", window=2), "through windows"),
         (etpc.CreditRTRL(), "directions"),
         (etpc.UORO(), "directions"),
         (etpc.KFRTRL(), "random"),
