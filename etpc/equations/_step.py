@@ -260,29 +260,18 @@ class Step(Evaluation):
         paths = step.with_begins(step.input_leaves.paths, "begins")
         self.inputs = self._leaves(step.inputs, paths, "given")
         self.state = self._leaves(step.state, step.state_leaves.paths, "source")
-        self.new_state = [
-            tuple(
-                self.nodes.array(
-                    self.nodes.name(a.name + "_new"),
-                    a.shape,
-                    shown=a.name + "'",
-                    nodes=np.full(a.size, -1),
-                    dtype=a.dtype,
-                )
-                for a in parts
-            )
-            for parts in self.state
-        ]
+        new = lambda a: self._new(self.nodes.name(a.name + "_new"), a.shape, a.name + "'", a.dtype)
+        self.new_state = [tuple(map(new, parts)) for parts in self.state]
         every = [*split.prefix, *split.body]
         self._assigned = _assigned(every)
-        stored = [
-            (self.state[i], self.new_state[i])
-            for i in hidden.leaves[: len(hidden.leaves) - hidden.transient]
-        ]
-        transient = [*map(self._transient, hidden.new[len(stored) :])]
+        number = len(hidden.leaves) - hidden.transient
+        transient = [*map(self._transient, hidden.new[number:])]
+        stored = [(self.state[i], self.new_state[i]) for i in hidden.leaves[:number]]
         self.hidden = [*stored, *transient]
         """The parts of each hidden state, before and after the step; of a transient one nothing is known before it."""
-        self._new = [a for parts in (*self.new_state, *(t[1] for t in transient)) for a in parts]
+        self._all_new = [
+            a for parts in (*self.new_state, *(t[1] for t in transient)) for a in parts
+        ]
         self._origins = _Origins(self)
         self._states_of = {
             v: i for i, v in reversed([*enumerate(split.next_state)]) if v not in step.state
@@ -338,8 +327,12 @@ class Step(Evaluation):
         name = self.nodes.name(self._assigned.get(v, "q"))
         names = [name + s for s in (("_re", "_im") if is_complex(v.aval) else ("",))]
         old = (self.nodes.array(n, (v.size,), kind="given") for n in names)
-        new = (self.nodes.array(n, (v.size,), nodes=np.full(v.size, -1)) for n in names)
-        return tuple(old), tuple(new)
+        return tuple(old), tuple(self._new(n, (v.size,)) for n in names)
+
+    def _new(self, name: str, shape: tuple[int, ...], shown: str = "", dtype: str = "") -> Array:
+        """A new state, whose elements are found as they are computed."""
+        nodes = np.full(int(np.prod(shape)), -1)
+        return self.nodes.array(name, shape, shown=shown, nodes=nodes, dtype=dtype)
 
     def named(self, ids: Ids, text: str, dtype: str = "") -> Ids:
         """Values as elements of one array, which gets a name where they are not."""
@@ -389,7 +382,7 @@ class Step(Evaluation):
         number, ids = self._origins.new_states(v, part), ids.reshape(-1).copy()
         if v in self._states_of and v.is_float:
             number = np.where(number < 0, self.new_state[self._states_of[v]][part].ids, number)
-        for array in self._new if (number >= 0).any() else ():
+        for array in self._all_new if (number >= 0).any() else ():
             here = np.flatnonzero(np.isin(number, array.ids))
             self._becomes(array, number[here] - array.first, ids[here])
             ids[here] = number[here]

@@ -71,31 +71,24 @@ class CarriedArrays:
         return self._known[line.name, key, old]
 
     def _held(self, line: Line, key: Key) -> tuple[Grid, Grid, np.ndarray]:
-        """The uses or the outputs that an array has an entry for, all of them, and the place of the entry of each."""
-        op, kind, classes = key[0], key[0].kind, self.meaning.classes
-        if line.of != "uses":
-            size = dict(outputs=op.size, inputs=kind.groups * kind.inputs, steps=1)[line.of]
-            grid = Grid.elements(size)
-            if line.of == "outputs":
-                grid = dataclasses.replace(grid, outputs=np.argsort(self._place_of_output(op)))
+        """The uses, outputs or inputs that an array has entries for, all of them, and the place of the entry of each."""
+        (op, _), shared, kind = key, self.meaning.shared, key[0].kind
+        if line.of == "outputs":
+            order = np.argsort(self._place_of_output(op))
+            grid = dataclasses.replace(Grid.elements(op.size), outputs=order)
+        elif line.of == "uses":
+            grid = self.step.grid(op)
+        else:
+            grid = Grid.elements(kind.groups * kind.inputs if line.of == "inputs" else 1)
+        if line.of != "uses" or shared is None or not self.each:
             return grid, grid, grid.number
-        grid = self.step.grid(op)
-        if classes is None or not self.each:
-            return grid, grid, grid.number
-        rows = np.asarray(classes)
-        of_class = np.empty(rows.shape, int)
-        for group, row in enumerate(rows):
-            _, first, inverse = np.unique(row, return_index=True, return_inverse=True)
-            of_class[group] = first[inverse.reshape(-1)] + group * rows.shape[1]
-        kept = grid.of_outputs(np.unique(of_class))
-        if 1 in kept.shape:
-            kept = kept.taken(np.ravel)
+        kept = grid.of_outputs(np.unique(shared))
+        kept = kept.taken(np.ravel) if 1 in kept.shape else kept
         most = grid.inputs.max(initial=0) + 1
         keys = (kept.outputs * most + kept.inputs).reshape(-1)
-        wanted = of_class.reshape(-1)[grid.outputs] * most + grid.inputs
-        order = np.argsort(keys)
+        wanted = np.asarray(shared)[grid.outputs] * most + grid.inputs
+        order, number = np.argsort(keys), np.arange(kept.number.size).reshape(kept.shape)
         place = order[np.searchsorted(keys[order], wanted)]
-        number = np.arange(kept.number.size).reshape(kept.shape)
         return dataclasses.replace(kept, number=number), grid, place
 
     def _place_of_output(self, op: WeightOp) -> np.ndarray:

@@ -44,8 +44,8 @@ class Meaning:
     rank: int | None = None
     """To how many leading modes the trace of one operation is reduced after each window, as a matrix of its inputs by
     states and outputs."""
-    classes: tuple[tuple[int, ...], ...] | None = None
-    """For each output of each group a number: outputs with one number have equal traces, and one of them is carried."""
+    shared: tuple[int, ...] | None = None
+    """For each output, over all groups, the number of one whose trace is equal, and is carried for both."""
     holomorphic: bool = False
     """Whether the derivatives by the imaginary part of a complex weight are those by the real part times i, and are not
     carried."""

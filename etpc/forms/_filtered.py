@@ -42,7 +42,8 @@ class Filtered(Trace):
         return "the filtered inputs that outputs share"
 
     def meaning(self) -> Meaning:
-        return dataclasses.replace(WHOLE_TRACE, classes=self.classes)
+        carried = np.take_along_axis(self.first, self._places, 1)
+        return dataclasses.replace(WHOLE_TRACE, shared=tuple(carried.reshape(-1).tolist()))
 
     @cached_property
     def first(self) -> np.ndarray:
