@@ -71,7 +71,7 @@ class CarriedArrays:
         return self._known[line.name, key, old]
 
     def _held(self, line: Line, key: Key) -> tuple[Grid, Grid, np.ndarray]:
-        """The uses, outputs or inputs that an array has entries for, all of them, and the place of the entry of each."""
+        """The uses, outputs or inputs that an array has entries for, all of them, and where each has its entry."""
         (op, _), shared, kind = key, self.meaning.shared, key[0].kind
         if line.of == "outputs":
             order = np.argsort(self._place_of_output(op))
@@ -189,7 +189,8 @@ class CarriedArrays:
             elif source in jacobian:
                 matrix = yield from self.step.matrix(letter, new, source)
                 if letter == "D":
-                    moved += dot(view(matrix), times(None))
+                    scale, array = times(None).as_coeff_Mul()
+                    moved += scale * dot(view(matrix), array)
                     continue
                 rows = np.add.outer(np.arange(old.size) * source.size, grid.rows)
                 uses = dataclasses.replace(grid, cols=np.broadcast_to(grid.cols, rows.shape))
