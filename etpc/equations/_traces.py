@@ -216,9 +216,12 @@ class CarriedArrays:
             for b in jacobian.get(source, ()) if letter else same:
                 most = int(b.cols.max(initial=0)) + 1
                 keys, wanted = b.rows * most + b.cols, rows * most + columns
-                place = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
-                exists = (rows >= 0) & (columns >= 0) & (columns < most) & (keys[place] == wanted)
-                found.append((n, b.value, place, exists))
+                again = np.arange(keys.size) - np.searchsorted(keys, keys)
+                exists = (rows >= 0) & (columns >= 0) & (columns < most)
+                for k in range(again.max() + 1):  # an entry may be a sum
+                    kth = np.flatnonzero(again == k)
+                    place = kth[np.minimum(np.searchsorted(keys[kth], wanted), kth.size - 1)]
+                    found.append((n, b.value, place, exists & (keys[place] == wanted)))
         exist = np.stack([e for *_, e in found] or [np.zeros(rows.size, bool)], 1)
         which, first, of = np.unique(exist, axis=0, return_index=True, return_inverse=True)
         for n, used in sorted(enumerate(which), key=lambda pair: first[pair[0]]):

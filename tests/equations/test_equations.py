@@ -268,6 +268,11 @@ SHAPES = {
         jnp.zeros(3),
         lambda m, x, h: both(mean_of_many(*[jnp.tanh(m[0] @ x + h / 2)] * 9)),
     ),
+    "a transition that is a sum": (
+        [normal(3, 1), normal(1, 3, seed=1), normal(1, 2, seed=2)],
+        jnp.zeros(1),
+        lambda m, x, h: both(jnp.tanh(m[1] @ jnp.tanh(m[0] @ h) + m[2] @ x)),
+    ),
     "the names of tables": (
         {f"AT_{n}": normal(3, 2, seed=n) for n in range(3)},
         jnp.zeros(3),
