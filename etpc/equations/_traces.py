@@ -17,7 +17,7 @@ from ._products import Grid
 
 Key = tuple[WeightOp, Any]
 """What a line has an array for: an operation, and a part of its weight or of its output, or an array of its data."""
-PAIRS = Line("f", "outputs", moved=1.0), Line("added", "outputs"), Line("X", "inputs")
+PAIRS = Line("f", "outputs", moved=1.0), Line("f", "outputs"), Line("X", "inputs")
 """The factors of a trace of a rank: those of states that are moved, to which nothing is added, and those of a step."""
 
 
@@ -53,22 +53,23 @@ class CarriedArrays:
 
     def array(self, line: Line, key: Key, old: Array | None = None) -> State:
         """An array of a line, before and after the step; that of one state, where it has one for each."""
-        if (line.name, key, old) not in self._known:
+        if (line, key, old) not in self._known:
             (op, part), nodes = key, self.step.nodes
             names = [] if old is None else [old.name]
             weight = self.step.weights(op)[part if line.of == "uses" else 0]
             text = "_".join((line.name, *names, weight.name))
             text += "_im" if line.of == "outputs" and part else ""
+            text += "_added" if line is PAIRS[1] else ""
             shape = self._held(line, key)[0].shape
             shape = shape if self.each or old is None else (old.size, *shape)
             kind = "given" if line.of == "steps" else "carried"
             before = nodes.array(nodes.name(text), shape, kind=kind)
             name = nodes.name(before.name + "_new")
             after = nodes.array(name, shape, kind=kind, shown=before.name + "'")
-            self._known[line.name, key, old] = before, after
+            self._known[line, key, old] = before, after
             if old is None or old.kind != "given" or line.kept:  # nothing follows a transient state
                 self.arrays[before] = after
-        return self._known[line.name, key, old]
+        return self._known[line, key, old]
 
     def _held(self, line: Line, key: Key) -> tuple[Grid, Grid, np.ndarray]:
         """The uses, outputs or inputs that an array has entries for, all of them, and where each has its entry."""
