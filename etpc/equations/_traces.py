@@ -19,8 +19,6 @@ Key = tuple[WeightOp, Any]
 """What a line has an array for: an operation, and a part of its weight or of its output, or an array of its data."""
 PAIRS = Line("f", "outputs", moved=1.0), Line("f", "outputs"), Line("X", "inputs")
 """The factors of a trace of a rank: those of states that are moved, to which nothing is added, and those of a step."""
-
-
 Placed = tuple[Any, np.ndarray]
 """An expression of values, and the place of each."""
 Data = Callable[[Array, Grid], Any]
@@ -122,19 +120,14 @@ class CarriedArrays:
         return [(op, part) for part in range(len(step.sources(op)) if line.of == "outputs" else 1)]
 
     def _recursion(self, line: Line, key: Key) -> Iterator[Equation]:
-        """What is kept, D times what is held, and what the step adds or another line has."""
+        """What is kept of an array, D times what is carried, and what the step adds or another line has."""
         grid, plus, view = self._held(line, key)[0], self.lines.get(line.plus), self.step.view
         kept, moved = (
             sp.Float(a) if a % 1 else sp.Integer(int(a)) for a in (line.kept, line.moved)
         )
         if line.of in ("inputs", "steps"):
             old, new = self.array(line, key)
-            added = (
-                self._added(line, key, new)
-                if plus is None
-                else Term(view(self.array(plus, key)[1]))
-            )
-            yield Equation(new, [Term(kept * view(old)), added])
+            yield Equation(new, [Term(kept * view(old)), self._added(line, key, new)])
         for old, new in self._has if line.of in ("uses", "outputs") else ():
             before, target = self.array(line, key, old)
             held = lambda letter, state, scale, array: (
@@ -154,7 +147,9 @@ class CarriedArrays:
             yield Equation(target, terms)
 
     def _added(self, line: Line, key: Key, new: Array) -> Term:
-        """What a step adds to an array that no state is in."""
+        """What is added to an array that no state is in."""
+        if line.plus:
+            return Term(self.step.view(self.array(self.lines[line.plus], key)[1]))
         if line.of == "steps":
             return Term(sp.Integer(1))
         product = self.step.step.products[key[0]]
