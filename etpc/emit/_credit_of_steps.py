@@ -200,9 +200,10 @@ class StepSignals:
     def through(self) -> tuple[Array, Array]:
         layout, (credit, start) = self.layout, self.credit.passed_back
         by_output = self.credit.into(self.op, credit)
-        if self.credit.program.window.length != "step":
+        program = self.credit.program
+        if program.window.length != "step" or program.closed(self.node):
             return by_output, take(start, layout.states)
-        # What other new states pass back to a block is no credit of its trace.
+        # What other new states pass back to a block that influence leaves is no credit of its trace.
         rows, old = rows_of(self.credit.residuals.jacobians.transition), self.old()
         (of_block,) = apply_back(layout.pairs, take_rows(rows, layout.transition), self.new())
         return by_output, of_block if old is None else of_block + old[0]

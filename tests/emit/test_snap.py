@@ -213,3 +213,23 @@ def test_in_enough_steps_it_is_bptt(step):
     model = model_of(step)
     _, grads = etpc.bptt(model, XS, jnp.zeros(T), loss, reduction="sum")
     assert_near(gradient(model, etpc.SnAp(20, window=1)), ravel_pytree(grads)[0])
+
+
+def test_states_that_are_dropped_from_a_closed_block_pass_their_credit_on():
+    """Where the block of another weight is open, so that sequences are processed step by step."""
+
+    def step(m, x, state):
+        h, both = state
+        h = jnp.tanh(m["rec"] @ h + x[:2])
+        both = m["leak"] * both[:2] + x[:2]
+        both = jnp.concatenate([both, jnp.sin(2 * both)])
+        return h + both[2:], (h, both)
+
+    model = {"rec": normal(2, 2), "leak": normal(2, seed=1)}
+    given = dict(state=(jnp.zeros(2), jnp.zeros(4)), step=step)
+    program = etpc.compile(model, etpc.SnAp(1), inputs=XS[0], **given)
+    assert [node.block for node in program.ir.traces] == [1, 1]
+    _, grads = program.value_and_grad(loss, "sum")(model, XS, jnp.zeros(T), program.init())
+    rule = etpc.SnAp(1)
+    _, wanted = etpc.reference(model, XS, jnp.zeros(T), loss, rule, reduction="sum", **given)
+    assert_near(ravel_pytree(grads)[0], ravel_pytree(wanted)[0])
