@@ -20,7 +20,7 @@ PACKAGE = {
     "forms": 2505,
     "gradient": 997,
     "interop": 2003,
-    "ir": 1415,
+    "ir": 1428,
     "nn": 3354,
     "ops": 861,
     "plan": 1936,

@@ -7,10 +7,10 @@ within its step is one. Of all values on the way it is the last one that the ste
 alone; where none is stored, the first one that all of the influence has entered.
 """
 
+import functools
 from collections.abc import Iterator
-from typing import Any
 
-from .._jax import Equation, Variable, prims
+from .._jax import Equation, Variable, prims, propagate
 from .._jax.primitives import facts
 from ..analyse import Analysis, by_equation, data_of, with_transient
 from ._paths import OutputPaths
@@ -26,49 +26,61 @@ class _Values:
     """The values of a step as influence passes through them."""
 
     def __init__(self, analysis: Analysis):
-        self.analysis, hidden = analysis, analysis.hidden
-        a, live = analysis, by_equation(analysis.live)
-        cut = {op.equation: op.kind.data for op in a.live if op.number in a.cut}
+        self.analysis, a, hidden = analysis, analysis, analysis.hidden
+        live, cut = by_equation(a.live), {op.equation for op in a.live if op.number in a.cut}
         self.given = OutputPaths(a, range(len(hidden.leaves))).moves.variables
+        stops = lambda eqn, v: eqn.primitive is prims.stop_gradient_p
+        uncut = [eqn for eqn in a.split.body if eqn not in cut]
+        of_old = propagate(uncut, hidden.old, stops)
+        of_ops = propagate(uncut, [v for eqn in live for v in eqn.outputs], stops)
+        self.mixed = of_old & of_ops
         self.made: dict[Variable, tuple[Equation, list[Variable]]] = {}
         """The equation of each value that influence reaches, and the operands by which it does."""
-        sources: dict[Variable, frozenset[Any]] = {v: frozenset([v]) for v in hidden.old}
-        self.before: dict[Variable, dict[Variable, None]] = {v: {v: None} for v in hidden.old}
-        """The values through which all influence on a value passes, in order, itself the last."""
+        self.above: dict[Variable, Variable | None] = dict.fromkeys(hidden.old)
+        """For each value, the last one before it through which all influence on it passes, if there is one."""
+        self.number = {v: n for n, v in enumerate(hidden.old)}
         for eqn in a.split.body:
-            if eqn.primitive is prims.stop_gradient_p:
-                continue
-            operands = [v for i, v in enumerate(eqn.inputs) if v in sources and i != cut.get(eqn)]
-            of = frozenset[Any]().union(*(sources[v] for v in operands), live.get(eqn, ()))
-            ways = [self.before[v] for v in operands] + [{}] * (eqn in live)
-            for v in eqn.outputs if of else ():
-                if v.is_float:
-                    sources[v], self.made[v] = of, (eqn, operands)
-                    self.before[v] = {w: None for w in ways[0] if all(w in o for o in ways)} | {
-                        v: None
-                    }
-        old = frozenset(hidden.old)
-        self.mixed = {v for v, of in sources.items() if of & old and of - old}
-        self.kept = {v for new in hidden.new for v in self._stored(new)} | self.given
+            operands = [v for v in eqn.inputs if v in self.above and eqn not in cut]
+            common = (
+                None if eqn in live or not operands else functools.reduce(self._common, operands)
+            )
+            for v in eqn.outputs:
+                if v in of_old or v in of_ops:
+                    self.made[v], self.above[v] = (eqn, operands), common
+                    self.number[v] = len(self.number)
+        self.kept = set[Variable]()
+        """The values that are new states, and those that such are functions of alone, or are packed of."""
+        for new in hidden.new:
+            self._store(new)
+        self.kept |= self.given
+        self._met = set[Variable]()
+
+    def _common(self, a: Variable | None, b: Variable | None) -> Variable | None:
+        """The last value through which all influence on two values passes; each counts as its own."""
+        while a is not b and a is not None and b is not None:
+            a, b = (self.above[a], b) if self.number[a] > self.number[b] else (a, self.above[b])
+        return a if a is b else None
 
     def found(self) -> Iterator[tuple[Variable, str]]:
         """The values, and names for them."""
-        a, seen = self.analysis, set[Variable]()
+        a = self.analysis
         read = [data_of(op) for op in a.live if op.number in a.in_full]
         for v in (*a.split.outputs, *(v for v in read if v is not None)):
             for value in self._behind(v):
-                if value not in seen:
-                    seen.add(value)
-                    yield value, f"the value at {self.made[value][0].source}"
+                yield value, f"the value at {self.made[value][0].source}"
 
     def _behind(self, v: Variable) -> Iterator[Variable]:
         """The values that count as new states on the way to one that is read."""
-        if v not in self.mixed:
+        if v not in self.mixed or v in self._met:
             return
-        way = [w for w in self.before[v] if w in self.mixed]
-        value = next((w for w in reversed(way) if w in self.kept), None)
+        self._met.add(v)
+        way, w = list[Variable](), v
+        while w is not None:
+            way += [w] if w in self.mixed else []
+            w = self.above[w]
+        value = next((w for w in way if w in self.kept), None)
         if value is None:
-            value = way[0]
+            value = way[-1]
             eqn, operands = self.made[value]
             apart = facts(eqn.primitive).moves or self.mixed.issuperset(operands)
             mixed = [w for w in operands if w in self.mixed]
@@ -79,17 +91,18 @@ class _Values:
         if value not in self.given:
             yield value
 
-    def _stored(self, v: Variable) -> Iterator[Variable]:
-        """A value, and those that it is a function of alone, or is packed of."""
+    def _store(self, v: Variable) -> None:
         while True:
-            yield v
+            self.kept.add(v)
             eqn, operands = self.made.get(v, (None, []))
-            if eqn is None or len(set(operands)) != 1:
+            further = [w for w in dict.fromkeys(operands) if w not in self.kept]
+            if eqn is None or not further:
+                return
+            if len(set(operands)) > 1:
                 break
-            (v,) = set(operands)
-        if eqn is not None and self._packs(eqn, operands):
-            for w in dict.fromkeys(operands):
-                yield from self._stored(w)
+            (v,) = further
+        for w in further if self._packs(eqn, operands) else ():
+            self._store(w)
 
     def _packs(self, eqn: Equation, operands: list[Variable]) -> bool:
         """Whether each element of the result is of one operand alone."""

@@ -153,8 +153,8 @@ class Program(Compiled, Shown):
 
         They are those of this program, after its passes. Needs SymPy, which the extra `equations` installs.
 
-        **Raises** `etpc.UnsupportedError` for rules whose credit passes back through several steps, or that keep a part
-        of what a weight reaches, such as `SnAp` and `CreditRTRL`; `etpc.InputError` where there is no such weight.
+        **Raises** `etpc.UnsupportedError` for rules whose credit passes back through several steps, that are random, or
+        that carry more than traces, such as `CreditRTRL`; `etpc.InputError` where there is no such weight.
         """
         from ..equations import equations
 
