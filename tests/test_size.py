@@ -23,7 +23,7 @@ PACKAGE = {
     "ir": 1428,
     "nn": 3354,
     "ops": 861,
-    "plan": 1936,
+    "plan": 1937,
     "run": 2393,
     "schedule": 382,
     "show": 602,

@@ -28,7 +28,7 @@ class _Values:
     def __init__(self, analysis: Analysis):
         self.analysis, a, hidden = analysis, analysis, analysis.hidden
         live, cut = by_equation(a.live), {op.equation for op in a.live if op.number in a.cut}
-        self.given = OutputPaths(a, range(len(hidden.leaves))).moves.variables
+        self.given = OutputPaths(a, range(len(hidden.leaves))).moves.whole
         stops = lambda eqn, v: eqn.primitive is prims.stop_gradient_p
         uncut = [eqn for eqn in a.split.body if eqn not in cut]
         of_old = propagate(uncut, hidden.old, stops)

@@ -16,7 +16,7 @@ from etpc.analyse import _analysis
 from etpc.plan import _claims, _filtered
 from etpc.run._arguments import Arguments
 from etpc.trace.rewrites import _expand
-from tests.fuzz import check, grammar, run
+from tests.fuzz import check, grammar, packing, run
 from tests.fuzz.grammar import Leaf, Op, Program
 
 RECURRENT = Program(
@@ -247,10 +247,10 @@ def test_outputs_that_are_said_to_share_transitions_are_found(rule, monkeypatch)
 def test_credit_that_depends_on_how_states_are_stored_is_found(monkeypatch):
     first = Leaf(n=3, before=(Op("w_x", a=1, n=3),))
     second = Leaf(n=3, before=(Op("w_x", a=0, n=3),))
-    program = Program((first, second), n_in=3)
-    assert "d_rtrl packed" in agrees(program).errors
+    program, clipped = Program((first, second), n_in=3), [*packing.WAYS].index("clipped")
+    assert "d_rtrl packed" in agrees(program, clipped).errors
     monkeypatch.setattr(_analysis, "in_full", lambda *args: {})
-    is_found(program, words=["packed"], count=2)
+    is_found(program, clipped, words=["packed"], count=2)
 
 
 @pytest.mark.slow
