@@ -23,7 +23,7 @@ PACKAGE = {
     "ir": 1428,
     "nn": 3354,
     "ops": 861,
-    "plan": 1937,
+    "plan": 1936,
     "run": 2393,
     "schedule": 382,
     "show": 602,
@@ -31,7 +31,7 @@ PACKAGE = {
     "training": 299,
 }
 TESTS = {
-    ".": 12565,
+    ".": 12580,
     "algorithms": 1178,
     "analyse": 1421,
     "checking": 2769,

@@ -150,3 +150,18 @@ def test_two_styles_of_one_network(kind, rule):
     one, two = online(early, RULES[rule]), online(late, RULES[rule])
     assert distance(jax.tree.leaves(one), jax.tree.leaves(two)) < 1e-8
     assert np.linalg.norm(two.w) > 1e-3
+
+
+def test_what_is_shown_has_the_states_of_the_step():
+    """Values that count as new states are in the trace program alone, and nothing of them is carried as a state."""
+    rule, model = etpc.OTTT(0.8), network(True, **KINDS["soft"])
+    program = etpc.compile(model, rule, inputs=DATA[0][0])
+    assert "the value at" not in str(program)
+    assert "[0][0]" in program.ops[0].states
+    assert not {path for op in program.ops for path in op.states} - {
+        *program.plan.analysis.hidden.paths
+    }
+    assert program.plan.ir.analysis.hidden.transient == 2
+    assert program.init().state[0][0].shape == (N,)
+    program.draw()
+    assert program.plan.again(target=None).analysis is program.plan.analysis

@@ -68,7 +68,7 @@ def plan(
         *(plan, analysis, algorithm, weights),
         **dict(memory=memory, batch_size=batch_size, passes=passes),
     )
-    return Plan(program, ops, _groups(ops, analysis), tuple(passes), again)
+    return Plan(program, ops, _groups(ops, analysis), tuple(passes), again, analysis)
 
 
 def _check_supported(analysis: Analysis) -> None:

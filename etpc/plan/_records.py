@@ -102,9 +102,8 @@ class Plan:
     again: Callable[..., "Plan"] = dataclasses.field(repr=False)
     """The same with another `target=`."""
 
-    @property
-    def analysis(self) -> Analysis:
-        return self.ir.analysis
+    analysis: Analysis = dataclasses.field(repr=False)
+    """The step with its weight operations, as the rule sees it: without transient states, which `ir` may have."""
 
     @property
     def algorithm(self) -> Algorithm:

@@ -23,7 +23,7 @@ def fingerprint(plan: Plan) -> str:
     the names and places of its functions. Another version of JAX may trace a model into other
     equations.
     """
-    analysis, nodes = plan.analysis, plan.ir.traces
+    analysis, nodes = plan.ir.analysis, plan.ir.traces
     step = analysis.step
     digest = hashlib.sha256()
 
