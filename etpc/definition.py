@@ -14,7 +14,7 @@ constant passes on the credit for what is new in its own step: for new states, a
 old states and on operations, unless these states are of the operation's own group. RTRL cuts nothing. With
 `backprop="full"` a window is differentiated as it is, and the credit of its first state meets what is carried there.
 
-`Definition.step` is this; all else puts it over a sequence.
+`Definition._step` is this; all else puts it over a sequence.
 """
 
 import copy

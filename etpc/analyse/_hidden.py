@@ -61,9 +61,14 @@ class HiddenStates:
         )
 
     @property
+    def stored(self) -> int:
+        """How many of the leaves the step stores; the transient ones follow."""
+        return len(self.leaves) - self.transient
+
+    @property
     def carried(self) -> int:
         """How many elements are carried: those of transient leaves are the last ones."""
-        return self.offsets[len(self.leaves) - self.transient]
+        return self.offsets[self.stored]
 
     @property
     def size(self) -> int:

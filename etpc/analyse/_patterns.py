@@ -60,7 +60,7 @@ def linearise(
             evaluate((*parts.prefix, *parts.body), env, rule)
             return [*hidden.split([env[v] for v in hidden.new]), *(env[v] for v in wanted)]
 
-        values = [state[i] for i in hidden.leaves[: len(hidden.leaves) - hidden.transient]]
+        values = [state[i] for i in hidden.leaves[: hidden.stored]]
         values += [jnp.zeros(v.shape, v.aval.dtype) for v in hidden.old[len(values) :]]
         real = hidden.split(values)
         primals = real, [jnp.zeros(a.shape, a.dtype) for a in zeros]

@@ -68,7 +68,7 @@ class Forward:
     ):
         a = self.analysis = analysis
         self.saved, self.acting = saved, acting
-        self.transient = a.hidden.new[len(a.hidden.new) - a.hidden.transient :]
+        self.transient = a.hidden.new[a.hidden.stored :]
         self.stages, known = _stages(a, (*saved, *self.transient))
         self.after = prune(a.split.body, a.split.outputs, known=known)
         self.passing = prune(a.split.body, self.transient, known=known)

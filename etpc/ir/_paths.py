@@ -52,8 +52,8 @@ class OutputPaths:
         """The paths to data that is held constant as far as it depends on old states: past the new states that the
         step stores. `None` if no data that crosses depends on old states past those and is not read in full."""
         full, hidden = self.analysis.in_full, self.analysis.hidden
-        stored = range(len(hidden.leaves) - hidden.transient)
-        found = OutputPaths(self.analysis, self.credited & {*stored}) if hidden.transient else self
+        stored = self.credited & {*range(hidden.stored)}
+        found = OutputPaths(self.analysis, stored) if hidden.transient else self
         reads = (op for op in self.saved if op.equation in self.crossing)
         part = [op for op in reads if op.number not in full or not full[op.number].elements.all()]
         return found if any(data_of(op) in found.past for op in part) else None

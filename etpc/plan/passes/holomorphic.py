@@ -73,8 +73,7 @@ def _linear(analysis: Analysis, op: WeightOp, rows: np.ndarray) -> bool:
     """Whether the derivative of the cut step from the block and the operation to the new states is complex linear."""
     split, hidden = analysis.split, analysis.hidden
     cut = {analysis.ops[n].equation for n in analysis.cut}
-    carried = hidden.new[: len(hidden.new) - hidden.transient]
-    body = prune(split.body, carried, cut)
+    body = prune(split.body, hidden.new[: hidden.stored], cut)
     own: list[Variable] = list(op.equation.outputs)
     if op.kind.data is None and not _keeps(op.equation, {op.equation.inputs[op.operand]}):
         return False
