@@ -621,7 +621,7 @@ class Definition:
         values = evaluate(self.split.body, dict(through), self.bind)
         count = len(self.new) if self.hidden.read else 0  # no operation reaches what is not read
         new = self._new_states(values, self.new[:count], more)
-        kept = self._new_states(values, self.new[: count - self.hidden.transient], more)
+        kept = self._new_states(values, self.new[: min(count, self.hidden.stored)], more)
         for eqn in self.split.body:
             operands, still, passed = (
                 [env[v] for v in eqn.inputs] for env in (live, held, through)

@@ -264,9 +264,8 @@ class Step(Evaluation):
         self.new_state = [tuple(map(new, parts)) for parts in self.state]
         every = [*split.prefix, *split.body]
         self._assigned = _assigned(every)
-        number = len(hidden.leaves) - hidden.transient
-        transient = [*map(self._transient, hidden.new[number:])]
-        stored = [(self.state[i], self.new_state[i]) for i in hidden.leaves[:number]]
+        transient = [*map(self._transient, hidden.new[hidden.stored :])]
+        stored = [(self.state[i], self.new_state[i]) for i in hidden.leaves[: hidden.stored]]
         self.hidden = [*stored, *transient]
         """The parts of each hidden state, before and after the step; of a transient one nothing is known before it."""
         self._all_new = [

@@ -44,7 +44,7 @@ class OutputPaths:
         """The equations of cut operations whose data depends on new states or operations of their own step."""
         live = (v for eqn in by_equation(self.live) for v in eqn.outputs if v.is_float)
         body = self.analysis.split.body
-        touched = propagate(body, [*self.moves.variables, *live], _stops)
+        touched = propagate(body, [*self.moves.variables, *live], stops_gradient)
         return frozenset(op.equation for op in self.saved if data_of(op) in touched)
 
     @cached_property
@@ -63,7 +63,7 @@ class OutputPaths:
         """What depends on old states past the new ones and past the operations that are cut."""
         a, given, saved = self.analysis, self.moves.whole, {op.equation for op in self.saved}
         past = [eqn for eqn in a.split.body if eqn not in saved]
-        return propagate(past, a.hidden.old, lambda eqn, v: _stops(eqn, v) or v in given)
+        return propagate(past, a.hidden.old, lambda eqn, v: stops_gradient(eqn, v) or v in given)
 
     @cached_property
     def body(self) -> tuple[Equation, ...]:
@@ -87,7 +87,7 @@ class OutputPaths:
         given, saved = self.moves.whole, {op.equation for op in self.saved}
         needed = {v for v in read if v is not None and v not in given}
         for eqn in reversed(self.body):
-            is_read = any(v in needed and not _stops(eqn, v) for v in eqn.outputs)
+            is_read = any(v in needed and not stops_gradient(eqn, v) for v in eqn.outputs)
             if is_read and eqn not in saved:
                 needed.update(v for v in eqn.inputs if v.is_float and v not in given)
         return needed
@@ -99,7 +99,7 @@ class OutputPaths:
         return any(v in self.past for v in (*self.analysis.split.outputs, *read))
 
 
-def _stops(eqn: Equation, output: Variable) -> bool:
+def stops_gradient(eqn: Equation, output: Variable) -> bool:
     return eqn.primitive is prims.stop_gradient_p
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from .._jax import Equation, Variable, prims, propagate
 from .._jax.primitives import facts
 from ..analyse import Analysis, by_equation, data_of, with_transient
-from ._paths import OutputPaths
+from ._paths import OutputPaths, stops_gradient
 
 
 def with_values(analysis: Analysis) -> Analysis:
@@ -29,10 +29,9 @@ class _Values:
         self.analysis, a, hidden = analysis, analysis, analysis.hidden
         live, cut = by_equation(a.live), {op.equation for op in a.live if op.number in a.cut}
         self.given = OutputPaths(a, range(len(hidden.leaves))).moves.whole
-        stops = lambda eqn, v: eqn.primitive is prims.stop_gradient_p
         uncut = [eqn for eqn in a.split.body if eqn not in cut]
-        of_old = propagate(uncut, hidden.old, stops)
-        of_ops = propagate(uncut, [v for eqn in live for v in eqn.outputs], stops)
+        of_old = propagate(uncut, hidden.old, stops_gradient)
+        of_ops = propagate(uncut, [v for eqn in live for v in eqn.outputs], stops_gradient)
         self.mixed = of_old & of_ops
         self.made: dict[Variable, tuple[Equation, list[Variable]]] = {}
         """The equation of each value that influence reaches, and the operands by which it does."""
