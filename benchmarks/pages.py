@@ -36,7 +36,8 @@ def benchmarks_page() -> str:
 
 ABOUT_PASSES = """\
 A pass is an optimisation of a trace program. It has a name, and none changes a gradient but for rounding: the tests
-compare each alone, and random subsets, with the program without passes, and that with [`etpc.reference`][]. Which run
+compare each alone, and random subsets, with the program without passes, and that with [`etpc.reference`][]. (Under
+`commute`, what was summed before an update in the middle of a stream is read with the new weights.) Which run
 is an argument, `etpc.compile(model, rule, inputs=x, passes=("filtered", "read_after"))`: `None` for all, `()` for none.
 `print(program.passes)`, and `etpc explain MODEL --passes`, say what each did to a program.
 """

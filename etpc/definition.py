@@ -22,7 +22,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,6 @@ from jax import Array, lax
 from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims
 from ._jax.primitives import facts
 from .algorithms import TBPTT, Algorithm, resolve
-from .algorithms.directions import Directions
 from .analyse import Analysis, WeightOp, analyse, by_equation
 from .errors import UnsupportedError, checked_count
 from .forms import Defined, Full, Meaning, Trace
@@ -118,6 +117,8 @@ def reference(
     mask = objective.mask
     data = jax.tree.map(lambda x: finite_where_masked(x, mask), xs), targets, mask, objective.begins
     start = traced.state_leaves.split(objective.start)
+    lead = jnp.shape(start[0])[:1] if objective.batched else ()
+    start += [jnp.zeros((*lead, *aval.shape), aval.dtype) for _, aval in definition.step.added]
     value, grads = run([parameters[i] for i in leaves.floats], start, data)
     return value, leaves.tree_of_floats(grads)
 
@@ -221,7 +222,7 @@ class Definition:
         loss: Loss,
         window: WindowSpec = EACH_STEP,
         rows: Mapping[WeightOp, int] = MappingProxyType({}),
-        directions: Directions | None = None,
+        directions: Any = None,
     ):
         """`forms` are those of the operations that have a trace, `rows` how many directions of credit one is followed
         along, `window` how credit flows: that of each step by default."""
@@ -248,15 +249,15 @@ class Definition:
     @classmethod
     def of(cls, program: TraceProgram, loss: Loss) -> "Definition":
         """That of a program as its rule has it, before passes."""
-        analysis, found = program.analysis, program.extends
+        analysis, found = program.analysis, cast(Any, program.extends)
         forms = {op: node.form for node in program.traces for op in node.ops}
         rows = {op: node.virtual for node in program.traces for op in node.ops}
-        if found is not None and (not isinstance(found, Directions) or program.window.behind):
+        if found is not None and (not _follows(found) or program.window.behind):
             raise UnsupportedError(
                 f"etpc.reference has no definition of {program.algorithm}, which carries more than traces: "
                 f"{type(found).__name__}. It knows those along directions of states, without lookback=."
             )
-        if isinstance(found, Directions) and found.unbiased:  # the mean is the whole influence
+        if found is not None and found.unbiased:  # the mean is the whole influence
             analysis, found, rows = analyse(analysis.step, cut=False), None, {}
             forms = dict.fromkeys(analysis.live, Full())
         return cls(analysis, forms, loss, program.window, rows, found)
@@ -780,6 +781,13 @@ class Definition:
             env[v] if is_key(v.aval) else jnp.asarray(env[v], old.aval.dtype)
             for v, old in zip(self.split.next_state, self.step.state, strict=True)
         ]
+
+
+def _follows(extension: Any) -> bool:
+    """Whether what a rule carries besides traces are directions of states."""
+    from .algorithms.directions import Directions
+
+    return isinstance(extension, Directions)
 
 
 class Given(NamedTuple):

@@ -130,7 +130,10 @@ def traces(
     place = program.ir.traces.index(p.node)
     functions = [e for e in step.equations if is_spike(e)]
     parameters = step.model_leaves.split(model)
-    reached = [step.state_leaves.paths.index(path) for path in p.states]
+    reached = [step.state_paths.index(path) for path in p.states]
+
+    def carried(carry: Carry) -> list[Any]:
+        return [*step.state_leaves.split(carry.state), *carry.filtered]
 
     def shown(carry: Carry) -> dict[str, jax.Array]:
         return program.plan.shown(p, carry.traces[place])
@@ -151,10 +154,10 @@ def traces(
 
     def body(carry: Carry, x: Any) -> Any:
         leaves = step.with_begins(step.input_leaves.split(x), carry.fresh)
-        env = step.values(parameters, leaves, step.state_leaves.split(carry.state))
+        env = step.values(parameters, leaves, carried(carry))
         spikes = [env[v].reshape(-1) for e in functions for v in e.outputs]
         _, carry = program(model, x, carry)
-        states = step.state_leaves.split(carry.state)
+        states = carried(carry)
         entries = [a[tuple(np.transpose(chosen[name]))] for name, a in shown(carry).items()]
         return carry, (spikes, [states[i].reshape(-1) for i in reached], entries)
 

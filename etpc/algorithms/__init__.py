@@ -5,6 +5,9 @@ An algorithm is a frozen record. The compiler asks it for `cut`, for the form of
 [`register_algorithm`][etpc.algorithms.register_algorithm] gives one a name.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ..forms import Decay, Full, LowRank
 from ._algorithm import (
     Algorithm,
@@ -22,12 +25,20 @@ from ._ostl import OSTL
 from ._rflo import RFLO
 from ._rules import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
 from ._through_time import OTPE, OTTT
-from .directions import UORO, CreditRTRL
 
-_RULES = (D_RTRL, ES_D_RTRL, CreditRTRL, RTRL, SnAp)
-_OF_OTHERS = (EProp, RFLO, OSTL, OTTT, OTPE, KFRTRL, OK, UORO)
-for _rule in (*_RULES, *_OF_OTHERS):
+for _rule in (D_RTRL, ES_D_RTRL, RTRL, SnAp, EProp, RFLO, OSTL, OTTT, OTPE, KFRTRL, OK):
     register_algorithm(_rule)
+
+if TYPE_CHECKING:
+    from .directions import UORO, CreditRTRL
+else:
+
+    def __getattr__(name: str) -> Any:
+        """The rules that carry more than traces are loaded when they are asked for."""
+        if name not in ("UORO", "CreditRTRL"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(".directions", __name__), name)
+
 
 __all__ = [
     "D_RTRL",

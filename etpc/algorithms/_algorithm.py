@@ -1,6 +1,7 @@
 """What every learning rule has, and what it is asked: data, and a choice of traces."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -197,6 +198,8 @@ def register_algorithm(algorithm: type[Algorithm]) -> type[Algorithm]:
     return algorithm
 
 
-def registered() -> dict[str, type[Algorithm]]:
-    """The algorithms that have a name, by name."""
+def registered(loaded: bool = False) -> dict[str, type[Algorithm]]:
+    """The algorithms that have a name, by name; or those alone that are `loaded`."""
+    if not loaded:
+        importlib.import_module(".directions", __package__)
     return dict(_NAMES)

@@ -36,9 +36,9 @@ def named(name: str) -> type[Algorithm] | None:
 
     **Raises** `AlgorithmError` for the name of what is no rule, with what to write.
     """
-    known, spelling = registered(), spelled(name)
-    by_spelling = {spelled(each): rule for each, rule in known.items()}
-    rule = known.get(name) or by_spelling.get(spelling)
+    spelling, rule = spelled(name), registered(loaded=True).get(name)
+    if rule is None and spelling not in ALIASES:
+        rule = {spelled(each): rule for each, rule in registered().items()}.get(spelling)
     if rule is None and spelling in NO_RULES:
         raise AlgorithmError(f"{NO_RULES[spelling]}.")
     return ALIASES[spelling][1] if rule is None and spelling in ALIASES else rule

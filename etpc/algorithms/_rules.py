@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from ..analyse import Analysis, Step, through
 from ..errors import AlgorithmError, InputError
 from ..forms import Decay, Full, LowRank, size_of
 from ..ops import Kind
@@ -20,12 +21,24 @@ class D_RTRL(Algorithm):
     where outputs are proved to share their transitions. The
     gradient equals that of BPTT where no influence escapes, which the program says for each weight.
 
+    - `through`: whether influence is followed through a product whose outputs share a linear memory, such as a leaky
+        readout: its data is filtered by that memory, `r' = d r + W z` as `r = W q` with `q' = d q + z`. A weight
+        before it
+        has one number more for each of these, and the product needs no trace. Where weights move in the middle of a
+        stream, what was summed before is read with the new ones.
+
     **Source:** Wang et al., Nature Communications 2026, doi:10.1038/s41467-026-68453-w. Deviation:
     the block of states is derived from the program and is not assumed to be diagonal; every path is
-    counted once also where a state reads another's new value.
+    counted once also where a state reads another's new value. `through` is not in it.
     """
 
+    through: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "d_rtrl"
+    checks: ClassVar[Mapping[str, Check]] = {"through": checked_flag}
+
+    def analysis(self, step: Step) -> Analysis:
+        found = super().analysis(step)
+        return through(found) if self.through else found
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -47,6 +60,7 @@ class ES_D_RTRL(Algorithm):
     - `rank`: an int >= 1.
     - `everywhere`: whether the trace of each weight that mixes positions is factored, also where the whole trace takes
         no more memory.
+    - `through`: as in [`D_RTRL`][etpc.D_RTRL].
 
     **Source:** Wang et al. 2026, as above, for the decay form. `eps_f` is stored without the factor
     `1 - a`, so that a = 1 is allowed; two decays are not in it. In that work each weight has factors, element-wise ones
@@ -61,11 +75,13 @@ class ES_D_RTRL(Algorithm):
     )
     rank: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
     everywhere: bool = dataclasses.field(default=False, kw_only=True, repr=False)
+    through: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "es_d_rtrl"
     checks: ClassVar[Mapping[str, Check]] = {
         "decay": checked_decays,
         "rank": checked_rank,
         "everywhere": checked_flag,
+        "through": checked_flag,
     }
 
     def __post_init__(self, unnamed: Any) -> None:
@@ -86,6 +102,10 @@ class ES_D_RTRL(Algorithm):
     def main(self) -> dict[str, Any]:
         everywhere = {"everywhere": True} if self.everywhere else {}
         return ({"rank": self.rank} if self.decay is None else {"decay": self.decay}) | everywhere
+
+    def analysis(self, step: Step) -> Analysis:
+        found = super().analysis(step)
+        return through(found) if self.through else found
 
     def trace_form(self, kind: Kind) -> TraceForm:
         if kind.data is None:

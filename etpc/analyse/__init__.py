@@ -13,7 +13,9 @@ from ._analysis import (
     with_transient,
 )
 from ._check import check_pattern, register_pattern
+from ._commute import commuted, through
 from ._cost import one_step_block, uncut_block
+from ._entries import Runs
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
@@ -32,7 +34,7 @@ from ._pattern import (
     values_at,
 )
 from ._reach import closure
-from ._values import Numbering, Numbers
+from ._values import Numbers
 from ._weights import Split, WeightOp, by_equation, data_of, shifted, split
 
 __all__ = [
@@ -41,13 +43,13 @@ __all__ = [
     "Findings",
     "HiddenStates",
     "Interpreter",
-    "Numbering",
     "Numbers",
     "Opaque",
     "Pattern",
     "PatternRule",
     "Reach",
     "Reads",
+    "Runs",
     "Split",
     "Step",
     "WeightOp",
@@ -58,6 +60,7 @@ __all__ = [
     "closure",
     "colours_of",
     "columns_of",
+    "commuted",
     "data_of",
     "entries_of",
     "joined",
@@ -71,6 +74,7 @@ __all__ = [
     "shifted",
     "split",
     "spread",
+    "through",
     "trace_dtype",
     "uncut_block",
     "union",

@@ -44,14 +44,14 @@ class HiddenStates:
     ) -> "HiddenStates":
         """Those of a step; `transient` are values that count as new states, and their names."""
         read = _read_leaves(step)
-        leaves = read or step.state_leaves.floats
+        leaves = read or tuple(n for n, v in enumerate(step.state) if v.is_float)
         old = [step.state[i] for i in leaves]
         old += [Variable(-n, v.aval) for n, v in enumerate(transient, 1 << 62)]
         sizes = [v.size * (1 + is_complex(v.aval)) for v in old]
         carried = len(step.state)
         return cls(
             (*leaves, *range(carried, carried + len(transient))),
-            (*(step.state_leaves.paths[i] for i in leaves), *transient.values()),
+            (*(step.state_paths[i] for i in leaves), *transient.values()),
             tuple(v.aval for v in old),
             (0, *(int(n) for n in np.cumsum(sizes))),
             bool(read),
@@ -126,7 +126,7 @@ def _read_leaves(step: Step) -> tuple[int, ...]:
     """The float leaves of the state that an output depends on through floats, at this step or later."""
     stops = lambda eqn, v: eqn.primitive is prims.stop_gradient_p
     reached = {
-        i: propagate(step.equations, [step.state[i]], stops) for i in step.state_leaves.floats
+        i: propagate(step.equations, [v], stops) for i, v in enumerate(step.state) if v.is_float
     }
     read: set[int] = set()
     targets = [v for v in step.outputs if v.is_float]

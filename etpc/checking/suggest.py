@@ -319,6 +319,8 @@ def _rules(batch: Batch, cut: Program) -> list[Algorithm]:
     cheap = [D_RTRL(), decay, TBPTT(1)]
     if cut.exact:
         return [*cheap, low_rank]
+    if D_RTRL(through=True).analysis(cut.plan.step).step.added:
+        cheap.insert(1, D_RTRL(through=True))
     behind = max(2 * w, 8)
     truncated = TBPTT(2 * behind if 4 * behind <= steps else behind, every=w)
     full, look_back = D_RTRL(window=w, backprop="full"), D_RTRL(window=w, lookback=behind)

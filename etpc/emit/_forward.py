@@ -83,7 +83,7 @@ class Forward:
             if weights:
                 lines.append(f"for all steps at once: {', '.join(weights)}")
             if stage.leaves:
-                states = ", ".join(a.step.state_leaves.paths[i] for i in stage.leaves)
+                states = ", ".join(a.step.state_paths[i] for i in stage.leaves)
                 weights = dict.fromkeys(paths[eqn] for eqn in stage.loop if eqn in paths)
                 lines.append(f"step by step: {states}{' by ' * bool(weights)}{', '.join(weights)}")
         return lines

@@ -140,6 +140,7 @@ class Equations:
             )
         carry = {
             **dict(zip(step.state_leaves.paths, start, strict=True)),
+            **{path: np.zeros(a.shape, a.dtype) for path, a in step.added},
             **self._module["traces"](),
         }
         total: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from .._jax import (
     Variable,
     canonicalise,
     flatten,
+    in_place_of,
     is_complex,
     is_key,
     is_spike,
@@ -259,10 +260,11 @@ class Step(Evaluation):
         self.parameters = self._leaves(step.parameters, step.model_leaves.paths, "source")
         paths = step.with_begins(step.input_leaves.paths, "begins")
         self.inputs = self._leaves(step.inputs, paths, "given")
-        self.state = self._leaves(step.state, step.state_leaves.paths, "source")
+        self.state = self._leaves(step.state, step.state_paths, "source")
         new = lambda a: self._new(self.nodes.name(a.name + "_new"), a.shape, a.name + "'", a.dtype)
         self.new_state = [tuple(map(new, parts)) for parts in self.state]
-        every = [*split.prefix, *split.body]
+        self.body = [e for eqn in split.body for e in _written(eqn, bool(step.added))]
+        every = [*split.prefix, *self.body]
         self._assigned = _assigned(every)
         transient = [*map(self._transient, hidden.new[hidden.stored :])]
         stored = [(self.state[i], self.new_state[i]) for i in hidden.leaves[: hidden.stored]]
@@ -288,7 +290,7 @@ class Step(Evaluation):
             text = self._assigned.get(v, paths.get(v, "w"))
             self.env[v] = tuple(self._parts(self.value(v), text))
         self.once, self.computed, self._in_body = self.computed, [], True
-        self.run(split.body)
+        self.run(self.body)
         new = [*zip(split.next_state, self.new_state, strict=True)]
         new += [(v, parts) for v, (_, parts) in zip(hidden.new, self.hidden, strict=True)]
         for v, parts in new:
@@ -308,6 +310,11 @@ class Step(Evaluation):
         found: list[tuple[Array, ...]] = []
         last_of = lambda path: re.split(r"\W+", path.rstrip("]'"))[-1]
         short = ["h" if path == "state" else last_of(path) for path in paths]
+        filtered = [path for path, _ in self.step.added]
+        short = [
+            f"q_{last_of(path.partition(')')[0])}" if path in filtered else last
+            for path, last in zip(paths, short, strict=True)
+        ]
         for v, path, last in zip(variables, paths, short, strict=True):
             own = short.count(last) == 1 and not last.isdigit() and last not in self.nodes.names
             name = self.nodes.name(last if own else path, "h")
@@ -505,7 +512,7 @@ class _Origins(Evaluation):
         self.run(split.prefix)
         self._first = self.nodes.first_free
         self._new: dict[int, int] = {}
-        self.run(split.body)
+        self.run(step.body)
         for v, (_, new) in zip(hidden.new, step.hidden, strict=True):
             for array, ids in zip(new, self.value(v), strict=True):
                 for place, node in zip(array.ids.tolist(), ids.reshape(-1).tolist(), strict=True):
@@ -537,6 +544,16 @@ class _Origins(Evaluation):
         """The element of a new state that each element of a value is, or is moved on into; -1 where there is none."""
         ids = self.env[v][part].reshape(-1)
         return np.array([self._new.get(int(n), -1) for n in ids], np.int64)
+
+
+def _written(eqn: Equation, coupled: bool) -> Sequence[Equation]:
+    """An equation; one that adds the derivative of a value to another value as a sum."""
+
+    def summed(value: Any, other: Any) -> Any:
+        return value + (other - jax.lax.stop_gradient(other))
+
+    is_sum = coupled and _name_of(eqn) == "derivative_added"
+    return in_place_of(eqn, summed).equations if is_sum else (eqn,)
 
 
 class OfWholeArrays(Exception):

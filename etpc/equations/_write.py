@@ -262,12 +262,12 @@ class Source:
         self._begun: set[Array] = set()
         self._functions: set[str] = set()
         step = rule.step
-        leaves = (step.step.model_leaves, step.step.input_leaves, step.step.state_leaves)
+        leaves = (step.step.model_leaves, step.step.input_leaves)
         inputs = step.step.with_begins(leaves[1].paths, "begins")
         for source, paths, arrays in (
             ("parameters", leaves[0].paths, step.parameters),
             ("inputs", inputs, step.inputs),
-            ("carry", leaves[2].paths, step.state),
+            ("carry", step.step.state_paths, step.state),
         ):
             for path, parts in zip(paths, arrays, strict=True):
                 for array, part in _parts(parts):
@@ -306,10 +306,10 @@ class Source:
 
     def returned(self) -> None:
         step = self.rule.step
-        model, state = step.step.model_leaves, step.step.state_leaves
+        model, of = step.step.model_leaves, step.step
         new = [
             f"{p!r}: {_whole(a, v.shape)}"
-            for p, a, v in zip(state.paths, step.new_state, state.avals, strict=True)
+            for p, a, v in zip(of.state_paths, step.new_state, of.state_avals, strict=True)
         ]
         new += [f"{old.name!r}: {new.name}" for old, new in self.rule.carried.items()]
         self.lines.append("")

@@ -216,7 +216,7 @@ def _predict(
     learner: Online, model: Tree, carry: Carry, xs: Any, platforms: Sequence[str]
 ) -> Module:
     """One step of the model, without learning."""
-    arguments, step = learner.program.arguments, learner.program.runner.step
+    arguments, step = learner.program.arguments, learner.program.plan.step
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
     state = [Tree.of(carry.state, "carry.state", "state")]
     if step.initial is not None:

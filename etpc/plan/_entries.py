@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Equation, is_complex, propagate, prune
-from ..analyse import Analysis, Numbering, Numbers, Pattern, WeightOp, colours_of
+from .._jax import is_complex
+from ..analyse import Analysis, Numbers, Pattern, Runs, WeightOp, colours_of
 
 MOST = 16
 """D or F with more entries in one row is not looked into, as each entry takes a run of the tangents."""
@@ -28,35 +28,16 @@ class Compressed:
 
 
 class Entries:
-    """D and F among some states of a step as numbers, by runs of its tangents on seeds of ones and zeros.
-
-    Equations that the seeds do not enter are run once, so that a value has the same number in all runs.
-    """
+    """D and F among some states of a step as numbers, by runs of its tangents on seeds of ones and zeros."""
 
     def __init__(self, analysis: Analysis, states: np.ndarray):
         self.analysis, self.states = analysis, states
-        self.numbering = Numbering()
         tangents, hidden = analysis.tangents, analysis.hidden
-        wanted = np.unique(hidden.part_of(states))
-        self._outputs = {int(n): tangents.outputs[n] for n in wanted}
+        self._outputs = {int(n): tangents.outputs[n] for n in np.unique(hidden.part_of(states))}
         self._bounds = hidden.part_bounds
         seeds = len(hidden.parts) + len(analysis.ops)
-        arguments, self._seeds = tangents.inputs[:-seeds], tangents.inputs[-seeds:]
-        equations = prune(tangents.equations, self._outputs.values())
-        self._tangents = propagate(equations, self._seeds)
-        reached = set(self._seeds)  # with booleans, such as whether a tangent is zero
-        self._moving: list[Equation] = []
-        resting: list[Equation] = []
-        for eqn in equations:
-            if reached.isdisjoint(eqn.inputs):
-                resting.append(eqn)
-            else:
-                self._moving.append(eqn)
-                reached.update(eqn.outputs)
-        still = prune(resting, [v for eqn in self._moving for v in eqn.inputs])
-        self._still = {v: self.numbering.constant(a) for v, a in tangents.constants.items()}
-        self._still |= {v: self.numbering.new(v.aval) for v in arguments}
-        self.numbering.run(still, self._still)
+        self._runs = Runs(tangents, seeds, [*self._outputs.values()])
+        self.numbering = self._runs.numbering
         self.none = int(self.numbering.scalars("no entry", [np.zeros(1, np.int64)])[0])
         """The number of an entry that the pattern does not have."""
 
@@ -102,14 +83,7 @@ class Entries:
 
         Those of parts without any of the states are those of no entry.
         """
-        env = dict(self._still)
-        for place, v in enumerate(self._seeds):
-            if place in seeds:
-                value = seeds[place].reshape(v.shape).astype(v.aval.dtype)
-                env[v] = self.numbering.constant(value)
-            else:
-                env[v] = self.numbering.zeros(v.aval)
-        self.numbering.run(self._moving, env, self._tangents)
+        env = self._runs.run(seeds)
         numbers = np.full(self.analysis.hidden.size, self.none)
         for n, v in self._outputs.items():
             numbers[self._bounds[n] : self._bounds[n + 1]] = env[v].reshape(-1)

@@ -44,8 +44,15 @@ def plan(
     `memory`.
     """
     _check_supported(analysis)
-    proofs = Proofs.of(analysis, algorithm.backprop)
-    asked = context(proofs, weights, memory=memory, batch_size=batch_size)
+    given, options = analysis, dict(memory=memory, batch_size=batch_size)
+    asked_of = lambda a: context(
+        Proofs.of(a, algorithm.backprop), weights, memory=memory, batch_size=batch_size
+    )
+    asked = asked_of(analysis)
+    for each in passes:
+        while each.before is not None and (found := each.before(algorithm, asked)) is not analysis:
+            analysis = found
+            asked = asked_of(analysis)
     choice = algorithm.choose(asked)
     check_choice(algorithm, choice, asked.ops)
     unchosen = UNMARKED if weights == "marked" else UNSELECTED
@@ -64,10 +71,7 @@ def plan(
     check(program)
     _check_memory(program, memory, batch_size)
     ops = tuple(_op_plan(program, op, untraced.get(op.number), choice) for op in analysis.ops)
-    again = functools.partial(
-        *(plan, analysis, algorithm, weights),
-        **dict(memory=memory, batch_size=batch_size, passes=passes),
-    )
+    again = functools.partial(*(plan, given, algorithm, weights), **options, passes=passes)
     return Plan(program, ops, _groups(ops, analysis), tuple(passes), again, analysis)
 
 

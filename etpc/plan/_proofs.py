@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..algorithms import Backprop
-from ..analyse import Analysis, Pattern, WeightOp, trace_dtype
+from ..analyse import Analysis, Pattern, WeightOp, closure, trace_dtype
 from ..forms import Full, Site, size_of
 from ._filtered import Look, filtered
 
@@ -54,7 +54,7 @@ class Proofs:
 
     def whole_size(self, op: WeightOp) -> int:
         """The fewest numbers, of one example, that are proved to hold the whole trace of an operation."""
-        if self.ends(op):
+        if self.ends(op) or not self.block(op).nnz:
             return 0
         block = int(np.diff(self.block(op).indptr).max(initial=0))
         site = Site(op.kind, block, trace_dtype(self.analysis, op))
@@ -79,11 +79,10 @@ def saves_enough(size: int, whole: int) -> bool:
 
 
 def lasting_states(analysis: Analysis) -> np.ndarray:
-    """Which states are read by more than cut data, as the last output of an LSTM is not; boolean [S].
-
-    The credit of the others at the start of a window is zero.
+    """Which states are read by more than cut data, at this step or later, as the last output of an LSTM is not; boolean
+    [S]. The credit of the others at the start of a window is zero.
     """
-    read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
+    read = np.zeros(analysis.hidden.size, bool)
     for reads in analysis.outputs:
         read |= reads.states
     for reach in analysis.reach:
@@ -91,4 +90,6 @@ def lasting_states(analysis: Analysis) -> np.ndarray:
             read |= reach.reads.states
     for full in analysis.in_full.values():
         read |= full.states
+    seeds = sp.csr_array(read[None])
+    read[closure(seeds, sp.csr_array(analysis.transition.T)).indices] = True
     return read

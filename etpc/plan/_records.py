@@ -6,7 +6,7 @@ from collections.abc import Callable
 from jax import Array
 
 from ..algorithms import Algorithm
-from ..analyse import Analysis, WeightOp
+from ..analyse import Analysis, Step, WeightOp
 from ..errors import Code
 from ..forms import Carry, Joined, Trace
 from ..ir import TraceNode, TraceProgram
@@ -104,6 +104,11 @@ class Plan:
 
     analysis: Analysis = dataclasses.field(repr=False)
     """The step with its weight operations, as the rule sees it: without transient states, which `ir` may have."""
+
+    @property
+    def step(self) -> Step:
+        """The step of the model itself, where the rule sees another."""
+        return self.analysis.given or self.analysis.step
 
     @property
     def algorithm(self) -> Algorithm:

@@ -43,6 +43,8 @@ class Carry(eqx.Module):
     - `shared`, `each`: of the directions along which escaping influence is followed, what the batch
         shares, which has no batch axis and outlives a reset, and what each example has; else empty.
     - `past`: the last steps, where the algorithm looks back through them; else empty.
+    - `filtered`: data of products, filtered by the memory of what they enter, in the order of
+        `program.plan.analysis.step.added`; else empty.
     """
 
     state: Any
@@ -53,3 +55,4 @@ class Carry(eqx.Module):
     shared: tuple[Array, ...] = ()
     each: tuple[Array, ...] = ()
     past: tuple[Array, ...] = ()
+    filtered: tuple[Array, ...] = ()

@@ -87,7 +87,7 @@ def _check_updates(
     leaves, targets, mask = jax.tree.map(lambda a: jnp.asarray(a)[where], (leaves, targets, mask))
     lead = (len(where), *lead[1:])
     start = without_past(program, carry)
-    step = program.plan.analysis.step
+    step = program.plan.step
     xs = step.input_leaves.join(leaves)
 
     def online(model: Any, mask: Any) -> tuple[Any, Any]:

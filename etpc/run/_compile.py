@@ -59,8 +59,8 @@ def compile(
     - `passes`: the optimisations that run, by [name](../compiler.md#passes), such as
         `("filtered", "read_after")`; `None` for all, `()` for none. With an [`etpc.plan.Pass`][] among them, all
         run in the order given: `(*etpc.plan.DEFAULT, mine)`, or [before them](../extend.md#a-pass) where it gives a
-        trace another form. No pass changes a gradient, but for rounding. [`program.passes`][etpc.Program.passes] says
-        what each did.
+        trace another form. No pass changes a gradient, but for rounding; after `commute`, what was summed before an
+        update is read with the new weights. [`program.passes`][etpc.Program.passes] says what each did.
     - `target`: what the program is for: `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`, or an [`etpc.Target`][]; `None` for the
         platform and the devices of this process. A program may be lowered and [exported][etpc.Online.export] for a
         platform that is not there.

@@ -176,9 +176,7 @@ class Program(Compiled, Shown):
         temporary = None if steps is None else self._temporary(batch_size, steps)
         count = 1 if batch_size is None else batch_size
         traces = tuple((node.op.path, count * node.bytes) for node in self.ir.traces)
-        state = count * (
-            _bytes(self.runner.step.state_leaves.avals) + 1
-        )  # one byte says if it is fresh
+        state = count * (_bytes(self.runner.step.state_avals) + 1)  # one byte says if it is fresh
         carry = jax.eval_shape(lambda: self.init(batch_size))
         directions = _bytes([*carry.shared, *carry.each])
         beside = directions, _bytes(carry.past), steps, temporary
@@ -253,8 +251,9 @@ class Program(Compiled, Shown):
         """
         parameters, leaves, mask, _ = self.arguments.of_call(model, xs, carry, mask=mask)
         leaves = [finite_where_masked(x, mask) for x in leaves]
-        state = self.runner.step.state_leaves.split(carry.state)
-        return silent_layers(self.runner.step, parameters, leaves, state, carry.batched)
+        step = self.plan.step
+        state = step.state_leaves.split(carry.state)
+        return silent_layers(step, parameters, leaves, state, carry.batched)
 
     # --- to run ---
 

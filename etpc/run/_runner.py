@@ -78,11 +78,12 @@ class Runner:
         return self.carry(*self.restart(state, traces, fresh, where), carry.batched)
 
     def initial_state(self, parameters: Parameters | None = None) -> list[Any]:
-        """The array leaves of the initial state of one example: of a model with these parameters, or as
-        compiled."""
+        """All that is carried of one example that begins, with the initial state of a model with these parameters,
+        or as compiled."""
         step = self.step
+        added = [jnp.zeros(aval.shape, aval.dtype) for _, aval in step.added]
         if step.initial is not None and parameters is not None:
-            return step.initial.run(parameters)
+            return [*step.initial.run(parameters), *added]
         state: list[Any] = []
         for leaf, aval in zip(step.initial_state, step.state_leaves.avals, strict=True):
             if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -91,7 +92,7 @@ class Runner:
                 state.append(leaf)
             else:
                 state.append(jnp.asarray(leaf, aval.dtype))
-        return state
+        return [*state, *added]
 
     def scan(
         self,
@@ -230,7 +231,7 @@ class Runner:
         self, xs: Sequence[Array], carry: Carry
     ) -> tuple[list[Array], list[Any], Traces, Array]:
         """The arrays of a sequence and of a carry, with a batch axis where they have none."""
-        state = self.step.state_leaves.split(carry.state)
+        state = [*self.step.state_leaves.split(carry.state), *carry.filtered]
         own, each, past = [tuple(t) for t in carry.traces], carry.each, carry.past
         fresh = carry.fresh
         if not carry.batched:
@@ -255,11 +256,12 @@ class Runner:
         leaves = dataclasses.replace(
             self.step.state_leaves, static=(None,) * len(self.step.state_leaves.static)
         )
-        rest = tuple(traces.shared), tuple(each), tuple(past)
+        count = len(leaves.avals)
+        rest = tuple(traces.shared), tuple(each), tuple(past), tuple(state[count:])
         # `eqx.tree_at` takes any empty tuple for the plain one.
         paths = tuple(node.op.path for node in self.ir.traces)
         named = TracesOf(map(tuple, carries), paths) if paths else ()
-        return Carry(leaves.join(state), named, fresh, self.id, batched, *rest)
+        return Carry(leaves.join(state[:count]), named, fresh, self.id, batched, *rest)
 
 
 def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:

@@ -52,6 +52,17 @@ class Step:
     initial one: so such a parameter is a weight of the first step of a stream."""
     fixed: Mapping[Variable, np.ndarray]
     """Values of the model's integer and boolean arrays, where they are known: its connections."""
+    added: tuple[tuple[str, jax.ShapeDtypeStruct], ...] = ()
+    """Names and types of arrays that are carried after those of the state, and are zero where a stream begins."""
+
+    @property
+    def state_paths(self) -> tuple[str, ...]:
+        """Of all that is carried."""
+        return (*self.state_leaves.paths, *(path for path, _ in self.added))
+
+    @property
+    def state_avals(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        return (*self.state_leaves.avals, *(aval for _, aval in self.added))
 
     @property
     def equations(self) -> tuple[Equation, ...]:
@@ -69,11 +80,11 @@ class Step:
     def inputs(self) -> tuple[Variable, ...]:
         """The leaves of the input, and `begins` where the initial state is learned."""
         first = len(self.model_leaves.avals)
-        return self.program.inputs[first : -len(self.state_leaves.avals)]
+        return self.program.inputs[first : -len(self.state_avals)]
 
     @property
     def state(self) -> tuple[Variable, ...]:
-        return self.program.inputs[-len(self.state_leaves.avals) :]
+        return self.program.inputs[-len(self.state_avals) :]
 
     @property
     def outputs(self) -> tuple[Variable, ...]:
@@ -108,8 +119,8 @@ class Step:
         groups = {
             "parameters": zip(self.model_leaves.paths, self.parameters, strict=True),
             "inputs": zip(input_paths, self.inputs, strict=True),
-            "state": zip(self.state_leaves.paths, self.state, strict=True),
-            "new state": zip(self.state_leaves.paths, self.next_state, strict=True),
+            "state": zip(self.state_paths, self.state, strict=True),
+            "new state": zip(self.state_paths, self.next_state, strict=True),
             "outputs": zip(self.output_leaves.paths, self.outputs, strict=True),
         }
         lines = ["step"]

@@ -131,6 +131,7 @@ class Task:
     - `test`: what the score is measured on, one `Batch` of any size; `None` for new batches.
     - `uncut`: whether the rules that need the Jacobian of the whole step are among the arms. They can
         take many times as long as all other rules together.
+    - `through`: whether the rules that follow influence through a leaky readout are among the arms.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Task:
     stream: bool = False
     test: Batch | None = None
     uncut: bool = True
+    through: bool = False
     curriculum: Curriculum | None = None
     fixed: Callable[[], Sequence[Batch]] | None = None
     """All of a fixed data set in batches, each example once; `None` where data does not end."""
@@ -227,6 +229,8 @@ def default_arms(task: Task) -> tuple[Arm, ...]:
             for rule in (etpc.TBPTT(w), etpc.TBPTT(2 * w, w), etpc.TBPTT(4 * w, w))
         ),
         Arm("D-RTRL", etpc.D_RTRL(), main=True),
+        *([Arm("D-RTRL, through", etpc.D_RTRL(through=True), main=True)] if task.through else []),
+        *([Arm("e-prop", etpc.EProp(), main=True)] if task.through else []),
         Arm("D-RTRL, full windows", exact, main=True),
         Arm(f"D-RTRL, look-back {2 * w}", dataclasses.replace(exact, lookback=2 * w)),
         Arm(f"ES-D-RTRL, decay {task.decay:g}", etpc.ES_D_RTRL(decay=task.decay), main=True),

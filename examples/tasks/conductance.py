@@ -108,6 +108,7 @@ TASK = Task(
     updates=400,
     rate=1e-2,
     uncut=False,
+    through=True,
 )
 
 if __name__ == "__main__":

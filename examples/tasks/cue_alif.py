@@ -61,6 +61,7 @@ TASK = Task(
     updates=400,
     rate=3e-3,
     uncut=False,
+    through=True,
 )
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from jax import lax
 
 import etpc
 from etpc.forms import Filtered, Full, LowRank
+from etpc.plan import PASSES
 from tests.helpers import loss, normal, spike
 
 T, I, N = 12, 6, 8
@@ -121,10 +122,15 @@ RULES = {
 }
 
 
+OWN = tuple(name for name in PASSES if name != "commute")
+"""A product whose data is filtered before it has no trace."""
+
+
 def program(name, rule, model=MODEL, passes=None):
     step, state, *_ = STEPS[name]
     x = normal(I).astype(model["w"].dtype)
     state = jax.tree.map(lambda a: a.astype(x.dtype) if a.dtype == float else a, state)
+    passes = OWN if passes is None else passes
     return etpc.compile(model, rule, inputs=x, state=state, step=step, passes=passes)
 
 

@@ -38,6 +38,7 @@ RULES = (
     etpc.D_RTRL(window=1, lookback=T),
     etpc.CreditRTRL(q=2, rank=None, window=2),
     etpc.EProp(window=2),
+    etpc.D_RTRL(window=2, through=True),
     etpc.EProp(kappa=DECAY, window=2),
     etpc.OSTL(window=2),
     etpc.RFLO(DECAY, "symmetric", window=2),

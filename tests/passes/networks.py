@@ -99,6 +99,15 @@ def unlasting(x, state, w, r, twice, z, u, leak):
     return s * h + d.real, (v, s, g, h, c, d)
 
 
+@model
+def behind(x, state, w, r, decay, out):
+    """Potentials that move alike, and a state behind each."""
+    v, a = state
+    v = 0.9 * v + w @ x + r @ spike(v - a) - jax.lax.stop_gradient(spike(v - 0.3))
+    a = decay * a + 0.3 * jnp.tanh(v)
+    return out @ spike(v - a), (v, a)
+
+
 def curve(w, x):
     return w[0] * jnp.tanh(x) + w[1] * jnp.tanh(w[2] * x)
 
@@ -165,4 +174,5 @@ def networks():
         ),
         "columns": (columns(weights(48, INPUTS, seed=6), three, three), (wide, wide), None),
         "matrix": (matrix(in_, rec), zeros, None),
+        "behind": (behind(in_, rec, jnp.linspace(0.5, 0.9, n), out), (zeros, zeros), None),
     }

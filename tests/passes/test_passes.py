@@ -133,7 +133,7 @@ def test_what_is_printed():
     report = str(compiled("LSTM", "steps", PASSES.keys() - {"schedule"}).passes)
     assert "drop_unlasting: states that" in report
     assert ": 1 of 2 states are left" in report
-    assert "nothing to do: drop_ended, " in report
+    assert "nothing to do: commute, drop_ended, " in report
     assert report.endswith("left out: schedule")
     assert str(compiled("LSTM", "steps", ()).passes) == f"left out: {', '.join(PASSES)}"
 

@@ -7,6 +7,7 @@ from ...errors import Code, InputError, InputTypeError, near, raise_together
 from ._pass import Pass
 from .by_columns import BY_COLUMNS
 from .choose_window import CHOOSE_WINDOW
+from .commute import COMMUTE
 from .drop_ended import DROP_ENDED
 from .drop_unlasting import DROP_UNLASTING
 from .filtered import FILTERED
@@ -19,6 +20,7 @@ from .schedule import SCHEDULE
 from .share_uses import SHARE_USES
 
 DEFAULT = (
+    COMMUTE,
     DROP_UNLASTING,
     DROP_ENDED,
     SHARE_USES,

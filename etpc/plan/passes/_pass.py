@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
+from ...algorithms import Algorithm, Context
+from ...analyse import Analysis
 from ...ir import TraceProgram
 
 
@@ -15,12 +17,15 @@ class Pass:
     - `after`: the names of passes that may not run after it, as what it proves or looks for would not be there.
     - `run`: takes a [`TraceProgram`][etpc.ir.TraceProgram] and returns one. It says what it changed by
         [`noted`][etpc.ir.TraceProgram.noted], and returns the program itself where it finds nothing to change.
+    - `before`: takes the rule and what it chooses from, before it does, and returns the analysis of a step with the
+        same gradients, by [`analyse`][etpc.analyse.analyse]; or the one that there is.
     """
 
     name: str
     does: str
     run: Callable[[TraceProgram], TraceProgram]
     after: tuple[str, ...] = ()
+    before: Callable[[Algorithm, Context], Analysis] | None = None
 
 
 REGROUPING = ("drop_ended", "share_uses", "filtered", "join_products")
