@@ -179,6 +179,14 @@ def complex_product(p, x, s):
     return r.real * jnp.sin(r.imag) + jnp.abs(r) ** 2, (v, r)
 
 
+def complex_weight(p, x, s):
+    """A complex product of real data, into memory that is conjugated at each step."""
+    v, r = s
+    z, v = lif(v, p["w"] @ x)
+    r = jnp.exp(1j * p["k"] - 0.2) * r.conj() + p["c"] @ z
+    return r.real * jnp.sin(r.imag), (v, r)
+
+
 def batched(p, x, s):
     """A batch within the model."""
     v, r = s
@@ -253,6 +261,7 @@ EXACT = {
     "gathered": model(gathered, (V,), (R,)),
     "complex memory": model(complex_leak, (V,), C),
     "complex product": model(complex_product, (V,), C, c=w(O, N, seed=5) + 1j * w(O, N, seed=6)),
+    "complex weight": model(complex_weight, (V,), C, c=w(O, N, seed=5) + 1j * w(O, N, seed=6)),
     "a batch within": model(batched, ((2, N),), ((2, O),), shape=(2, I)),
     "sparse": model(sparse, (V,), (R,), sparse=nn.SparseLinear(N, O, 0.7, key=jax.random.key(0))),
 }

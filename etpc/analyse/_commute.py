@@ -454,9 +454,13 @@ class _Rewriting:
             products: list[Variable] = []
             for part in ("real", "imag")[: 1 + jnp.issubdtype(dtype, jnp.complexfloating)]:
                 filtered = self._filtered(row, part)
-                if filtered.aval.dtype != data.aval.dtype:
-                    cast = lambda value: value.astype(data.aval.dtype)
-                    filtered = self._add(cast, [filtered], data.aval)
+                # Data may be of a narrower type than the weight, or real beside a complex one: its sums may not.
+                of_data = result_type(data.aval.dtype, self.op.weight.aval.dtype)
+                if filtered.aval.dtype != of_data:
+                    aval = jax.ShapeDtypeStruct(data.shape, of_data)
+                    filtered = self._add(
+                        lambda value, to=of_data: value.astype(to), [filtered], aval
+                    )
                 made = dataclasses.replace(
                     eqn,
                     inputs=tuple(filtered if v is data else v for v in eqn.inputs),

@@ -74,7 +74,7 @@ def in_part(part):
         u = m["W"] @ x
         new = part(u)
         g = m["a"][:3] * g + jnp.tanh(new) + 0.1 * jnp.sin(h)
-        return m["U"] @ jnp.sin(u) + g[:2], (new, g)
+        return m["U"] @ jnp.sin(u) + g[:2] + g[2], (new, g)
 
     return step, (jnp.zeros(3), jnp.zeros(3))
 
