@@ -49,6 +49,12 @@ RULES: Mapping[str, Algorithm] = {
     "ES-D-RTRL 0.9": etpc.ES_D_RTRL(decay=0.9),
     "ES-D-RTRL 0.9, each step": etpc.ES_D_RTRL(decay=0.9, window=1),
 }
+LEAKY = "LIF with a leaky readout"
+FOLLOWING: Mapping[str, Algorithm] = {
+    "e-prop": etpc.EProp(),
+    "e-prop, each step": etpc.EProp(window=1),
+}
+"""Rules that follow a leaky readout, and are D-RTRL where there is none."""
 
 
 class LeakyReadout(eqx.Module):
@@ -114,7 +120,7 @@ class Tied(eqx.Module):
 
 def _own(name: str, size: int) -> Any:
     """The networks that no other benchmark has, by name."""
-    if name == "LIF with a leaky readout":
+    if name == LEAKY:
         return LeakyReadout(cells.example("LIF", size, 1, 1).model)
     keys = iter(jax.random.split(jax.random.key(0), 16))
     drawn = lambda *shape: jax.random.normal(next(keys), shape) / math.sqrt(shape[-1])
@@ -127,7 +133,7 @@ def _own(name: str, size: int) -> Any:
 
 
 OWN = (
-    "LIF with a leaky readout",
+    LEAKY,
     "LSTM with gates apart",
     "one time constant",
     "weight used twice",
@@ -151,7 +157,8 @@ def run(
         problem = cells.example("GRU" if name in OWN else name, size, steps, batch)
         if name in OWN:
             problem = problem._replace(model=_own(name, size))
-        for rule, algorithm in rules.items():
+        following = FOLLOWING if name == LEAKY and rules is RULES else {}
+        for rule, algorithm in {**rules, **following}.items():
             new = list(_rows(problem, algorithm, repeats))
             rows += [{"cell": name, "rule": rule, **row} for row in new]
             said = ", ".join(f"{row['without']} {row['time']:.2f}" for row in new)
