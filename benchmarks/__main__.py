@@ -45,6 +45,9 @@ def _full(
             console, (1, 2, 4, 6, 8, 10), 2000, (1000, 10_000, 100_000)
         ),
         "passes": lambda: passes.run(console, small, 50, 32, repeats, only),
+        "passes-readout": lambda: passes.run(
+            console, small, 50, 32, repeats, (passes.LEAKY,), passes.FOLLOWING
+        ),
         "low-rank": lambda: low_rank.run(console, small, 100, 16, 3, repeats),
         "low-rank-windows": lambda: low_rank.over_windows(console, small, 500, 16, 3),
         "precision": lambda: precision.run(console, min(small, 64), 100, 4, 3, only),
@@ -68,6 +71,9 @@ def _quick(
         "compile-layers": lambda: compile_time.layers(console, (1,), 8, 20, 4),
         "compile-growth": lambda: compile_time.growth(console, (2,), 50, (200,)),
         "passes": lambda: passes.run(console, small, 20, 4, repeats, only or ("LSTM",)),
+        "passes-readout": lambda: passes.run(
+            console, small, 20, 4, repeats, (passes.LEAKY,), passes.FOLLOWING
+        ),
         "low-rank": lambda: low_rank.run(console, small, 20, 4, 1, repeats, (4,), (0.9,), ("LIF",)),
         "low-rank-windows": lambda: low_rank.over_windows(console, small, 20, 4, 1, (5,), ("LIF",)),
         "precision": lambda: precision.run(console, 8, 20, 2, 1, only or ("GRU",), precision.FEW),

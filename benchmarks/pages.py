@@ -77,7 +77,8 @@ At N = 512 the pieces cost 1.14 (LSTM) to 1.93 (GRU) at each step, and 89 to 129
 
 def passes_page() -> str:
     """What each pass does, and what it buys."""
-    runs = [run for run in record.load() if run.benchmark == "passes"]
+    runs = [run for run in record.load() if run.benchmark.startswith("passes")]
+    rows = [row for run in runs for row in run.rows]
     sections = [
         "# What each pass buys",
         ABOUT_PASSES,
@@ -85,7 +86,7 @@ def passes_page() -> str:
         + "\n".join(f"| `{name}` | {does} |" for name, does in PASSES.items()),
         "## Measured",
         MEASURED,
-        *(passes.summary(run.rows) for run in runs),
+        passes.summary(rows),
         ON_TPU,
         report.markdown(runs),
     ]

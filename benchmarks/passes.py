@@ -5,6 +5,7 @@ weights and inputs, in one process and in turns. A ratio is without the pass to 
 it buys. Times to compile are the least of two, from empty caches, of tracing, lowering and XLA.
 """
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -55,6 +56,7 @@ FOLLOWING: Mapping[str, Algorithm] = {
     "e-prop, each step": etpc.EProp(window=1),
 }
 """Rules that follow a leaky readout, and are D-RTRL where there is none."""
+THROUGH = dataclasses.replace(TABLE, title="And where a rule follows a leaky readout?")
 
 
 class LeakyReadout(eqx.Module):
@@ -157,8 +159,7 @@ def run(
         problem = cells.example("GRU" if name in OWN else name, size, steps, batch)
         if name in OWN:
             problem = problem._replace(model=_own(name, size))
-        following = FOLLOWING if name == LEAKY and rules is RULES else {}
-        for rule, algorithm in {**rules, **following}.items():
+        for rule, algorithm in rules.items():
             new = list(_rows(problem, algorithm, repeats))
             rows += [{"cell": name, "rule": rule, **row} for row in new]
             said = ", ".join(f"{row['without']} {row['time']:.2f}" for row in new)

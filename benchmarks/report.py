@@ -34,6 +34,7 @@ TABLES: dict[str, Table] = {
     "compile-layers": compile_time.LAYERS,
     "compile-growth": compile_time.GROWTH,
     "passes": passes.TABLE,
+    "passes-readout": passes.THROUGH,
     "low-rank": low_rank.TABLE,
     "low-rank-windows": low_rank.OVER_WINDOWS,
     "precision": precision.TABLE,
