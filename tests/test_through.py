@@ -355,6 +355,19 @@ def test_as_a_pass_it_changes_no_gradient_and_no_claim(name, rule):
     assert numbers(program) <= numbers(other)
 
 
+@pytest.mark.parametrize("rule", [THROUGH, etpc.EProp()], ids=str)
+@pytest.mark.parametrize("name", few(["a learned leak", "two states", "packed"], "a learned leak"))
+def test_float32_where_jax_promotes_no_dtype_by_itself(name, rule):
+    narrow = lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a
+    net, state = jax.tree.map(narrow, (EXACT[name], EXACT[name].init_state()))
+    xs, ts = map(narrow, data(net))
+    with jax.numpy_dtype_promotion("strict"):
+        step = lambda model, x, s: model(x, s)
+        program = etpc.compile(net, rule, inputs=xs[0, 0], state=state, step=step)
+        got = program.value_and_grad(loss, "sum")(net, xs, ts, program.init(B))[1]
+    assert distance(got, jax.tree.map(narrow, wanted(name))) < 1e-5
+
+
 def test_where_it_is_smaller():
     """One number for each weight in the place of one for each output that it reaches."""
     fired = lambda name, rule: "commute" in program_of((EXACT | PARTLY)[name], rule).passes.fired

@@ -23,9 +23,8 @@ class D_RTRL(Algorithm):
 
     - `through`: whether influence is followed through a product whose outputs share a linear memory, such as a leaky
         readout: its data is filtered by that memory, `r' = d r + W z` as `r = W q` with `q' = d q + z`. A weight
-        before it
-        has one number more for each of these, and the product needs no trace. Where weights move in the middle of a
-        stream, what was summed before is read with the new ones.
+        before it has one number more for each of these, and the product needs no trace. Where weights move in the
+        middle of a stream, what was summed before is read with the new ones.
 
     **Source:** Wang et al., Nature Communications 2026, doi:10.1038/s41467-026-68453-w. Deviation:
     the block of states is derived from the program and is not assumed to be diagonal; every path is

@@ -351,7 +351,7 @@ class _Rewriting:
         terms: list[tuple[Variable, Variable | None, complex]] = []
         for run in np.flatnonzero(~self.runs.numbering.is_zero(np.array(numbers))).tolist():
             of_output = run >= self.slots
-            unit = np.conj(self.units[run - self.slots]) if of_output else 1.0
+            unit = self.units[run - self.slots].conjugate() if of_output else 1.0
             value = self.data if of_output else self.old[run, of_class]
             assert value is not None
             if held and not of_output:
@@ -360,14 +360,15 @@ class _Rewriting:
             if entry is not None or part == "real":  # one has no imaginary part
                 terms.append((value, entry, unit))
 
+        dtype = self.aval.dtype
+
         def combine(*values: Any) -> Any:
             filtered, entries = values[: len(terms)], iter(values[len(terms) :])
             total: list[Any] = []
             for (_, entry, unit), value in zip(terms, filtered, strict=True):
                 factor = 1.0 if entry is None else getattr(next(entries), part)
-                total.append(value.astype(self.aval.dtype) * (factor * unit))
-            total = total or [jnp.zeros(self.aval.shape)]
-            return functools.reduce(jnp.add, total).astype(self.aval.dtype)
+                total.append(value.astype(dtype) * (jnp.asarray(factor, dtype) * unit))
+            return functools.reduce(jnp.add, total or [jnp.zeros(self.aval.shape, dtype)])
 
         entries = [entry for _, entry, _ in terms if entry is not None]
         return self._add(combine, [*(value for value, _, _ in terms), *entries], self.aval)
