@@ -373,8 +373,8 @@ def test_where_it_is_smaller():
     fired = lambda name, rule: "commute" in program_of((EXACT | PARTLY)[name], rule).passes.fired
     assert fired("a leaky readout", etpc.EProp())
     assert fired("recurrent", etpc.EProp())
-    assert fired("adaptive", etpc.D_RTRL())
-    assert not fired("adaptive", etpc.RTRL(rank=1))
+    assert not fired("adaptive", etpc.D_RTRL())
+    assert not fired("a leaky readout", etpc.RTRL(rank=1))
     assert not fired("a leaky readout", etpc.D_RTRL())
     program = program_of(EXACT["a leaky readout"], etpc.EProp())
     assert dict(program.memory().traces)[".p['w']"] == 8 * N * I

@@ -127,7 +127,9 @@ def no_trace(
     reach = asked.analysis.reach[op.number]
     if reach.role == "output":
         verdict = "has other feedback" if reach.escapes else "is exact"
-        text = f"it reaches no hidden state; the gradient of each step {verdict}"
+        filtered = f"filtered({op.path})" in [path for path, _ in asked.analysis.step.added]
+        why = "its data is filtered, so that it" if filtered else "it"
+        text = f"{why} reaches no hidden state; the gradient of each step {verdict}"
         return Why(Code.OTHER_FEEDBACK if reach.escapes else Code.NO_STATE_REACHED, text)
     if reach.role == "nothing":
         return Why(Code.UNUSED, "it reaches no output, at this step or later")

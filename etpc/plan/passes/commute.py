@@ -1,7 +1,7 @@
 """A product whose outputs share a linear memory acts on filtered data: `r' = d r + W z` is `r = W q`, `q' = d q + z`.
 
 - Pattern: a product with a whole trace, whose data has a derivative, as that of a leaky readout has under e-prop and
-  RTRL; or whose outputs have further states behind that memory, as those of a spiking layer have before such a readout.
+  RTRL; then a product before it, whose outputs have further states behind a memory that they share.
 - Proof and rewrite: of the step, before traces are chosen (`analyse/_commute.py`).
 - It buys one state for each weight before the product in the place of one for each output that it reaches, and is done
   where all traces and the filtered data are smaller for it.
@@ -47,7 +47,8 @@ def _worth(proofs: Proofs, op: WeightOp) -> bool:
     """Whether filtered data may take the place of states."""
     reads = proofs.analysis.reach[op.number].reads
     uncut = op.number not in proofs.analysis.cut and (reads.states.any() or reads.ops.any())
-    return op.kind.data is not None and bool(uncut or np.diff(proofs.block(op).indptr).max() > 1)
+    before = proofs.analysis.step.added and np.diff(proofs.block(op).indptr).max() > 1
+    return op.kind.data is not None and bool(uncut or before)
 
 
 def _smaller(algorithm: Algorithm, asked: Context, op: WeightOp) -> Analysis | None:
