@@ -23,10 +23,10 @@ PACKAGE = {
     "ir": 1427,
     "nn": 3354,
     "ops": 861,
-    "plan": 2031,
+    "plan": 2034,
     "run": 2397,
     "schedule": 382,
-    "show": 602,
+    "show": 606,
     "trace": 1348,
     "training": 299,
 }

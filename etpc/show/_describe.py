@@ -11,7 +11,9 @@ Claims = Mapping[str, Claim]
 def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     """The text of `print(program)`: a row for each weight operation, and what is left out, with reasons."""
     hidden = plan.analysis.hidden
-    rewritten = bool(plan.analysis.derived)  # by a pass, and the rule is that of what was there before
+    rewritten = bool(
+        plan.analysis.derived
+    )  # by a pass, and the rule is that of what was there before
     of_rule = plan.algorithm.analysis(plan.step) if rewritten else plan.analysis
     also = plan.algorithm.also(of_rule)
     head = [
