@@ -45,7 +45,7 @@ TESTS = {
     "ir": 536,
     "nn": 2210,
     "ops": 466,
-    "passes": 795,
+    "passes": 797,
     "peer": 1463,
     "plan": 620,
     "replay": 100,
