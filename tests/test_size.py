@@ -9,7 +9,7 @@ PACKAGE = {
     ".": 2788,
     "_jax": 1973,
     "algorithms": 1648,
-    "analyse": 3030,
+    "analyse": 3032,
     "checking": 3042,
     "cli": 1178,
     "draw": 878,
@@ -26,7 +26,7 @@ PACKAGE = {
     "plan": 2034,
     "run": 2397,
     "schedule": 382,
-    "show": 606,
+    "show": 604,
     "trace": 1348,
     "training": 299,
 }

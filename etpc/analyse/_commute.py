@@ -64,7 +64,7 @@ def through(analysis: Analysis) -> Analysis:
         reads = analysis.reach[op.number].reads
         entered = sp.csr_array(analysis.immediate[op.number].T)
         behind = closure(entered, analysis.transition).indices
-        if not (reads.states.any() or reads.ops.any()) or reads.states[behind].any():
+        if not reads.anything or reads.states[behind].any():
             continue
         found = commuted(analysis, op) if op.number in analysis.cut else None
         if found is not None:
@@ -94,14 +94,12 @@ class _Rewriting:
     """What is proved of the states behind a product, and the equations of the step as they are written."""
 
     def __init__(self, analysis: Analysis, op: WeightOp, same: bool):
-        reads = analysis.reach[op.number].reads
         self.analysis, self.op, self.same = analysis, op, same
-        self.held = same and op.number in analysis.cut and any([*reads.states, *reads.ops])
+        cut = op.number in analysis.cut
+        self.held = same and cut and analysis.reach[op.number].reads.anything
         self.step, self.hidden = analysis.step, analysis.hidden
-        self.parts, self.units = (
-            len(self.hidden.parts),
-            (1.0, 1j) if is_complex(op.delta) else (1.0,),
-        )
+        self.parts = len(self.hidden.parts)
+        self.units = (1.0, 1j) if is_complex(op.delta) else (1.0,)
         numbers = (v.number for e in self.step.equations for v in e.outputs)
         self.count = itertools.count(max(numbers, default=0) + 1)
         self.equations: list[Equation] = []

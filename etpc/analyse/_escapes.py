@@ -37,6 +37,11 @@ class Reads:
     ops: np.ndarray
     """Boolean over the operations: whether it may read their outputs."""
 
+    @property
+    def anything(self) -> bool:
+        """Whether it depends on any state or operation."""
+        return bool(self.states.any() or self.ops.any())
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Influence:

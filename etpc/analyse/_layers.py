@@ -31,9 +31,8 @@ def within_layers(analysis: Analysis) -> frozenset[int]:
 def reading(analysis: Analysis) -> frozenset[int]:
     """The numbers of the operations that mix positions, reach a state, and read what depends on states or on others:
     where it matters whether their data is held constant."""
-    reads = lambda op: analysis.reach[op.number].reads
     found = (op for op in analysis.live if op.kind.data is not None)
-    return frozenset(op.number for op in found if reads(op).states.any() or reads(op).ops.any())
+    return frozenset(op.number for op in found if analysis.reach[op.number].reads.anything)
 
 
 def before_readouts(analysis: Analysis) -> frozenset[int]:

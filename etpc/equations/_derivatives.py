@@ -157,7 +157,7 @@ class Derivatives:
         """A weight times its data."""
         (x, at), grid = self.nodes.elements(data), product.grid
         reads = self.analysis.reach[product.op.number].reads
-        stops = product.held and bool(reads.states.any() or reads.ops.any())
+        stops = product.held and reads.anything
         stop = self.nodes.defined["stop_gradient"] if stops else lambda a: a
         to = product.output[0].size, grid.rows
         return self._weighted(grid, weight, (x, at[grid.cols]), to, sign, stop)

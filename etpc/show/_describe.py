@@ -11,10 +11,8 @@ Claims = Mapping[str, Claim]
 def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     """The text of `print(program)`: a row for each weight operation, and what is left out, with reasons."""
     hidden = plan.analysis.hidden
-    rewritten = bool(
-        plan.analysis.derived
-    )  # by a pass, and the rule is that of what was there before
-    of_rule = plan.algorithm.analysis(plan.step) if rewritten else plan.analysis
+    # Where a pass has rewritten the step, the rule is that of the step before.
+    of_rule = plan.algorithm.analysis(plan.step) if plan.analysis.derived else plan.analysis
     also = plan.algorithm.also(of_rule)
     head = [
         f"{plan.algorithm}" + (f"  ({also})" if also else ""),

@@ -28,7 +28,7 @@ def _before(algorithm: Algorithm, asked: Context) -> Analysis:
     # a full window passes on what is held constant.
     answers = analysis.given is not None and not analysis.step.added
     held = [analysis.reach[number].reads for number in analysis.cut]
-    in_window = algorithm.backprop == "full" and any(r.states.any() or r.ops.any() for r in held)
+    in_window = algorithm.backprop == "full" and any(reads.anything for reads in held)
     if answers or in_window or not all(reach.closed for reach in analysis.reach):
         return analysis
     proofs = Proofs.of(analysis, algorithm.backprop)
@@ -46,7 +46,7 @@ def _before(algorithm: Algorithm, asked: Context) -> Analysis:
 def _worth(proofs: Proofs, op: WeightOp) -> bool:
     """Whether filtered data may take the place of states."""
     reads = proofs.analysis.reach[op.number].reads
-    uncut = op.number not in proofs.analysis.cut and (reads.states.any() or reads.ops.any())
+    uncut = op.number not in proofs.analysis.cut and reads.anything
     before = proofs.analysis.step.added and np.diff(proofs.block(op).indptr).max() > 1
     return op.kind.data is not None and bool(uncut or before)
 
