@@ -35,26 +35,12 @@ if TYPE_CHECKING:
     from . import optim as optim
     from . import plan as plan
     from . import plot as plot
+    from . import rules as rules
     from . import surrogate as surrogate
     from . import testing as testing
     from . import trace as trace
     from . import units as units
-    from .algorithms import (
-        D_RTRL,
-        ES_D_RTRL,
-        KFRTRL,
-        OK,
-        OSTL,
-        OTPE,
-        OTTT,
-        RFLO,
-        RTRL,
-        TBPTT,
-        UORO,
-        CreditRTRL,
-        EProp,
-        SnAp,
-    )
+    from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
     from .checking.check import Check, CheckedRow, Fault, check
     from .checking.compare import Comparison, Report, Result, compare, verify
     from .checking.suggest import Candidate, Suggestion, suggest
@@ -67,13 +53,14 @@ if TYPE_CHECKING:
     from .gradient.bptt import bptt
     from .nn import feedback
     from .plan import Claim, Reason
+    from .rules import KFRTRL, OK, OSTL, OTPE, OTTT, RFLO, UORO, CreditRTRL, EProp
     from .run import Carry, Memory, Online, Program, compile, online
     from .schedule import Target
     from .training.fit import Run, fit
 else:
     _NAMES = {
-        "": "algorithms analyse draw emit files interop ir nn ops optim plan plot surrogate testing trace units",
-        "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT EProp RFLO OSTL OTTT OTPE KFRTRL OK UORO",
+        "": "algorithms analyse draw emit files interop ir nn ops optim plan plot rules surrogate testing trace units",
+        "algorithms": "D_RTRL ES_D_RTRL RTRL SnAp TBPTT",
         "checking.check": "Check CheckedRow Fault check",
         "checking.compare": "Comparison Report Result compare verify",
         "checking.suggest": "Candidate Suggestion suggest",
@@ -86,6 +73,7 @@ else:
         "gradient.agreement": "Row",
         "gradient.bptt": "bptt",
         "plan": "Claim Reason",
+        "rules": "CreditRTRL EProp KFRTRL OK OSTL OTPE OTTT RFLO UORO",
         "run": "Carry Memory Online Program compile online",
         "schedule": "Target",
         "training.fit": "Run fit",

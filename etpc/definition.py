@@ -252,7 +252,7 @@ class Definition:
         analysis, found = program.analysis, cast(Any, program.extends)
         forms = {op: node.form for node in program.traces for op in node.ops}
         rows = {op: node.virtual for node in program.traces for op in node.ops}
-        if found is not None and (not _follows(found) or program.window.behind):
+        if found is not None and (found.unbiased is None or program.window.behind):
             raise UnsupportedError(
                 f"etpc.reference has no definition of {program.algorithm}, which carries more than traces: "
                 f"{type(found).__name__}. It knows those along directions of states, without lookback=."
@@ -781,13 +781,6 @@ class Definition:
             env[v] if is_key(v.aval) else jnp.asarray(env[v], old.aval.dtype)
             for v, old in zip(self.split.next_state, self.step.state, strict=True)
         ]
-
-
-def _follows(extension: Any) -> bool:
-    """Whether what a rule carries besides traces are directions of states."""
-    from .algorithms.directions import Directions
-
-    return isinstance(extension, Directions)
 
 
 class Given(NamedTuple):

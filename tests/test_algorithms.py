@@ -13,7 +13,7 @@ import pytest
 import etpc
 from etpc import nn
 from etpc.algorithms import Full
-from etpc.algorithms.directions import CreditSubspace
+from etpc.rules import CreditSubspace
 from tests.helpers import bptt, distance, normal, online
 from tests.zoo.check import model
 

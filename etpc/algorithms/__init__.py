@@ -5,9 +5,6 @@ An algorithm is a frozen record. The compiler asks it for `cut`, for the form of
 [`register_algorithm`][etpc.algorithms.register_algorithm] gives one a name.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from ..forms import Decay, Full, LowRank
 from ._algorithm import (
     Algorithm,
@@ -18,52 +15,33 @@ from ._algorithm import (
     register_algorithm,
     registered,
 )
-from ._eprop import EProp
-from ._kronecker import KFRTRL, OK
 from ._names import named, resolve
-from ._ostl import OSTL
-from ._rflo import RFLO
 from ._rules import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
-from ._through_time import OTPE, OTTT
+from ._settings import Check, checked_decay, checked_rank, checked_seed, one_of
 
-for _rule in (D_RTRL, ES_D_RTRL, RTRL, SnAp, EProp, RFLO, OSTL, OTTT, OTPE, KFRTRL, OK):
+for _rule in (D_RTRL, ES_D_RTRL, RTRL, SnAp):
     register_algorithm(_rule)
-
-if TYPE_CHECKING:
-    from .directions import UORO, CreditRTRL
-else:
-
-    def __getattr__(name: str) -> Any:
-        """The rules that carry more than traces are loaded when they are asked for."""
-        if name not in ("UORO", "CreditRTRL"):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(".directions", __name__), name)
-
 
 __all__ = [
     "D_RTRL",
     "ES_D_RTRL",
-    "KFRTRL",
-    "OK",
-    "OSTL",
-    "OTPE",
-    "OTTT",
-    "RFLO",
     "RTRL",
     "TBPTT",
-    "UORO",
     "Algorithm",
     "Backprop",
+    "Check",
     "Choice",
     "Context",
-    "CreditRTRL",
     "Decay",
-    "EProp",
     "Full",
     "LowRank",
     "SnAp",
     "TraceForm",
+    "checked_decay",
+    "checked_rank",
+    "checked_seed",
     "named",
+    "one_of",
     "register_algorithm",
     "registered",
     "resolve",

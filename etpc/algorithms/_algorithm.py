@@ -201,5 +201,5 @@ def register_algorithm(algorithm: type[Algorithm]) -> type[Algorithm]:
 def registered(loaded: bool = False) -> dict[str, type[Algorithm]]:
     """The algorithms that have a name, by name; or those alone that are `loaded`."""
     if not loaded:
-        importlib.import_module(".directions", __package__)
+        importlib.import_module("..rules", __package__)
     return dict(_NAMES)

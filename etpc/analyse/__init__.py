@@ -19,7 +19,6 @@ from ._entries import Runs
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
-from ._layers import before_readouts, reading, readouts, with_random_feedback, within_layers
 from ._pattern import (
     Pattern,
     colours_of,
@@ -54,7 +53,6 @@ __all__ = [
     "Step",
     "WeightOp",
     "analyse",
-    "before_readouts",
     "by_equation",
     "check_pattern",
     "closure",
@@ -67,8 +65,6 @@ __all__ = [
     "numbering",
     "one_step_block",
     "pick",
-    "reading",
-    "readouts",
     "register_pattern",
     "select",
     "shifted",
@@ -79,7 +75,5 @@ __all__ = [
     "uncut_block",
     "union",
     "values_at",
-    "with_random_feedback",
     "with_transient",
-    "within_layers",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL, resolve
+from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, resolve
 from ..analyse import trace_dtype, uncut_block
 from ..errors import InputError, InputTypeError, checked_count, checked_list
 from ..files.record import record
@@ -17,6 +17,7 @@ from ..forms import Full, Site, size_of
 from ..gradient.agreement import not_finite
 from ..gradient.data import is_real
 from ..plan import DEFAULT_MEMORY
+from ..rules import CreditRTRL
 from ..run import Program, check_optimizer
 from ..show import edits, table
 from ..trace import StepFunction

@@ -1,19 +1,15 @@
 """The forms of a trace: each one file, and one object that the compiler asks."""
 
 from ._decay import Decay
-from ._defined import Defined, Line, Meaning
+from ._defined import WHOLE_TRACE, Defined, Line, Meaning
 from ._extension import Block, Extension, Uncut
 from ._filtered import Filtered
-from ._fixed_leak import FixedLeak
 from ._full import Full
 from ._holomorphic import Holomorphic
 from ._joined import Joined
-from ._low_passed import LowPassed
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
-from ._presynaptic import Presynaptic
-from ._random_pairs import KroneckerFactor, KroneckerSum, least_variance, random_signs
-from ._recursion import Recursion
+from ._recursion import Recursion, where_no_stream_begins
 from ._trace import (
     AddsToFirst,
     Carry,
@@ -36,6 +32,7 @@ from ._transitions import apply_back, paired, suffix_products, times
 
 __all__ = [
     "DENSE_UP_TO",
+    "WHOLE_TRACE",
     "AddsToFirst",
     "Block",
     "Carry",
@@ -44,21 +41,16 @@ __all__ = [
     "Extension",
     "Factors",
     "Filtered",
-    "FixedLeak",
     "Full",
     "Holomorphic",
     "Joined",
-    "KroneckerFactor",
-    "KroneckerSum",
     "Line",
-    "LowPassed",
     "LowRank",
     "Meaning",
     "Move",
     "MovesTogether",
     "Pairs",
     "Passage",
-    "Presynaptic",
     "ReadsEnd",
     "Recursion",
     "Rows",
@@ -71,11 +63,10 @@ __all__ = [
     "apply_back",
     "bytes_of",
     "every_pair",
-    "least_variance",
     "paired",
-    "random_signs",
     "size_of",
     "suffix_products",
     "times",
+    "where_no_stream_begins",
     "zeros",
 ]

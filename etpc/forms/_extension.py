@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from jax import Array
 from jaxtyping import Float, Inexact
@@ -43,6 +43,10 @@ class Extension(abc.ABC):
     What is carried is in two parts: arrays that the batch shares, which outlive a reset, and arrays of each example,
     with a leading batch axis.
     """
+
+    unbiased: ClassVar[bool | None] = None
+    """Of an extension along directions of states, `etpc.rules.Directions`, which `etpc.reference` has a definition of:
+    whether the mean of its gradient is that of the whole influence. `None` for others."""
 
     @property
     @abc.abstractmethod

@@ -1,6 +1,6 @@
 """First stage: from a model to the canonical program of one step."""
 
-from .._jax import Equation, Variable
+from .._jax import Equation, Variable, in_place_of
 from ._known import Known
 from ._leaves import Leaves, is_array, paths_of, repeat, shape_of
 from ._spikes import firing_rates, silent_layers, spike_functions, warn_of_silence
@@ -27,6 +27,7 @@ __all__ = [
     "checked_call",
     "firing_rates",
     "fits",
+    "in_place_of",
     "initial_state",
     "is_array",
     "paths_of",

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 import etpc
 from etpc.algorithms import Algorithm
-from etpc.algorithms.directions import CreditSubspace
+from etpc.rules import CreditSubspace
 
 FAST = os.environ.get("ETPC_EXAMPLE_FAST") == "1"  # a few updates, to see that it runs
 

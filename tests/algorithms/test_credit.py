@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc.algorithms.directions import CreditSubspace
-from etpc.algorithms.directions._credit import GROWTH
+from etpc.rules import CreditSubspace
+from etpc.rules._credit import GROWTH
 from tests import helpers, models
 from tests.helpers import distance, normal
 from tests.marks import few

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from etpc.algorithms.directions import orthonormal
+from etpc.rules import orthonormal
 
 
 def rows(kind: str, count: int, size: int) -> np.ndarray:

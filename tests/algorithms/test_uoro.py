@@ -6,7 +6,7 @@ import pytest
 
 import etpc
 from etpc import UORO
-from etpc.algorithms.directions import RandomDirection
+from etpc.rules import RandomDirection
 
 T, I, N, W = 8, 2, 3, 2
 

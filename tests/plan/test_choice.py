@@ -8,7 +8,7 @@ import pytest
 
 import etpc
 from etpc.algorithms import Algorithm, Choice, Full
-from etpc.algorithms.directions import CreditSubspace
+from etpc.rules import CreditSubspace
 from etpc.forms import Presynaptic, Trace, zeros
 from tests.helpers import loss, normal
 

@@ -8,13 +8,9 @@ import scipy.sparse as sp
 from jax import lax
 from scipy.sparse import csgraph
 
-from .._jax import Equation, Variable, in_place_of
+from ..analyse import Analysis, Escape, Pattern, Step, WeightOp, analyse, data_of
 from ..errors import AlgorithmError
-from ..trace import Step
-from ._analysis import Analysis, analyse
-from ._escapes import Escape
-from ._pattern import Pattern
-from ._weights import WeightOp, data_of
+from ..trace import Equation, Variable, in_place_of
 
 
 def within_layers(analysis: Analysis) -> frozenset[int]:

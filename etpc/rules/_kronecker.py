@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from ..forms import KroneckerFactor, KroneckerSum
+from ..algorithms import Algorithm, Check, checked_rank, checked_seed
 from ..ops import Kind
-from ._algorithm import Algorithm
-from ._settings import Check, checked_rank, checked_seed
+from ._random_pairs import KroneckerFactor, KroneckerSum
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

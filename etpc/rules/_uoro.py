@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from ...forms import Carry, Full, random_signs
-from .. import KFRTRL, Algorithm, Backprop, Choice, Context
+from ..algorithms import Algorithm, Backprop, Choice, Context
+from ..forms import Carry, Full
 from ._directions import Directions
+from ._kronecker import KFRTRL
+from ._random_pairs import random_signs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from ..analyse import Analysis, Step, analyse, reading, readouts, with_random_feedback
+from ..algorithms import Algorithm, Check, Choice, Context, checked_decay, checked_seed, one_of
+from ..analyse import Analysis, Step, analyse
 from ..errors import AlgorithmError
-from ._algorithm import Algorithm, Choice, Context
-from ._low_pass import low_passed_before_readouts
-from ._settings import Check, checked_decay, checked_seed, one_of
+from ._layers import reading, readouts, with_random_feedback
+from ._low_passed import low_passed_before_readouts
 
 Feedback = Literal["symmetric", "random"]
 

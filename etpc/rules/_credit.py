@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from ...errors import AlgorithmError, checked_count
-from ...forms import Carry, Full, LowRank, Trace, size_of
-from ...ops import summed
-from .. import RTRL, Algorithm, Backprop, Choice, Context
+from ..algorithms import RTRL, Algorithm, Backprop, Choice, Context
+from ..errors import AlgorithmError, checked_count
+from ..forms import Carry, Full, LowRank, Trace, size_of
+from ..ops import summed
 from ._directions import Directions
 from ._orthonormal import orthonormal
 

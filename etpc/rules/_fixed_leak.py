@@ -6,10 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._defined import Line, Meaning
-from ._pairs import Pairs
-from ._recursion import Recursion, where_no_stream_begins
-from ._trace import Factors, Site
+from ..forms import Factors, Line, Meaning, Pairs, Recursion, Site, where_no_stream_begins
 
 
 @dataclasses.dataclass(frozen=True)

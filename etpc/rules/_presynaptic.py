@@ -6,9 +6,19 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ._defined import Line, Meaning
-from ._recursion import where_no_stream_begins
-from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
+from ..forms import (
+    Carry,
+    Factors,
+    Line,
+    Meaning,
+    Passage,
+    Rows,
+    Signals,
+    Site,
+    Trace,
+    where_no_stream_begins,
+    zeros,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._defined import Line, Meaning
-from ._pairs import Pairs
-from ._recursion import Recursion, where_no_stream_begins
-from ._trace import Factors, Site
+from ..algorithms import Choice, Context
+from ..forms import Factors, Full, Line, Meaning, Pairs, Recursion, Site, where_no_stream_begins
+from ._layers import before_readouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,4 +57,11 @@ class LowPassed(Recursion):
         return after, before, np.lexsort((before, after))
 
 
-__all__ = ["LowPassed"]
+def low_passed_before_readouts(context: Context, decay: float) -> Choice:
+    """The low-passed trace of D-RTRL for what a readout or another layer reads; else the trace itself."""
+    before = before_readouts(context.analysis)
+    form = lambda op: LowPassed(decay) if op.number in before else Full()
+    return Choice({op.number: form(op) for op in context.ops})
+
+
+__all__ = ["LowPassed", "low_passed_before_readouts"]

@@ -8,10 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ._defined import WHOLE_TRACE, Meaning
-from ._full import Full
-from ._low_rank import LowRank
-from ._trace import Carry, Passage, Rows, Site, Trace
+from ..forms import WHOLE_TRACE, Carry, Full, LowRank, Meaning, Passage, Rows, Site, Trace
 
 Pairs = tuple[Array, Array]
 """Factors of data, [B, G, n, I], and of states and outputs, [B, G, n, m O]."""

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
-from ..analyse import Analysis, Step, analyse, reading, within_layers
-from ._algorithm import Algorithm
+from ..algorithms import Algorithm
+from ..analyse import Analysis, Step, analyse
+from ._layers import reading, within_layers
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

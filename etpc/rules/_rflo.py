@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from ..analyse import Analysis, Step, with_random_feedback
-from ..forms import FixedLeak
+from ..algorithms import Algorithm, Check, checked_decay, checked_seed, one_of
+from ..analyse import Analysis, Step
 from ..ops import Kind
-from ._algorithm import Algorithm
 from ._eprop import Feedback
-from ._settings import Check, checked_decay, checked_seed, one_of
+from ._fixed_leak import FixedLeak
+from ._layers import with_random_feedback
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
-from ...forms import Block, Carry, Extension, Factors, Passage, Site, Uncut
+from ..forms import Block, Carry, Extension, Factors, Passage, Site, Uncut
 
 
 class Directions(Extension):
@@ -29,7 +29,7 @@ class Directions(Extension):
 
     count: int
     """q."""
-    unbiased: ClassVar[bool] = False
+    unbiased: ClassVar[bool | None] = False
     """Whether they are random, and the mean of the gradient is that of the whole influence."""
 
     @abc.abstractmethod

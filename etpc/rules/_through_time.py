@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
+from ..algorithms import Algorithm, Check, Choice, Context, checked_decay
 from ..errors import AlgorithmError
-from ..forms import Presynaptic
 from ..ops import Kind
-from ._algorithm import Algorithm, Choice, Context
-from ._low_pass import low_passed_before_readouts
-from ._settings import Check, checked_decay
+from ._low_passed import low_passed_before_readouts
+from ._presynaptic import Presynaptic
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
