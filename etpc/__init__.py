@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import later
 from ._jax import mark
 from .errors import (
     AlgorithmError,
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from .training.fit import Run, fit
 else:
     _NAMES = {
-        "": "algorithms analyse draw emit files interop ir nn ops optim plan plot rules surrogate testing trace units",
         "algorithms": "D_RTRL ES_D_RTRL RTRL SnAp TBPTT",
         "checking.check": "Check CheckedRow Fault check",
         "checking.compare": "Comparison Report Result compare verify",
@@ -78,24 +78,22 @@ else:
         "schedule": "Target",
         "training.fit": "Run fit",
     }
-    _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
+    _FOLDERS = {
+        *("algorithms", "analyse", "draw", "emit", "files", "interop", "ir", "nn", "ops", "optim"),
+        *("plan", "plot", "rules", "surrogate", "testing", "trace", "units"),
+    }
+    _named = later.names(__name__, _NAMES)
 
     def __getattr__(name: str) -> Any:
-        if name not in _PLACES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        place = _PLACES[name]
-        if place:
-            value = getattr(importlib.import_module(f".{place}", __name__), name)
-        else:
-            try:
-                value = importlib.import_module(f".{name}", __name__)
-            except ModuleNotFoundError as error:  # for `hasattr` and `help` it is not there
-                raise AttributeError(str(error)) from error
-        globals()[name] = value  # so that it is found at once from now on
-        return value
+        if name not in _FOLDERS:
+            return _named(name)
+        try:
+            return importlib.import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:  # for `hasattr` and `help` it is not there
+            raise AttributeError(str(error)) from error
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_PLACES})
+        return sorted({*globals(), *_FOLDERS, *" ".join(_NAMES.values()).split()})
 
 
 __version__ = "0.1.0"

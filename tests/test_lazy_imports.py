@@ -31,7 +31,7 @@ def new_modules(code: str) -> set[str]:
 def test_importing_the_package_imports_little() -> None:
     found = new_modules("import etpc")
     ours = {".".join(m.split(".")[:2]) for m in found if m.split(".")[0] == "etpc"}
-    assert ours == {"etpc", "etpc.errors", "etpc._jax"}
+    assert ours == {"etpc", "etpc.later", "etpc.errors", "etpc._jax"}
     assert not [m for m in found if m.startswith(LATER)]
 
 
@@ -92,9 +92,28 @@ def test_every_name_is_what_type_checkers_see() -> None:
             home = f"etpc.{node.module}" if node.module else f"etpc.{alias.name}"
             module = importlib.import_module(home)
             seen[alias.name] = getattr(module, alias.name) if node.module else module
-    assert {name: getattr(etpc, name) for name in etpc._PLACES} == seen
+    late = etpc._FOLDERS | {*" ".join(etpc._NAMES.values()).split()}
+    assert {name: getattr(etpc, name) for name in late} == seen
     assert {*etpc.__all__} <= {*dir(etpc)}
     assert all(hasattr(etpc, name) for name in etpc.__all__)
+
+
+@pytest.mark.parametrize("folder", ["analyse", "ops", "run", "trace"])
+def test_every_late_name_of_a_folder_is_what_type_checkers_see(folder: str) -> None:
+    package = importlib.import_module(f"etpc.{folder}")
+    tree = ast.parse((SOURCE.parent / folder / "__init__.py").read_text())
+    block = next(n for n in tree.body if isinstance(n, ast.If))
+    found = [
+        (n.module, alias.name)
+        for n in ast.walk(block)
+        if isinstance(n, ast.ImportFrom)
+        for alias in n.names
+    ]
+    assert found
+    for module, name in found:
+        home = importlib.import_module(f"etpc.{folder}.{module}")
+        assert getattr(package, name) is getattr(home, name)
+        assert name in package.__all__
 
 
 def test_a_name_that_is_not_there() -> None:

@@ -4,12 +4,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from ..analyse import Analysis, Step, through
+from ..analyse import Analysis, Step
 from ..errors import AlgorithmError, InputError
 from ..forms import Decay, Full, LowRank, size_of
 from ..ops import Kind
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
 from ._settings import Check, check, checked_decays, checked_flag, checked_rank, count
+
+
+def _through(analysis: Analysis) -> Analysis:
+    from ..analyse import through
+
+    return through(analysis)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -36,8 +42,7 @@ class D_RTRL(Algorithm):
     checks: ClassVar[Mapping[str, Check]] = {"through": checked_flag}
 
     def analysis(self, step: Step) -> Analysis:
-        found = super().analysis(step)
-        return through(found) if self.through else found
+        return _through(super().analysis(step)) if self.through else super().analysis(step)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -103,8 +108,7 @@ class ES_D_RTRL(Algorithm):
         return ({"rank": self.rank} if self.decay is None else {"decay": self.decay}) | everywhere
 
     def analysis(self, step: Step) -> Analysis:
-        found = super().analysis(step)
-        return through(found) if self.through else found
+        return _through(super().analysis(step)) if self.through else super().analysis(step)
 
     def trace_form(self, kind: Kind) -> TraceForm:
         if kind.data is None:

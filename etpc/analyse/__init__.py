@@ -1,5 +1,8 @@
 """Second stage: which weights reach which hidden states, and how."""
 
+from typing import TYPE_CHECKING
+
+from .. import later
 from ..trace import Step
 from ._analysis import (
     Analysis,
@@ -12,9 +15,6 @@ from ._analysis import (
     trace_dtype,
     with_transient,
 )
-from ._check import check_pattern, register_pattern
-from ._commute import commuted, through
-from ._cost import one_step_block, uncut_block
 from ._entries import Runs
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
@@ -35,6 +35,14 @@ from ._pattern import (
 from ._reach import closure
 from ._values import Numbers
 from ._weights import Split, WeightOp, by_equation, data_of, shifted, split
+
+if TYPE_CHECKING:
+    from ._check import check_pattern, register_pattern
+    from ._commute import commuted, through
+else:
+    __getattr__ = later.names(
+        __name__, {"_check": "check_pattern register_pattern", "_commute": "commuted through"}
+    )
 
 __all__ = [
     "Analysis",
@@ -63,7 +71,6 @@ __all__ = [
     "entries_of",
     "joined",
     "numbering",
-    "one_step_block",
     "pick",
     "register_pattern",
     "select",
@@ -72,7 +79,6 @@ __all__ = [
     "spread",
     "through",
     "trace_dtype",
-    "uncut_block",
     "union",
     "values_at",
     "with_transient",

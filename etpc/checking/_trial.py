@@ -18,7 +18,6 @@ from ..gradient.agreement import (
     Row,
     compare_all,
     default_tolerance,
-    doubts,
     flat,
     precision,
     replaced_derivatives,
@@ -26,9 +25,8 @@ from ..gradient.agreement import (
 from ..gradient.bptt import Objective, batch_axis_blamed, gradient_of
 from ..gradient.data import check_lead, check_tolerance, lead_of, one_step
 from ..gradient.loss import check_reduction
-from ..run import Carry, Program, compile
+from ..run import Carry, Program, compile, doubts
 from ..trace import Leaves
-from ._foreign import given_gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +214,8 @@ class Trial:
 
     def arrays_of(self, gradient: Any) -> dict[str, np.ndarray]:
         """The array of each parameter that a gradient has, by path. **Raises** as `given`."""
+        from ._foreign import given_gradient
+
         return given_gradient(gradient, self.leaves, self.model, self.xs, self.targets)
 
     @cached_property

@@ -17,14 +17,11 @@ from ..gradient.agreement import (
     Vectors,
     cosine,
     remarks_on,
-    unread_traces,
     whole,
 )
 from ..plan import Pass
-from ..run import Program
-from ..show import table
+from ..run import Program, unread_traces
 from ..trace import StepFunction
-from ._lags import Lag, cosines_by_lag
 from ._progress import progress
 from ._trial import Trial
 
@@ -122,7 +119,7 @@ class Comparison:
         return {a: {b: cosine(totals[a], totals[b]) for b in totals} for a in totals}
 
     @cached_property
-    def by_lag(self) -> Mapping[str, Mapping[Lag, float]]:
+    def by_lag(self) -> Mapping[str, Mapping[tuple[int, int], float]]:
         """The cosine with BPTT by how far back the gradient reaches, over all parameters, by the name of the result.
 
         The sequence is cut into windows of W steps, and a key is `(a, b)`: of the losses of a window, the part
@@ -134,6 +131,8 @@ class Comparison:
 
         It is computed when it is first asked for: some 30 gradients of BPTT, and for each program as many windows.
         """
+        from ._lags import cosines_by_lag
+
         assert self.trial is not None
         if self.trial.objective.begins is not None:
             return {}  # what lies so many steps back may be of another stream
@@ -185,6 +184,8 @@ class Comparison:
 
     def _between(self) -> list[str]:
         """A table of the cosines between the results."""
+        from ..show import table
+
         if len(self.results) < 2:
             return []
         names = list(self.between)
@@ -194,6 +195,8 @@ class Comparison:
     def _text(
         self, head: str, columns: list[str], rows: list[list[str]], below: Sequence[str] = ()
     ) -> str:
+        from ..show import table
+
         outcome = "ok" if self.ok else "NOT ok"
         if self.notes:
             outcome += ": the comparison is vacuous in part"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, resolve
-from ..analyse import trace_dtype, uncut_block
+from ..analyse import trace_dtype
 from ..errors import InputError, InputTypeError, checked_count, checked_list
 from ..files.record import record
 from ..forms import Full, Site, size_of
@@ -19,7 +19,7 @@ from ..gradient.data import is_real
 from ..plan import DEFAULT_MEMORY
 from ..rules import CreditRTRL
 from ..run import Program, check_optimizer
-from ..show import edits, table
+from ..show import edits, table, uncut_block
 from ..trace import StepFunction
 from ._data import Data
 from ._lags import Batch, Measurement, Online, Reverse, Way, step_ms

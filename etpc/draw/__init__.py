@@ -10,14 +10,14 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files.disk import replacing
-from ..show import Shown
+from ..run import Program
 from ._graph import to_dot, to_graphml, to_node_link
 from ._html import fragment, to_html
 from ._picture import picture
 from ._svg import Svg, draw
 
 
-def to_svg(program: Shown) -> Svg:
+def to_svg(program: Program) -> Svg:
     """The dependency graph of a program as SVG.
 
     Weights stand in the operations that use them. Pointing at a box shows its numbers: shape,
@@ -39,7 +39,7 @@ _FORMATS = {
 }
 
 
-def write(program: Shown, path: str | os.PathLike[str]) -> None:
+def write(program: Program, path: str | os.PathLike[str]) -> None:
     """Write the picture of a program to a file, or its dependency graph for another program.
 
     **Arguments:**

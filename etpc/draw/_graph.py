@@ -6,26 +6,26 @@ from typing import Any
 import networkx as nx
 
 from ..files.record import record
-from ..show import Shown
+from ..run import Program
 
 
-def _named(program: Shown) -> Any:
+def _named(program: Program) -> Any:
     """The graph with text in the place of the pairs that name its nodes."""
     return nx.relabel_nodes(program.graph, {node: " ".join(node) for node in program.graph})
 
 
-def to_graphml(program: Shown) -> str:
+def to_graphml(program: Program) -> str:
     """The dependency graph as GraphML, which Gephi, yEd, Cytoscape and NetworkX read."""
     return "\n".join(nx.generate_graphml(_named(program))) + "\n"
 
 
-def to_node_link(program: Shown) -> str:
+def to_node_link(program: Program) -> str:
     """The dependency graph as JSON with `nodes` and `edges`, which `networkx.node_link_graph` reads."""
     data = nx.node_link_data(_named(program), edges="edges")
     return json.dumps(record("etpc-graph/1", **data), indent=2) + "\n"
 
 
-def to_dot(program: Shown) -> str:
+def to_dot(program: Program) -> str:
     """The dependency graph in the language of Graphviz; what is cut is dashed."""
     graph = _named(program)
     shapes = {"op": "box", "state": "ellipse"}

@@ -2,12 +2,12 @@
 
 from html import escape
 
-from ..show import Shown
+from ..run import Program
 from ._picture import picture
 from ._svg import DARK, LIGHT, draw
 
 
-def fragment(program: Shown) -> str:
+def fragment(program: Program) -> str:
     """The program as one element, with its style; light and dark."""
     return (
         f'<div class="etpc-program">\n<style>\n{_STYLE}</style>\n{draw(picture(program))}'
@@ -15,7 +15,7 @@ def fragment(program: Shown) -> str:
     )
 
 
-def to_html(program: Shown) -> str:
+def to_html(program: Program) -> str:
     """A program as one page of HTML that loads nothing: its picture, and what `print` shows."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -11,7 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..plan import OpPlan, Plan
-from ..show import Shown, shape_text, verdict
+from ..run import Program
+from ..show import shape_text, verdict
 
 Name = tuple[str, str]
 """Kind and name, as in `program.graph`."""
@@ -59,7 +60,7 @@ class Picture:
     edges: tuple[Edge, ...]
 
 
-def picture(program: Shown) -> Picture:
+def picture(program: Program) -> Picture:
     """The nodes and edges to draw.
 
     Parameters are part of the operations that use them. An edge from one operation to another, or
@@ -138,7 +139,7 @@ def _implied(kinds: dict[tuple[Name, Name], str]) -> set[tuple[Name, Name]]:
 # --- nodes ---
 
 
-def _nodes(program: Shown, loops: dict[Name, str]) -> Iterator[Node]:
+def _nodes(program: Program, loops: dict[Name, str]) -> Iterator[Node]:
     plan = program.plan
     step, hidden = plan.analysis.step, plan.analysis.hidden
 
@@ -171,7 +172,7 @@ def _known(aval: Any) -> bool:
     return jnp.issubdtype(aval.dtype, jnp.number) or jnp.issubdtype(aval.dtype, jnp.bool_)
 
 
-def _op(p: OpPlan, program: Shown) -> Node:
+def _op(p: OpPlan, program: Program) -> Node:
     name = ("op", f"{p.path}#{p.op.number}")
     claim = "exact" if p.exact else "approximate"
     place = re.split(r"[/\\]", p.op.equation.source)[-1]  # without folders

@@ -11,7 +11,6 @@ import numpy as np
 from jax import Array
 
 from .._jax import is_float, params, prims
-from ..show import Shown
 from ..trace import Leaves, Step, paths_of
 from .loss import finite_where_masked
 
@@ -248,25 +247,6 @@ def default_tolerance(dtype: Any) -> float:
     return 1e-9 if unit < 1e-15 else 1e-3 if unit < 1e-6 else unit**0.5
 
 
-def doubts(program: Shown, bptt: Vectors, *data: Any) -> tuple[str, ...]:
-    """Sentences on parameters of which nothing is compared, whatever the algorithm is; `data` as in `not_finite`."""
-    zero = [
-        f"the BPTT gradient of {path} is zero on this sequence, so nothing is compared"
-        for path, value in bptt.items()
-        if not value.any() and program.claims[path].claim != "unused"
-    ]
-    which = ", ".join(path for path, value in bptt.items() if not np.isfinite(value).all())
-    if not which:
-        return tuple(zero)
-    origin = (
-        "the data and the parameters are finite, so it comes from the step or the loss; "
-        "`jax.config.update('jax_debug_nans', True)` shows the operation"
-    )
-    if found := not_finite(*data):
-        origin = f"NaN or infinity is in {', '.join(found)}"
-    return (*zero, f"the BPTT gradient of {which} is not finite, so nothing is compared: {origin}")
-
-
 def not_finite(
     model: Any, state: Any, xs: Any, targets: Any, mask: Any, steps: Any = None
 ) -> list[str]:
@@ -310,24 +290,3 @@ def replaced_derivatives(step: Step) -> dict[str, str]:
             ):
                 found[e.source] = "a `custom_vjp` with an array that only its backward rule reads"
     return found
-
-
-def first_read(program: Shown, steps: int) -> int:
-    """The first step of a sequence whose loss gives credit to a trace."""
-    window = program.window_for(steps)
-    return window * (program.ir.window.behind // window + 1)
-
-
-def unread_traces(program: Shown, steps: int, mask: Array | None) -> str | None:
-    """Why no loss gives credit to a trace, so that its values are of no account; `None` where one does."""
-    first = first_read(program, steps)
-    if not program.plan.traced or (
-        steps > first and (mask is None or bool((mask[first:] != 0).any()))
-    ):
-        return None
-    kept = f" and lookback={program.algorithm.lookback}" if program.ir.window.behind else ""
-    why = f"there are {steps}" if steps <= first else "no loss counts after them"
-    return (
-        f"no trace was read. With windows of {program.window_for(steps)} steps{kept}, the first {first} "
-        f"need none, and {why}; take more steps, or a smaller `window=`"
-    )

@@ -8,13 +8,20 @@ The other stages know only this form. A kind is one record, registered for a pri
 [`register_kind`][etpc.ops.register_kind].
 """
 
+from typing import TYPE_CHECKING
+
+from .. import later
 from .._jax import primitive_of
-from ._check import register_kind
 from ._contraction import Contraction
 from ._convolution import Axis, Convolution, Geometry, geometry
 from ._kind import Direct, Kind, Links, direct, kind_of, summed
 from ._lookup import Lookup
 from ._sparse import Sparse
+
+if TYPE_CHECKING:
+    from ._check import register_kind
+else:
+    __getattr__ = later.names(__name__, {"_check": "register_kind"})
 
 __all__ = [
     "Axis",

@@ -20,7 +20,7 @@ class RandomDirection(Directions):
 
     count: int = 1
     seed: int = 0
-    unbiased: ClassVar[bool] = True
+    unbiased: ClassVar[bool | None] = True
 
     @property
     def left_out(self) -> str:

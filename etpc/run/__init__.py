@@ -1,9 +1,19 @@
 """Last stage: the compiled program, and how it is called."""
 
-from ._check import check_first
+from typing import TYPE_CHECKING
+
+from .. import later
 from ._compile import compile
 from ._online import Online, check_optimizer, moved, online, strong
 from ._program import Carry, Memory, Program, without_past
+
+if TYPE_CHECKING:
+    from ._check import check_first
+    from ._doubts import doubts, unread_traces
+else:
+    __getattr__ = later.names(
+        __name__, {"_check": "check_first", "_doubts": "doubts unread_traces"}
+    )
 
 __all__ = [
     "Carry",
@@ -13,8 +23,10 @@ __all__ = [
     "check_first",
     "check_optimizer",
     "compile",
+    "doubts",
     "moved",
     "online",
     "strong",
+    "unread_traces",
     "without_past",
 ]

@@ -15,8 +15,6 @@ from ..gradient.agreement import (
     Row,
     compare_all,
     default_tolerance,
-    doubts,
-    first_read,
     precision,
 )
 from ..gradient.bptt import Objective, gradient_of
@@ -24,6 +22,7 @@ from ..gradient.loss import Loss
 from ..plan import DEFAULT
 from ..trace import Step, warn_of_silence
 from ._carry import Carry
+from ._doubts import doubts, first_read
 from ._program import Program, without_past
 
 if TYPE_CHECKING:

@@ -20,8 +20,6 @@ from ..gradient.loss import (
 )
 from ..trace import Leaves
 from ._carry import Carry
-from ._check import check_first
-from ._left_out import of_finite_streams
 from ._program import Compiled, Program
 from ._runner import Data, Learned, Runner
 
@@ -302,6 +300,8 @@ class Online(Compiled):
         **Raises** `etpc.InputError` and `etpc.InputTypeError`; `etpc.VerificationError`, with the
         parameter, the claim and the error, where a claim does not hold.
         """
+        from ._check import check_first
+
         return check_first(self, model, carry, xs, targets, mask, stacklevel=2)
 
     def export(
@@ -384,6 +384,8 @@ class Online(Compiled):
                 return program.runner.value_and_grad(loss, reduction, parameters, data, carry)
 
             if self.skip_nonfinite:
+                from ._left_out import of_finite_streams
+
                 kept, aux = of_finite_streams(program.runner, learn, self.reduction, data, carry)
                 value, grads, carry, left_out, counts = kept
                 new = self._moved(floats, opt_state, value, grads)

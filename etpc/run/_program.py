@@ -19,13 +19,13 @@ from ..gradient.data import checked_begins
 from ..gradient.loss import Loss, check_reduction, finite_where_masked
 from ..plan import DEFAULT, PassReport, PassReports, Plan
 from ..schedule import Target, target_of
-from ..show import Shown
-from ..trace import StepFunction, silent_layers
+from ..trace import StepFunction
 from ._arguments import Arguments
 from ._carry import Carry
 from ._fingerprint import fingerprint
 from ._predict import predictor
 from ._runner import Data, Parameters, Runner
+from ._shown import Shown
 
 if TYPE_CHECKING:
     from ..equations import Equations
@@ -249,6 +249,8 @@ class Program(Compiled, Shown):
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError` as `scan` does.
         """
+        from ..trace import silent_layers
+
         parameters, leaves, mask, _ = self.arguments.of_call(model, xs, carry, mask=mask)
         leaves = [finite_where_masked(x, mask) for x in leaves]
         step = self.plan.step

@@ -1,14 +1,20 @@
 """The claims, sentences, tables and graph that a program shows of its plan."""
 
-from ._describe import each_once, shape_text, table, verdict
+from ._bounds import uncut_block
+from ._describe import describe, each_once, shape_text, table, verdict
 from ._edits import edits
-from ._shown import Shown
+from ._explain import explain
+from ._graph import Graph, dependency_graph
 
 __all__ = [
-    "Shown",
+    "Graph",
+    "dependency_graph",
+    "describe",
     "each_once",
     "edits",
+    "explain",
     "shape_text",
     "table",
+    "uncut_block",
     "verdict",
 ]

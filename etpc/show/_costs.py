@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 
 from ..algorithms import Backprop
-from ..analyse import Analysis, WeightOp, one_step_block, trace_dtype, uncut_block
+from ..analyse import Analysis, WeightOp, trace_dtype
 from ..forms import Decay, Full, LowRank, Site, bytes_of, size_of
 from ..plan import Proofs
+from ._bounds import one_step_block, uncut_block
 
 
 class Costs:

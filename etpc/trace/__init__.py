@@ -1,9 +1,11 @@
 """First stage: from a model to the canonical program of one step."""
 
+from typing import TYPE_CHECKING
+
+from .. import later
 from .._jax import Equation, Variable, in_place_of
 from ._known import Known
 from ._leaves import Leaves, is_array, paths_of, repeat, shape_of
-from ._spikes import firing_rates, silent_layers, spike_functions, warn_of_silence
 from ._trace import (
     Step,
     StepFunction,
@@ -14,6 +16,13 @@ from ._trace import (
     initial_state,
     trace,
 )
+
+if TYPE_CHECKING:
+    from ._spikes import firing_rates, silent_layers, spike_functions, warn_of_silence
+else:
+    __getattr__ = later.names(
+        __name__, {"_spikes": "firing_rates silent_layers spike_functions warn_of_silence"}
+    )
 
 __all__ = [
     "Equation",

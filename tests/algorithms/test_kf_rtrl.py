@@ -6,7 +6,7 @@ import pytest
 
 import etpc
 from etpc import KFRTRL
-from etpc.forms import KroneckerFactor
+from etpc.rules import KroneckerFactor
 from tests.algorithms.test_uoro import MODEL, TARGETS, XS, I, N, T, rtrl, step
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import etpc
 from etpc import OK
-from etpc.forms import KroneckerSum, least_variance
+from etpc.rules import KroneckerSum, least_variance
 from tests.algorithms.test_uoro import MODEL, TARGETS, XS, N, T, rtrl, step
 
 

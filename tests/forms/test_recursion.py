@@ -8,7 +8,7 @@ import pytest
 
 import etpc
 from etpc.algorithms import Algorithm
-from etpc.forms import LowPassed
+from etpc.rules import LowPassed
 from tests.helpers import loss
 from tests.marks import few
 from tests.passes.networks import networks

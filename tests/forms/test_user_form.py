@@ -11,7 +11,8 @@ from jax import lax
 import etpc
 from etpc import OTTT
 from etpc.algorithms import Algorithm
-from etpc.forms import Full, Passage, Presynaptic, Trace, zeros
+from etpc.forms import Full, Passage, Trace, zeros
+from etpc.rules import Presynaptic
 from tests.helpers import loss, normal
 from tests.marks import few
 

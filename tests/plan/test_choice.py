@@ -8,8 +8,8 @@ import pytest
 
 import etpc
 from etpc.algorithms import Algorithm, Choice, Full
-from etpc.rules import CreditSubspace
-from etpc.forms import Presynaptic, Trace, zeros
+from etpc.forms import Trace, zeros
+from etpc.rules import CreditSubspace, Presynaptic
 from tests.helpers import loss, normal
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")

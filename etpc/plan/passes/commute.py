@@ -13,7 +13,7 @@ from collections.abc import Collection
 import numpy as np
 
 from ...algorithms import Algorithm, Context
-from ...analyse import Analysis, WeightOp, analyse, commuted, split, trace_dtype
+from ...analyse import Analysis, WeightOp, analyse, split, trace_dtype
 from ...forms import Full, Site, bytes_of
 from ...ir import Change, TraceProgram
 from .._proofs import Proofs
@@ -52,6 +52,8 @@ def _worth(proofs: Proofs, op: WeightOp) -> bool:
 
 
 def _smaller(algorithm: Algorithm, asked: Context, op: WeightOp) -> Analysis | None:
+    from ...analyse import commuted
+
     analysis = asked.analysis
     made = commuted(analysis, op, same=True)
     if made is None:

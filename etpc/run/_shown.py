@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..analyse import Analysis, analyse
 from ..errors import checked_count
 from ..files.record import record
 from ..ir import TraceProgram
 from ..plan import Claim, Group, OpPlan, Plan, claims
-from ._describe import describe
-from ._explain import explain
-from ._graph import Graph, dependency_graph
+
+if TYPE_CHECKING:
+    from ..show import Graph
 
 
 class Shown:
@@ -74,11 +74,13 @@ class Shown:
         return reasons
 
     @cached_property
-    def graph(self) -> Graph:
+    def graph(self) -> "Graph":
         """The dependency graph: inputs, parameters, weight operations, hidden states, outputs.
 
         Each node has `kind` and `path`; each edge has `cut`: whether the trace drops it.
         """
+        from ..show import dependency_graph
+
         return dependency_graph(self.plan)
 
     def explain(self, path: str, width: int = 100) -> str:
@@ -95,6 +97,8 @@ class Shown:
         **Raises** `etpc.SelectionError` where the model has no such parameter, `etpc.InputError` for a
         width below 1.
         """
+        from ..show import explain
+
         width = checked_count("width", width)
         return explain(self.plan, self._all_cut, path, self.claims, width)
 
@@ -145,6 +149,8 @@ class Shown:
         return self.ir.window.for_sequence(checked_count("steps", steps))
 
     def __str__(self) -> str:
+        from ..show import describe
+
         return describe(self.plan, self.claims, self.untraced)
 
     __repr__ = __str__

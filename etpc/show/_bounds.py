@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from ._analysis import Analysis
-from ._pattern import Pattern
+from ..analyse import Analysis, Pattern
 
 
 def uncut_block(analysis: Analysis, number: int) -> int:
