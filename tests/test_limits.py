@@ -110,7 +110,7 @@ def long_loops():
 
     assert {type(op.op.kind) for op in step(256).ops} == {ops.Contraction}
     (whole,) = step(257).ops
-    assert isinstance(whole.op.kind, ops.Direct)
+    assert isinstance(whole.op.kind, ops.Elementwise)
     assert whole.exact
 
 

@@ -153,17 +153,17 @@ def linear_solve(eqn: Equation) -> LinearSolve:
 # --- contractions and convolutions ---
 
 
-class Product(NamedTuple):
+class ProductAxes(NamedTuple):
     """The axes of both operands that are summed, and those that are batched."""
 
     contract: tuple[Axes, Axes]
     batch: tuple[Axes, Axes]
 
 
-def product(eqn: Equation) -> Product:
+def product(eqn: Equation) -> ProductAxes:
     """The axes of a `dot_general`, or of the product of a sparse matrix."""
     contract, batch = eqn.params["dimension_numbers"]
-    return Product((_axes(contract[0]), _axes(contract[1])), (_axes(batch[0]), _axes(batch[1])))
+    return ProductAxes((_axes(contract[0]), _axes(contract[1])), (_axes(batch[0]), _axes(batch[1])))
 
 
 def with_contraction(eqn: Equation, contract: tuple[Axes, Axes], **changes: Any) -> Equation:
@@ -190,7 +190,7 @@ def sparse_shape(eqn: Equation) -> Axes:
     return tuple(eqn.params["lhs_spinfo"].shape)
 
 
-class Window(NamedTuple):
+class WindowAxis(NamedTuple):
     """One axis of a window that moves over an array."""
 
     stride: int
@@ -199,25 +199,25 @@ class Window(NamedTuple):
     window_dilation: int
 
 
-class Convolution(NamedTuple):
+class ConvolutionAxes(NamedTuple):
     """Specs are the axes of input, kernel and output: batch or output channel, channel, then positions."""
 
     input_spec: Axes
     kernel_spec: Axes
     output_spec: Axes
-    windows: tuple[Window, ...]
+    windows: tuple[WindowAxis, ...]
     feature_groups: int
     batch_groups: int
 
 
-def convolution(eqn: Equation) -> Convolution:
+def convolution(eqn: Equation) -> ConvolutionAxes:
     """The parameters of a `conv_general_dilated`."""
     params = eqn.params
     x, w, y = params["dimension_numbers"]
     names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
-    windows = itertools.starmap(Window, zip(*(params[name] for name in names), strict=True))
+    windows = itertools.starmap(WindowAxis, zip(*(params[name] for name in names), strict=True))
     groups = params["feature_group_count"], params["batch_group_count"]
-    return Convolution(_axes(x), _axes(w), _axes(y), tuple(windows), *groups)
+    return ConvolutionAxes(_axes(x), _axes(w), _axes(y), tuple(windows), *groups)
 
 
 # --- reductions ---
@@ -245,7 +245,7 @@ def window_sizes(eqn: Equation) -> Axes:
     return _axes(eqn.params["window_dimensions"])
 
 
-def windows(eqn: Equation) -> tuple[Window, ...]:
+def windows(eqn: Equation) -> tuple[WindowAxis, ...]:
     """The axes of a `reduce_window`, or of its transpose."""
     params, ones = eqn.params, (1,) * len(eqn.params["window_dimensions"])
     columns = (
@@ -254,7 +254,7 @@ def windows(eqn: Equation) -> tuple[Window, ...]:
         params.get("base_dilation", ones),
         params.get("window_dilation", ones),
     )
-    return tuple(itertools.starmap(Window, zip(*columns, strict=True)))
+    return tuple(itertools.starmap(WindowAxis, zip(*columns, strict=True)))
 
 
 def summed_axes(eqn: Equation) -> Axes | None:

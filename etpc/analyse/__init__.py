@@ -6,11 +6,11 @@ from .. import later
 from ..trace import Step
 from ._analysis import (
     Analysis,
+    Dependence,
     Escape,
     Findings,
     Opaque,
     Reach,
-    Reads,
     analyse,
     trace_dtype,
     with_transient,
@@ -46,6 +46,7 @@ else:
 
 __all__ = [
     "Analysis",
+    "Dependence",
     "Escape",
     "Findings",
     "HiddenStates",
@@ -55,7 +56,6 @@ __all__ = [
     "Pattern",
     "PatternRule",
     "Reach",
-    "Reads",
     "Runs",
     "Split",
     "Step",

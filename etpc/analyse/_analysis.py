@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from .._jax import Flat, Variable, result_type
 from ..errors import InputError
 from ..trace import Step
-from ._escapes import Escape, Influence, Reads
+from ._escapes import Dependence, Escape, Influence
 from ._hidden import HiddenStates
 from ._in_full import InFull, in_full
 from ._interpreter import Opaque
@@ -35,7 +35,7 @@ class Reach:
     reaches in a number of steps."""
     closed: bool
     """Whether the block holds every state that its states ever reach."""
-    reads: Reads
+    reads: Dependence
     """What the data depends on within the cut step."""
     escapes: tuple[Escape, ...]
     """Paths along which influence leaves the trace; empty where the trace is exact."""
@@ -78,7 +78,7 @@ class Analysis:
     immediate: tuple[Pattern, ...]
     """`F`: for each operation, new states x outputs."""
     reach: tuple[Reach, ...]
-    outputs: tuple[Reads, ...]
+    outputs: tuple[Dependence, ...]
     """What each output leaf depends on."""
     in_full: Mapping[int, InFull]
     """What operations whose data is held constant read in full, by their numbers."""
@@ -190,7 +190,7 @@ def _found(
 
 
 def _reached(
-    influence: Influence, outputs: Sequence[Reads], transition: Pattern, steps: int | None
+    influence: Influence, outputs: Sequence[Dependence], transition: Pattern, steps: int | None
 ) -> tuple[Reach, ...]:
     """What each operation reaches: ever, or in this number of steps."""
     hidden = influence.hidden
@@ -211,7 +211,7 @@ def _reached(
     return tuple(reach)
 
 
-def _reads(pattern: Pattern | None, bounds: np.ndarray) -> Reads:
+def _reads(pattern: Pattern | None, bounds: np.ndarray) -> Dependence:
     """The states and the operations that a value with this pattern depends on; none without a pattern."""
     states = np.zeros(int(bounds[0]), bool)
     ops = np.zeros(len(bounds) - 1, bool)
@@ -221,7 +221,7 @@ def _reads(pattern: Pattern | None, bounds: np.ndarray) -> Reads:
         states[columns[columns < bounds[0]]] = True
         members = np.searchsorted(bounds, columns[columns >= bounds[0]], side="right") - 1
         ops[members] = True
-    return Reads(states, ops)
+    return Dependence(states, ops)
 
 
 def _names(hidden: HiddenStates, pattern: Pattern) -> list[str]:

@@ -29,7 +29,7 @@ class Escape:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reads:
+class Dependence:
     """What a value depends on within the cut step."""
 
     states: np.ndarray
@@ -52,7 +52,7 @@ class Influence:
     hidden: HiddenStates
     immediate: Sequence[Pattern]
     """`F` of each operation."""
-    data: Sequence[Reads]
+    data: Sequence[Dependence]
     """What the data of each operation depends on."""
 
     @cached_property

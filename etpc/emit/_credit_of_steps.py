@@ -28,10 +28,10 @@ from ._arrays import (
 from ._cut import ByOp, Jacobians, ReadPull, into_op
 from ._forward import Rollout
 from ._gradient import Credits
-from ._read import Sources
+from ._read import StepSources
 from ._records import Arrays, Bars, Cotangents, Span, Weights
 from ._step import StepFunctions
-from ._window import Course, ReadEnd, Window
+from ._window import ForwardWindow, ReadEnd, Window
 
 InputPull = Callable[[Cotangents], tuple[list[Array]]]
 """From the derivatives by the outputs of a window to those by the float inputs, each within its own step."""
@@ -59,7 +59,7 @@ def forward(
     span: Span,
     traces: Traces,
     moving: Sequence[int] = (),
-) -> Course[CutWindow]:
+) -> ForwardWindow[CutWindow]:
     """Run a window, and linearise its cut steps."""
     first, restarts = span.first, span.restarts
     rollout = window.step.forward(weights, span.xs, span.state, outputs=False, begins=span.begins)
@@ -69,7 +69,7 @@ def forward(
     moves = window.mover.moves(factors, traces, restarts)
     pull = _input_pull(window.step, weights, rollout, moving) if moving else None
     residuals = CutWindow(read_pull, pull, jacobians, data, moves.paths, first, restarts)
-    return Course(outputs, rollout.last, moves, residuals)
+    return ForwardWindow(outputs, rollout.last, moves, residuals)
 
 
 def _input_pull(
@@ -108,7 +108,7 @@ class StepCredit(Credits):
         window: Window[CutWindow],
         residuals: CutWindow,
         traces: Traces,
-        by: Sources,
+        by: StepSources,
         read_end: ReadEnd,
     ):
         super().__init__(window.program, traces)

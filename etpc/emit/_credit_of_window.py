@@ -24,10 +24,10 @@ from ._arrays import (
 from ._forward import Rollout, Stored
 from ._gradient import Credits, StartSignals
 from ._records import Arrays, Bars, Cotangents, Span, Weights, block_of
-from ._window import Course, ReadEnd, Window
+from ._window import ForwardWindow, ReadEnd, Window
 
 
-class Sources(NamedTuple):
+class WindowSources(NamedTuple):
     """What a window is differentiated by; and its derivatives, as cotangents."""
 
     weights: Arrays
@@ -47,7 +47,7 @@ class Ends(NamedTuple):
     """The parts of the states at the end, where shifts are given; else empty."""
 
 
-Pull = Callable[[Ends], tuple[Sources]]
+Pull = Callable[[Ends], tuple[WindowSources]]
 Run = Callable[[Weights, Span, Arrays], Rollout]
 """A window as a function of weights, inputs, the state that it begins with, and shifts."""
 
@@ -68,7 +68,7 @@ def forward(
     span: Span,
     traces: Traces,
     moving: Sequence[int] = (),
-) -> Course[UncutWindow]:
+) -> ForwardWindow[UncutWindow]:
     """Run a window, as a function of its weights, inputs and the state that it begins with."""
     rollout, pull = steps(window, weights, span, moving)
     first, restarts = span.first, span.restarts
@@ -80,7 +80,7 @@ def forward(
     if uncut is not None:  # else a zero would meet derivatives that may be infinite
         ends = _split(window, jnp.zeros_like(uncut.last))
     residuals = UncutWindow(pull, ends, first[0])
-    return Course(rollout.outputs, rollout.last, moves, residuals)
+    return ForwardWindow(rollout.outputs, rollout.last, moves, residuals)
 
 
 def backward(
@@ -134,7 +134,7 @@ def differentiated(
     """Run a window, and how it depends on its sources; `moving` are the inputs among them."""
     leaves = window.program.analysis.hidden.leaves
 
-    def of_sources(sources: Sources) -> tuple[Ends, Rollout]:
+    def of_sources(sources: WindowSources) -> tuple[Ends, Rollout]:
         xs = replaced(span.xs, moving, sources.inputs)
         state = replaced(span.state, leaves, sources.state)
         wide = weights._replace(effective=sources.weights)
@@ -142,7 +142,7 @@ def differentiated(
         return Ends(rollout.outputs, _parts(window, rollout.last) if shifts else []), rollout
 
     inputs, hidden = [span.xs[i] for i in moving], [span.state[i] for i in leaves]
-    sources = Sources(widened(weights.effective), inputs, hidden, shifts)
+    sources = WindowSources(widened(weights.effective), inputs, hidden, shifts)
     _, pull, rollout = jax.vjp(of_sources, sources, has_aux=True)
     return rollout, pull
 

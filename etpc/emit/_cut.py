@@ -25,11 +25,11 @@ from ._arrays import (
     zeros_over,
 )
 from ._forward import Rollout, narrowed
-from ._read import Reading, Sources
+from ._read import Reading, StepSources
 from ._records import Arrays, Cotangents, Taken, Weights
 from ._step import StepFunctions
 
-ReadPull = Callable[[Cotangents], tuple[Sources]]
+ReadPull = Callable[[Cotangents], tuple[StepSources]]
 """From the derivatives by the outputs of a window to those by all that outputs depend on in their own step."""
 ByOp = dict[int, Array | None]
 """The data of live operations in canonical form, [W, B, G, I], by their numbers; `None` where one has none."""
@@ -72,21 +72,21 @@ class CutSteps:
         """The data of live operations."""
         return self._outputs(weights, rollout, self._sources(weights, rollout))[1]
 
-    def _sources(self, weights: Weights, rollout: Rollout) -> Sources:
+    def _sources(self, weights: Weights, rollout: Rollout) -> StepSources:
         """All that the outputs of a window depend on in their own step."""
         parts = over_steps(self.step.parts)
         old, new = parts(rollout.taken.state), parts(rollout.after)
-        return Sources(widened(weights.effective), old, new, self.deltas(old))
+        return StepSources(widened(weights.effective), old, new, self.deltas(old))
 
     def _outputs(
-        self, weights: Weights, rollout: Rollout, sources: Sources
+        self, weights: Weights, rollout: Rollout, sources: StepSources
     ) -> tuple[list[Array], ByOp]:
         analysis = self.step.analysis
         wide = dict(zip(analysis.split.weights, sources.weights, strict=True))
 
         def one(taken: Taken, old: Arrays, new: Arrays, deltas: Arrays):
             of_example = list(narrowed(analysis, wide, [*old, *taken.xs]).values())
-            return self.reading(weights, taken, Sources(of_example, old, new, deltas))
+            return self.reading(weights, taken, StepSources(of_example, old, new, deltas))
 
         arguments = rollout.taken, sources.old, sources.new, sources.deltas
         outputs, data = over_steps(one)(*arguments)

@@ -23,7 +23,7 @@ from ._credit_of_window import UncutWindow, differentiated, steps, uncut_by
 from ._forward import Rollout, Stored, enter
 from ._move import restricted
 from ._records import Arrays, Begins, Span, Weights
-from ._window import Course, Window
+from ._window import ForwardWindow, Window
 
 
 def forward(
@@ -32,7 +32,7 @@ def forward(
     span: Span,
     traces: Traces,
     moving: Sequence[int] = (),
-) -> Course[UncutWindow]:
+) -> ForwardWindow[UncutWindow]:
     """Run a window, as a function of the state before the steps behind it."""
     behind, count = _recent(traces.past, span), span.xs[0].shape[0]
     # Nothing passes back where no step of the stream is known to be before the window.
@@ -49,7 +49,7 @@ def forward(
     begin = Span(span.xs, behind.start, span.begins)
     rollout, pull = differentiated(window, run, weights, begin, moving)
     whole = jnp.ones_like(span.first)
-    taken = behind.then(Steps(list(span.xs), list(rollout.taken.state), span.first, whole))
+    taken = behind.then(PastSteps(list(span.xs), list(rollout.taken.state), span.first, whole))
     leaving, past = taken.part(None, count), taken.part(count, None)
     fresh, uncut = leaving.first[0] | ~leaving.valid[0], None
     first = Span(leaving.xs, leaving.start, Begins(fresh))
@@ -64,7 +64,7 @@ def forward(
     factors = restricted(factors, leaving.valid)
     restarts = None if span.restarts is None else begins
     moves = window.mover.moves(factors, traces, restarts, uncut, past.carried)
-    return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
+    return ForwardWindow(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
 
 def none_yet(program: TraceProgram, state: Arrays) -> Carry:
@@ -78,7 +78,7 @@ def none_yet(program: TraceProgram, state: Arrays) -> Carry:
     return (*xs, *states, *jnp.zeros((2, batch, count), bool))
 
 
-class Steps(NamedTuple):
+class PastSteps(NamedTuple):
     """Steps that were taken, in order, with axes [n, B, ...]."""
 
     xs: list[Array]
@@ -104,14 +104,14 @@ class Steps(NamedTuple):
         flat = (*self.xs, *self.states, self.first, self.valid)
         return tuple(jnp.moveaxis(a, 0, 1) for a in flat)
 
-    def part(self, start: int | None, stop: int | None) -> "Steps":
+    def part(self, start: int | None, stop: int | None) -> "PastSteps":
         return jax.tree.map(lambda a: a[start:stop], self)
 
-    def then(self, other: "Steps") -> "Steps":
+    def then(self, other: "PastSteps") -> "PastSteps":
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), self, other)
 
 
-def _recent(past: Carry, span: Span) -> Steps:
+def _recent(past: Carry, span: Span) -> PastSteps:
     """The steps that are carried.
 
     Slots from before the stream hold copies of the next step, so that derivatives there are finite
@@ -124,4 +124,4 @@ def _recent(past: Carry, span: Span) -> Steps:
         jnp.where(leading(valid, old), old, new[None])
         for old, new in zip(stored, coming, strict=True)
     ]
-    return Steps(full[: len(span.xs)], full[len(span.xs) :], first, valid)
+    return PastSteps(full[: len(span.xs)], full[len(span.xs) :], first, valid)

@@ -28,7 +28,7 @@ from ._records import Arrays, Taken, Weights
 from ._step import StepFunctions
 
 
-class Sources(NamedTuple):
+class StepSources(NamedTuple):
     """What the output of a step is differentiated by; and its derivatives, as cotangents."""
 
     weights: Arrays
@@ -47,7 +47,7 @@ class Reading:
         self.step, self.paths = step, paths
 
     def __call__(
-        self, weights: Weights, taken: Taken, sources: Sources
+        self, weights: Weights, taken: Taken, sources: StepSources
     ) -> tuple[list[Array], list[Array | None]]:
         """The output, and the data of each live operation; `None` where one has none.
 
@@ -78,7 +78,7 @@ class Reading:
         return outputs, [None if v is None else stop(first[v]) for v in data]
 
     def _moved(
-        self, env: Values, taken: Taken, sources: Sources, paths: OutputPaths
+        self, env: Values, taken: Taken, sources: StepSources, paths: OutputPaths
     ) -> "dict[Variable, Moved]":
         """What new states say of every variable that is one, or is moved on into some.
 
@@ -118,7 +118,7 @@ class Reading:
             moved[v] = Moved(total / jnp.maximum(count.real, 1), count.real > 0)
         return moved
 
-    def _run(self, env: Values, taken: Taken, sources: Sources, paths: OutputPaths) -> Values:
+    def _run(self, env: Values, taken: Taken, sources: StepSources, paths: OutputPaths) -> Values:
         """Evaluate the cut step up to outputs and data, with the new states given."""
         cut = self.step.acting(sources.deltas, taken.saved)
         moved = self._moved(env, taken, sources, paths)

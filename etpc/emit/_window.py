@@ -35,7 +35,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
-class Course(Generic[Residuals]):
+class ForwardWindow(Generic[Residuals]):
     """A window that was run forward."""
 
     outputs: list[Array]
@@ -47,7 +47,7 @@ class Course(Generic[Residuals]):
     """What the backward pass needs, beside the traces."""
 
 
-class Result(NamedTuple):
+class WindowResult(NamedTuple):
     """A window: outputs [W, B, ...], and the state and traces at its end."""
 
     outputs: list[Array]
@@ -55,7 +55,7 @@ class Result(NamedTuple):
     traces: Traces
 
 
-class Learned(NamedTuple):
+class WindowGradient(NamedTuple):
     """A window with its loss, and the gradient of that by the effective weights."""
 
     loss: Array
@@ -97,7 +97,7 @@ class Window(Generic[Residuals]):
         self,
         program: TraceProgram,
         step: StepFunctions,
-        forward: Callable[..., Course[Residuals]],
+        forward: Callable[..., ForwardWindow[Residuals]],
         backward: Callable[..., Bars],
     ):
         """Where the credit of a window comes from is given by two functions of a `Window`.
@@ -137,13 +137,15 @@ class Window(Generic[Residuals]):
         span: Span,
         traces: Traces,
         loss_of: Callable[[list[Array]], tuple[Array, Any]],
-    ) -> Learned:
+    ) -> WindowGradient:
         course = self.forward(weights, span, traces)
         loss, pull, aux = jax.vjp(loss_of, course.outputs, has_aux=True)
         (outputs_bar,) = pull(jnp.ones_like(loss))
         read_end = functools.partial(self.mover.read_end, course.moves, traces)
         bars = self.backward(course.residuals, traces, outputs_bar, read_end)
-        return Learned(loss, aux, bars.weights, course.last, Moving(traces, course.moves, bars))
+        return WindowGradient(
+            loss, aux, bars.weights, course.last, Moving(traces, course.moves, bars)
+        )
 
     def _moved(self, moving: Moving, last: Sequence[Array]) -> Traces:
         return self.mover.move(
@@ -183,12 +185,12 @@ class Window(Generic[Residuals]):
         return [by_input.get(i) for i in range(len(self.program.analysis.step.inputs))]
 
 
-def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Result]:
+def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], WindowResult]:
     """`Window.run`, whose derivative is the online gradient."""
     emitted = window.emitted
 
-    def finished(course: Course[Any], traces: Traces) -> Result:
-        return Result(course.outputs, course.last, window.mover.move(course.moves, traces))
+    def finished(course: ForwardWindow[Any], traces: Traces) -> WindowResult:
+        return WindowResult(course.outputs, course.last, window.mover.move(course.moves, traces))
 
     def reads_end(span: Span) -> bool:
         terms = window.program.terms(*span.xs[0].shape[:2]).values()
@@ -196,7 +198,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
 
     @jax.custom_vjp
     @emitted
-    def run(weights: Weights, span: Span, traces: Traces) -> Result:
+    def run(weights: Weights, span: Span, traces: Traces) -> WindowResult:
         return finished(window.forward(weights, span, traces), traces)
 
     @emitted
@@ -215,7 +217,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
         return result, (residuals, *without_derivative(read, NO_SECOND_DERIVATIVE))
 
     @emitted
-    def backward(kept: tuple[Any, Traces, Traces], cotangents: Result):
+    def backward(kept: tuple[Any, Traces, Traces], cotangents: WindowResult):
         residuals, traces, last = kept
         outputs = [instantiated(a) for a in cotangents.outputs]
         read_end = functools.partial(window.mover.read_moved, last)

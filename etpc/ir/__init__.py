@@ -5,7 +5,7 @@ from ._nodes import Feed, TraceNode
 from ._pairs import uses
 from ._paths import MovedStates, OutputPaths
 from ._program import Change, Length, TraceProgram, WindowSpec
-from ._reads import Colouring, Columns, Index, Layout, Reads, block_rows, entered
+from ._reads import Colouring, Columns, Compression, Index, Layout, block_rows, entered
 from ._terms import (
     AtEnd,
     AtStart,
@@ -31,6 +31,7 @@ __all__ = [
     "Change",
     "Colouring",
     "Columns",
+    "Compression",
     "Credit",
     "Data",
     "Direct",
@@ -42,7 +43,6 @@ __all__ = [
     "MovedStates",
     "OutputPaths",
     "Product",
-    "Reads",
     "Signal",
     "Steps",
     "Through",

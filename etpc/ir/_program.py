@@ -34,7 +34,7 @@ from ..forms import Extension, Site
 from ..schedule import Schedule, Target
 from ._nodes import Feed, TraceNode, form_text
 from ._paths import OutputPaths
-from ._reads import Reads
+from ._reads import Compression
 from ._terms import CreditFlow, Grads, Product, end_of, sum_in_words, terms_of, words
 
 Length = Literal["open", "near", "asked", "meant", "step"]
@@ -104,7 +104,7 @@ class TraceProgram:
     """For each operation that reaches a state, in order, the terms of its gradient in windows of any length."""
     step_grads: Grads
     """`grads` in windows of one step."""
-    reads: Reads
+    reads: Compression
     """How D and each F are read."""
     window: WindowSpec
     """How many steps are processed at once, and how credit flows inside."""

@@ -88,7 +88,7 @@ class Layout:
     have one block."""
 
 
-class Reads:
+class Compression:
     """How D and each F are read: by rows, few products for all, and the F of some operations by columns.
 
     What it works out is kept: programs that a pass rewrites share it, and traces with equal blocks share a layout.

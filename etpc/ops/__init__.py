@@ -14,7 +14,7 @@ from .. import later
 from .._jax import primitive_of
 from ._contraction import Contraction
 from ._convolution import Axis, Convolution, Geometry, geometry
-from ._kind import Direct, Kind, Links, direct, kind_of, summed
+from ._kind import Elementwise, Kind, Links, direct, kind_of, summed
 from ._lookup import Lookup
 from ._sparse import Sparse
 
@@ -27,7 +27,7 @@ __all__ = [
     "Axis",
     "Contraction",
     "Convolution",
-    "Direct",
+    "Elementwise",
     "Geometry",
     "Kind",
     "Links",

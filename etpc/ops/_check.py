@@ -29,7 +29,7 @@ def register_kind(
     - `primitive`: the JAX primitive; [`etpc.ops.primitive_of`][] finds it.
     - `rule`: called with the equation, the number of the operand that is the weight, and a
         function that gives the value of a variable where it is known at compile time, else `None`.
-        Returns the [`Kind`][etpc.ops.Kind], or `None` to have the general form, `Direct`.
+        Returns the [`Kind`][etpc.ops.Kind], or `None` to have the general form, `Elementwise`.
     - `function`, `*args`: a function of arrays that uses the primitive, and what to call it with. Random values are
         taken in place of float arrays. Close over what is known when a model is compiled, such as indices, and take
         axes of different lengths.

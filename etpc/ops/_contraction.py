@@ -8,7 +8,7 @@ from jax import Array
 
 from .._jax import Equation, params, prims
 from .._jax.primitives import register
-from ._kind import Factored, Known, Move, Values
+from ._kind import Factored, Known, Rearrangement, Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,9 @@ def contraction(equation: Equation, operand: int, known: Known) -> Contraction:
         f=f,
         i=i,
         o=o,
-        to_weight=Move(tuple(shapes[w][a] for a in w_order), inverse, shapes[w]),
+        to_weight=Rearrangement(tuple(shapes[w][a] for a in w_order), inverse, shapes[w]),
         # dot_general puts the free dimensions of its first operand first
-        to_output=Move(
+        to_output=Rearrangement(
             (h, f, o), (0, 2, 1) if operand == 0 else (0, 1, 2), equation.outputs[0].shape
         ),
         x_order=(*batch[x], *free[x], *contract[x]),

@@ -10,7 +10,7 @@ from jax import Array
 
 from .._jax import Equation, params, prims
 from .._jax.primitives import register
-from ._kind import Factored, Known, Move, Values
+from ._kind import Factored, Known, Rearrangement, Values
 
 
 class Axis(NamedTuple):
@@ -131,8 +131,8 @@ def convolution(equation: Equation, operand: int, known: Known) -> Convolution |
         f=g.batch * math.prod(g.positions),
         i=group_channels * math.prod(g.kernel),
         o=channels,
-        to_weight=Move(before, order, kernel),
-        to_output=Move(after, out_order, out),
+        to_weight=Rearrangement(before, order, kernel),
+        to_output=Rearrangement(after, out_order, out),
         geometry=g,
         x_order=tuple(x),
     )

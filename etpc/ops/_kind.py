@@ -115,7 +115,7 @@ def summed(subscripts: str, *operands: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Direct:
+class Elementwise:
     """Any operation in which each weight element has a trace of its own.
 
     The perturbation is added to the weight where it is used, so nothing is assumed of the
@@ -159,7 +159,7 @@ class Direct:
 
 
 @dataclasses.dataclass(frozen=True)
-class Move:
+class Rearrangement:
     """Reshape, transpose, reshape: between canonical axes and those of an array."""
 
     split: tuple[int, ...]
@@ -183,9 +183,9 @@ class Factored:
     f: int
     i: int
     o: int
-    to_weight: Move
+    to_weight: Rearrangement
     """From [h, i, o] to the weight's own axes."""
-    to_output: Move
+    to_output: Rearrangement
     """From [h, f, o] to the output's."""
     links = None
 
@@ -246,9 +246,9 @@ def _cuts(shape: tuple[int, ...], sizes: tuple[int, int, int]) -> tuple[int, int
     )
 
 
-def direct(equation: Equation, operand: int) -> Direct:
+def direct(equation: Equation, operand: int) -> Elementwise:
     """The form that any operation has."""
-    return Direct(operand, equation.inputs[operand].shape, params.shown_name(equation))
+    return Elementwise(operand, equation.inputs[operand].shape, params.shown_name(equation))
 
 
 Known = Callable[[Variable], "np.ndarray | None"]
@@ -258,7 +258,7 @@ KindRule = Callable[[Equation, int, Known], "Kind | None"]
 
 
 def kind_of(equation: Equation, operand: int, known: Known) -> Kind:
-    """The kind of a weight operation: a registered one, or `Direct`."""
+    """The kind of a weight operation: a registered one, or `Elementwise`."""
     rule = facts(equation.primitive).kind
     kind = rule(equation, operand, known) if rule is not None else None
     return direct(equation, operand) if kind is None else kind

@@ -9,7 +9,7 @@ from jax import Array
 
 from .._jax import Equation, params, prims
 from .._jax.primitives import register
-from ._kind import Factored, Known, Move, Values
+from ._kind import Factored, Known, Rearrangement, Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def lookup(equation: Equation, operand: int, known: Known) -> Lookup | None:
         data=1,
         rows=tuple(rows),
         f=math.prod(out[axis] for axis in lead),
-        to_output=Move(
+        to_output=Rearrangement(
             (*(out[axis] for axis in lead), *(shape[axis] for axis in rest)), order, out
         ),
         clip=dims.clips,
@@ -90,13 +90,18 @@ def slice_at(equation: Equation, operand: int, known: Known) -> Lookup | None:
         data=1 + cut[0],
         rows=tuple(cut),
         f=1,
-        to_output=Move(out, tuple(range(len(out))), out),
+        to_output=Rearrangement(out, tuple(range(len(out))), out),
         clip=True,
     )
 
 
 def _rows_of(
-    equation: Equation, data: int, rows: tuple[int, ...], f: int, to_output: Move, clip: bool
+    equation: Equation,
+    data: int,
+    rows: tuple[int, ...],
+    f: int,
+    to_output: Rearrangement,
+    clip: bool,
 ) -> Lookup:
     shape = equation.inputs[0].shape
     rest = tuple(axis for axis in range(len(shape)) if axis not in rows)
@@ -110,7 +115,7 @@ def _rows_of(
         f=f,
         i=i,
         o=math.prod(shape) // max(i, 1),
-        to_weight=Move(
+        to_weight=Rearrangement(
             tuple(shape[axis] for axis in order),
             tuple(sorted(range(len(order)), key=lambda n: order[n])),
             shape,

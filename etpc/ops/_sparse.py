@@ -10,7 +10,7 @@ from jax import Array
 
 from .._jax import Equation, params, result_type
 from .._jax.primitives import BCOO, register
-from ._kind import Known, Links, Move, Values
+from ._kind import Known, Links, Rearrangement, Values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Sparse:
     links: Links
     axis: int
     """The dimension of the data that is summed."""
-    to_output: Move
+    to_output: Rearrangement
 
     @property
     def uses(self) -> Hashable:
@@ -86,7 +86,7 @@ def sparse_product(equation: Equation, operand: int, known: Known) -> Sparse | N
             positions[:, summed].astype(np.int32), positions[:, 1 - summed].astype(np.int32)
         ),
         axis=contract_rhs[0],
-        to_output=Move((groups, rows), (1, 0), equation.outputs[0].shape),
+        to_output=Rearrangement((groups, rows), (1, 0), equation.outputs[0].shape),
     )
 
 

@@ -11,10 +11,10 @@ from ..algorithms import Algorithm, Choice, Context
 from ..analyse import Analysis, Reach, WeightOp
 from ..errors import Code
 from ..ir import (
+    Compression,
     Feed,
     Length,
     OutputPaths,
-    Reads,
     TraceNode,
     TraceProgram,
     WindowSpec,
@@ -57,7 +57,7 @@ def plain(
     window = _window(algorithm, analysis, nodes)
     grads = {op: terms_of(op, nodes.get(op), window.credit) for op in analysis.live}
     return TraceProgram(
-        *(analysis, algorithm, tuple(nodes.values()), grads, grads, Reads(analysis), window),
+        *(analysis, algorithm, tuple(nodes.values()), grads, grads, Compression(analysis), window),
         paths=OutputPaths(analysis, range(len(analysis.hidden.leaves))),
         target=target,
         schedule=Schedule(target.devices),

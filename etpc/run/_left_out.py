@@ -10,9 +10,9 @@ from jax import Array, lax
 
 from .._jax import leading
 from ._carry import Carry
-from ._runner import Data, Learned, Runner
+from ._runner import Data, Runner, SequenceGradient
 
-Learn = Callable[[str, Data, Carry], Learned]
+Learn = Callable[[str, Data, Carry], SequenceGradient]
 """The loss and the gradient of a sequence, with a reduction."""
 
 
@@ -99,7 +99,7 @@ def _along(where: Array, a: Array, axis: int = 0) -> Array:
     return leading(where.reshape((1,) * axis + where.shape), a)
 
 
-def _finite(found: Learned) -> Array:
+def _finite(found: SequenceGradient) -> Array:
     return jnp.stack([jnp.isfinite(a).all() for a in (found.value, *found.grads)]).all()
 
 

@@ -21,7 +21,7 @@ from ..gradient.loss import (
 from ..trace import Leaves
 from ._carry import Carry
 from ._program import Compiled, Program
-from ._runner import Data, Learned, Runner
+from ._runner import Data, Runner, SequenceGradient
 
 if TYPE_CHECKING:
     from ..export.learner import Exported
@@ -380,7 +380,7 @@ class Online(Compiled):
                 carry = program.reset(carry, restarted)
             parameters = self._leaves.replaced(others, floats)
 
-            def learn(reduction: str, data: Data, carry: Carry) -> Learned:
+            def learn(reduction: str, data: Data, carry: Carry) -> SequenceGradient:
                 return program.runner.value_and_grad(loss, reduction, parameters, data, carry)
 
             if self.skip_nonfinite:

@@ -40,7 +40,7 @@ class Data(NamedTuple):
     """Whether an example begins a new stream with a step."""
 
 
-class Learned(NamedTuple):
+class SequenceGradient(NamedTuple):
     """The loss of a sequence, the gradients of the float leaves, and what the loss returns besides."""
 
     value: Array
@@ -153,7 +153,7 @@ class Runner:
         parameters: Parameters,
         sequence: Data,
         carry: Carry,
-    ) -> Learned:
+    ) -> SequenceGradient:
         """The loss of a sequence and its online gradient."""
         xs, targets, weights, begins = sequence
         steps = len(xs[0])
@@ -204,7 +204,9 @@ class Runner:
         # Divided before they are rounded: the sum over a long sequence is beyond what float16 holds.
         value, grads = reduced(reduction, (value, sums), weights, steps)
         grads = without_derivative(_pulled(pull, fixed.effective, grads), NO_SECOND_DERIVATIVE)
-        return Learned(value, grads, aux, lambda last: self.leave(state, moved(last), carry))
+        return SequenceGradient(
+            value, grads, aux, lambda last: self.leave(state, moved(last), carry)
+        )
 
     def _prefix(self, parameters: Parameters) -> tuple[Weights, Callable[..., tuple[list[Array]]]]:
         """The values that depend on the model alone, and the function that pulls gradients of the effective

@@ -6,7 +6,7 @@ import networkx as nx
 import numpy as np
 
 from .._jax import Variable
-from ..analyse import Reads
+from ..analyse import Dependence
 from ..plan import Plan
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def dependency_graph(plan: Plan) -> Graph:
     def state_nodes(elements: np.ndarray) -> list[tuple[str, str]]:
         return [("state", path) for path in hidden.names(elements)]
 
-    def read_by(node: tuple[str, str], reads: Reads, cut: bool) -> None:
+    def read_by(node: tuple[str, str], reads: Dependence, cut: bool) -> None:
         for state in state_nodes(np.flatnonzero(reads.states)):
             graph.add_edge(state, node, cut=cut)
         for k in np.flatnonzero(reads.ops):

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from etpc.analyse import Analysis, WeightOp
 from etpc.analyse._pattern import _valid, columns_of
-from etpc.ir._reads import Reads, block_rows
+from etpc.ir._reads import Compression, block_rows
 
 
 def random_pattern(rows, columns, density, seed):
@@ -27,7 +27,7 @@ def test_where_immediate_jacobians_lie(seed, density):
     alone = sp.csr_array(sp.eye_array(states, dtype=bool))
     analysis = Mock(Analysis, ops=[op], immediate=[immediate], transition=alone)
     analysis.hidden = Mock(leaf_of=np.zeros_like)
-    reads = Reads(analysis)
+    reads = Compression(analysis)
     found, colour, dense = reads.immediate(op, block), reads.colours.colour, immediate.toarray()
     for slot, output in np.ndindex(rows.shape):
         state = rows[slot, output]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..._jax import is_complex
 from ...analyse import Pattern
-from ...ir import Change, Reads, TraceProgram
+from ...ir import Change, Compression, TraceProgram
 from ._pass import Pass
 
 
@@ -22,7 +22,7 @@ def _run(program: TraceProgram) -> TraceProgram:
     found = [op for op in real if _read_by_columns(a.immediate[op.number])]
     if not found:
         return program
-    reads = Reads(a, {op.number for op in found})
+    reads = Compression(a, {op.number for op in found})
     count = lambda op: reads.colours.columns[op.number].count
     text = "Jacobian-vector products in place of a row for each state"
     changes = [Change(NAME, op.path, f"{count(op)} {text}") for op in found]
