@@ -1,6 +1,7 @@
 """The stages stay in order, and one module alone touches JAX's internals."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,18 @@ def test_published_rules_import_public_names_alone() -> None:
         inside = f"etpc.{RULES}"
         for name in imports(module, ast.walk(tree)) if within(module, inside) else ():
             assert "._" not in name or within(name, inside), f"{module} imports {name}"
+
+
+def test_no_two_classes_of_the_core_share_a_name() -> None:
+    core = {*COMPILER.split(), "schedule", "gradient"}
+    names = Counter(
+        node.name
+        for module, tree in modules(PACKAGE).items()
+        if part(module) in core or module == "etpc.checking.compare"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    )
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_internals_are_touched_in_one_module() -> None:

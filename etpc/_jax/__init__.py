@@ -32,7 +32,7 @@ from ._listed import (
     stack_p,
     tile_p,
 )
-from ._loops import Colouring, is_unbounded, with_loops_reversed, with_reverse_mode
+from ._loops import ColumnTangents, is_unbounded, with_loops_reversed, with_reverse_mode
 from ._marker import etp_p, mark, without_derivative
 from ._program import (
     Equation,
@@ -55,7 +55,7 @@ from ._program import (
 )
 
 __all__ = [
-    "Colouring",
+    "ColumnTangents",
     "Equation",
     "Flat",
     "Primitive",

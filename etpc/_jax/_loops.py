@@ -32,7 +32,7 @@ from ._program import Equation, Flat, is_complex
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Colouring:
+class ColumnTangents:
     """Which columns of the Jacobian of a function of n real numbers one tangent gives."""
 
     colour: np.ndarray
@@ -41,14 +41,14 @@ class Colouring:
     """For each result, whose column each element of each tangent is of, n for none; int [K, size]."""
 
 
-Choose = Callable[[Flat, Sequence[int]], Colouring]
+Choose = Callable[[Flat, Sequence[int]], ColumnTangents]
 """How columns are put together: from the tangent map as a program, and the sizes of the tangents that it ends with."""
 
 
-def one_by_one(tangents: Flat, sizes: Sequence[int]) -> Colouring:
+def one_by_one(tangents: Flat, sizes: Sequence[int]) -> ColumnTangents:
     """A tangent for each column, whatever the function is."""
     every = np.arange(sum(sizes))
-    return Colouring(every, [np.repeat(every[:, None], v.size, 1) for v in tangents.outputs])
+    return ColumnTangents(every, [np.repeat(every[:, None], v.size, 1) for v in tangents.outputs])
 
 
 def is_unbounded(eqn: Equation) -> bool:

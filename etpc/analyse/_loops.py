@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._jax import (
-    Colouring,
+    ColumnTangents,
     Equation,
     Flat,
     Variable,
@@ -64,7 +64,7 @@ def _leading_to(results: Sequence[Variable], equations: Sequence[Equation]) -> s
     return found
 
 
-def _columns(dense: dict[Opaque, None], tangents: Flat, sizes: Sequence[int]) -> Colouring:
+def _columns(dense: dict[Opaque, None], tangents: Flat, sizes: Sequence[int]) -> ColumnTangents:
     """As few tangents as the pattern of a loop allows."""
     count = sum(sizes)
     interpreter = Interpreter(count + 1)
@@ -78,4 +78,4 @@ def _columns(dense: dict[Opaque, None], tangents: Flat, sizes: Sequence[int]) ->
     for pattern, owner in zip(patterns, owners, strict=True):
         rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
         owner[colour[pattern.indices], rows] = pattern.indices
-    return Colouring(colour, owners)
+    return ColumnTangents(colour, owners)

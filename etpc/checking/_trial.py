@@ -13,8 +13,8 @@ import numpy as np
 from ..algorithms import TBPTT, Algorithm
 from ..errors import InputError, InputTypeError, checked_count, raise_together
 from ..gradient.agreement import (
-    Given,
     Gradient,
+    KnownGradient,
     Row,
     compare_all,
     default_tolerance,
@@ -33,7 +33,7 @@ from ..trace import Leaves
 class Outcome:
     """The gradient of a rule. What it claims, carries and compiled are as in a `Result`."""
 
-    gradient: Given
+    gradient: KnownGradient
     claims: Mapping[str, str]
     carry_bytes: int | None
     program: Program | None
@@ -210,7 +210,7 @@ class Trial:
         values = {
             path: flat(arrays.get(path, np.zeros(shape))) for path, shape in self.shapes.items()
         }
-        return Outcome(Given(values), dict.fromkeys(values, "-"), None, None)
+        return Outcome(KnownGradient(values), dict.fromkeys(values, "-"), None, None)
 
     def arrays_of(self, gradient: Any) -> dict[str, np.ndarray]:
         """The array of each parameter that a gradient has, by path. **Raises** as `given`."""

@@ -14,7 +14,7 @@ from ..errors import checked_list
 from ..files.record import record
 from ..gradient.agreement import (
     TOTAL,
-    Given,
+    KnownGradient,
     Nearness,
     Row,
     Vectors,
@@ -278,7 +278,9 @@ class Search:
         ]
         self.tolerance = max([trial.tolerance, *allowed])
         spacing = {path: np.spacing(abs(self.values[path]).astype(d)) for path, d in stored.items()}
-        self._given = Given(self.values, {path: s.astype(float) / 2 for path, s in spacing.items()})
+        self._given = KnownGradient(
+            self.values, {path: s.astype(float) / 2 for path, s in spacing.items()}
+        )
         self._low = {d.name for d in stored.values() if default_tolerance(d) > self.tolerance}
         self._resolution = max([self.tolerance, *(float(jnp.finfo(d).eps) for d in self._low)])
         self.bptt, self.immediate = TBPTT(trial.steps), TBPTT(1)
@@ -313,7 +315,7 @@ class Search:
                 return min(equal, key=lambda rule: max(d[rule] for d in self._distances.values()))
         return None
 
-    def _is(self, rule: Algorithm, gradient: Given) -> bool:
+    def _is(self, rule: Algorithm, gradient: KnownGradient) -> bool:
         """Whether the gradient is that of a rule; each parameter is noted."""
         for path, value in self.values.items():
             want = gradient.values[path]
@@ -441,7 +443,7 @@ class Search:
         mistakes, found = Mistakes(self.trial, program.plan.analysis), []
         for rule in (self.bptt, D_RTRL()):
             want = self.tried[rule].gradient
-            right = Given(mistakes.gradient(rule))
+            right = KnownGradient(mistakes.gradient(rule))
             if all(
                 agrees(right, want, path, self.tolerance, self.trial.dtype) for path in want.values
             ):

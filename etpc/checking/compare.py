@@ -12,7 +12,7 @@ from ..errors import Code, InputError
 from ..files.record import record
 from ..gradient.agreement import (
     TOTAL,
-    Given,
+    KnownGradient,
     Row,
     Vectors,
     cosine,
@@ -406,7 +406,7 @@ def _compare(trial: Trial, chosen: Mapping[str, Any], *, in_blocks: bool) -> Com
     return Comparison(tuple(results), tuple(notes), trial.tolerance, trial.reference.loss, trial)
 
 
-def _total(got: Given, want: Given, rows: tuple[Row, ...]) -> Row:
+def _total(got: KnownGradient, want: KnownGradient, rows: tuple[Row, ...]) -> Row:
     """The row of all parameters together. Its claim holds if the claim of each parameter does."""
     a, b = (whole(g.values, [row.path for row in rows]) for g in (got, want))
     claims = {row.claim for row in rows} - {"unused"}

@@ -107,7 +107,7 @@ class Row(Nearness):
     held: bool | None = None
 
 
-class Given:
+class KnownGradient:
     """The gradient of each parameter, of which no more is known.
 
     - `rounding`: by how much each number may have been rounded when it was stored; `None` for not at all.
@@ -127,7 +127,7 @@ class Given:
         return 0.0
 
 
-class Gradient(Given):
+class Gradient(KnownGradient):
     """The gradient of each parameter, and how far rounding alone moves it.
 
     - `leaves`: of the model.
@@ -195,7 +195,11 @@ digit of the parameters: the same computation in another order rounds as often, 
 
 
 def compare_all(
-    got: Given, want: Given, claims: Mapping[str, str], tolerance: float, precision: Any
+    got: KnownGradient,
+    want: KnownGradient,
+    claims: Mapping[str, str],
+    tolerance: float,
+    precision: Any,
 ) -> tuple[Row, ...]:
     """A row for each parameter, and whether its claim holds.
 
@@ -214,7 +218,9 @@ def compare_all(
     return tuple(rows)
 
 
-def agrees(got: Given, want: Given, path: str, tolerance: float, precision: Any) -> bool:
+def agrees(
+    got: KnownGradient, want: KnownGradient, path: str, tolerance: float, precision: Any
+) -> bool:
     """Whether two gradients of a parameter are the same but for rounding."""
     difference = got.distance(path, want.values[path])
     if difference <= tolerance * float(np.linalg.norm(want.values[path])):

@@ -6,7 +6,7 @@ import pytest
 from etpc import D_RTRL, TBPTT
 from etpc.checking._faults import Mistakes
 from etpc.checking._trial import Trial
-from etpc.gradient.agreement import Given, agrees
+from etpc.gradient.agreement import KnownGradient, agrees
 from tests.helpers import loss
 from tests.models import ALL_NAMED, data, named
 
@@ -21,7 +21,7 @@ def test_without_a_mistake_it_is_the_gradient_of_the_rule(name):
     program = trial.program("d_rtrl")
     mistakes = Mistakes(trial, program.plan.analysis)
     for rule, want in ((TBPTT(T), trial.bptt), (D_RTRL(), trial.online(program))):
-        got = Given(mistakes.gradient(rule))
+        got = KnownGradient(mistakes.gradient(rule))
         assert any(np.abs(value).max(initial=0) > 1e-6 for value in got.values.values())
         for path in want.values:
             assert agrees(got, want, path, trial.tolerance, trial.dtype), (rule, path)

@@ -14,7 +14,7 @@ import etpc
 from etpc.algorithms import Algorithm, Full
 from etpc.checking.compare import Report, Result
 from etpc.forms import Trace
-from etpc.gradient.agreement import Given, compare_all
+from etpc.gradient.agreement import KnownGradient, compare_all
 from tests.helpers import by_path, distance
 from tests.helpers import loss as squared
 from tests.marks import few
@@ -251,7 +251,7 @@ class Wrong(Algorithm):
         return wrong if self.mixing or kind.data is None else Full()
 
 
-class Estimate(Given):
+class Estimate(KnownGradient):
     """A gradient of a parameter `w`, beside one of norm one, that moves by `noise` with the last digits."""
 
     def __init__(self, value, noise):
