@@ -600,7 +600,7 @@ class Definition:
         """The loss of a step and the new state, and the credit of all that the loss depends on."""
 
         def loss(w: Array, n: Array, h: Array, ys: list[Array]) -> tuple[Array, Any]:
-            outputs, new = self.read(env, w, h, ys, n)
+            outputs, new = self.outputs(env, w, h, ys, n)
             return self._loss_of(outputs, data), new
 
         h = self._hidden(env)
@@ -608,7 +608,7 @@ class Definition:
         of_loss, by = gradient(weights, jnp.zeros_like(h), h, self.zeros)
         return of_loss, Credit(*by)
 
-    def read(
+    def outputs(
         self, env: Values, weights: Array, h: Array, ys: list[Array] | None, more: Array | None
     ) -> tuple[list[Any], list[Any]]:
         """Outputs and new state, where data that is cut is constant as far as it depends on old states.
@@ -620,7 +620,7 @@ class Definition:
         live, held = self._at(env, weights, h), self._at(env, weights, stop(h))
         through = self._at(env, stop(weights), stop(h))
         values = evaluate(self.split.body, dict(through), self.bind)
-        count = len(self.new) if self.hidden.read else 0  # no operation reaches what is not read
+        count = len(self.new) if self.hidden.reach_output else 0  # else no operation reaches them
         new = self._new_states(values, self.new[:count], more)
         kept = self._new_states(values, self.new[: min(count, self.hidden.stored)], more)
         for eqn in self.split.body:
@@ -674,7 +674,7 @@ class Definition:
         fixed = {*self.step.constants, *self.split.weights, *self.split.others}
         for eqn in body:
             moving = [v for v in eqn.inputs if v.is_float and v not in fixed]
-            if _is_move(eqn) and moving and old.issuperset(moving):
+            if _is_data_movement(eqn) and moving and old.issuperset(moving):
                 old.update(v for v in eqn.outputs if v.is_float)
         computed = {v for eqn in body for v in eqn.outputs}
         shifts = self.states.arrays(
@@ -686,7 +686,7 @@ class Definition:
         total = {v: shift for v, shift in of_state.items() if v in computed}
         copies = {v: jnp.ones_like(shift) for v, shift in total.items()}
         for eqn in reversed(body):
-            if not _is_move(eqn) or total.keys().isdisjoint(eqn.outputs):
+            if not _is_data_movement(eqn) or total.keys().isdisjoint(eqn.outputs):
                 continue
             zero = lambda v: jnp.zeros(v.shape, v.aval.dtype)
             for i, v in enumerate(eqn.inputs):
@@ -714,7 +714,7 @@ class Definition:
     def as_step(self, at: tuple[Values, Array, Array]) -> tuple[Any, list[Any]]:
         """Output and new state of a step from `start`: with the values of the model's, and such derivatives that BPTT
         gives the gradient of the rule, if all its traces are whole."""
-        outputs, new = self.read(*at, None, None)
+        outputs, new = self.outputs(*at, None, None)
         return self.step.output_leaves.join(outputs), self.with_hidden(
             new, self.cut_step(*at, None)
         )
@@ -832,8 +832,8 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
     return primals[0], jax.tree.map(jnp.add, *tangents)
 
 
-def _is_move(eqn: Equation) -> bool:
-    """Whether an operation moves values and changes them at most by rounding, as a conversion between floats does."""
+def _is_data_movement(eqn: Equation) -> bool:
+    """Whether an operation changes values at most by rounding, as a conversion between floats does."""
     if eqn.primitive is prims.convert_element_type_p:
         return eqn.inputs[0].is_float and eqn.outputs[0].is_float
-    return facts(eqn.primitive).moves
+    return facts(eqn.primitive).data_movement

@@ -268,12 +268,14 @@ def test_memory_is_that_of_the_carry(algo, row, batch):
     # a key has no size that JAX promises
     state = carry.state["h"].nbytes + carry.state["count"].nbytes + carry.fresh.nbytes
     others = sum(
-        a.nbytes for a in jax.tree.leaves((carry.shared, carry.each, carry.past)) if not is_key(a)
+        a.nbytes
+        for a in jax.tree.leaves((carry.shared, carry.each, carry.lookback))
+        if not is_key(a)
     )
     assert memory.state == state
     assert memory.total == state + sum(traces) + others
     assert (memory.directions > 0) == (row == "directions")
-    assert (memory.past > 0) == (row == "last steps")
+    assert (memory.lookback > 0) == (row == "last steps")
     assert (row is None) or f"\n{row} " in str(memory)
     assert f"{memory.total:,} bytes" in str(memory)
     assert ("one example" if batch is None else "batch size 5") in str(memory)

@@ -164,7 +164,7 @@ class _Loop:
             return self.values(*values)
 
         def loop_jvp(values: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-            moved = iter(self.moved(values, tangents) if any(self.wanted) else [])
+            moved = iter(self.tangents(values, tangents) if any(self.wanted) else [])
             results = loop(*values)
             pairs = zip(results, self.wanted, strict=True)
             return results, [next(moved) if moves else _still(y) for y, moves in pairs]
@@ -172,7 +172,7 @@ class _Loop:
         loop.defjvp(loop_jvp, symbolic_zeros=True)
         return loop
 
-    def moved(self, values: Sequence[Any], tangents: Sequence[Any]) -> list[Array]:
+    def tangents(self, values: Sequence[Any], tangents: Sequence[Any]) -> list[Array]:
         """The tangents of the results that are wanted."""
         zero = jax.custom_derivatives.SymbolicZero
         moving = [i for i, t in enumerate(tangents) if not isinstance(t, zero)]

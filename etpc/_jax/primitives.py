@@ -37,10 +37,10 @@ class Facts:
     rearranges: Any = None
     """The results have the elements of the operands, or copies of them, at places that data does not change: a
     function of NumPy arrays that makes the same moves, `rearranges(*arrays, **params) -> [arrays]`."""
-    moves: bool = False
-    """It moves values and does not change them, but for a conversion that rounds; data may say where to."""
+    data_movement: bool = False
+    """It does not change values, but for a conversion that rounds; data may say where they go."""
     keeps: bool = False
-    """It moves values, and each element of its operands is among its results."""
+    """It is data movement, and each element of its operands is among its results."""
     linear: bool = False
     """It is linear in each float operand, with the others held constant. All that moves data is linear too."""
     singular: bool = False
@@ -144,7 +144,7 @@ _DROPPING = ("slice", "pad", "dynamic_slice", "dynamic_update_slice", "gather", 
 register(named(*_ELEMENT_WISE), element_wise=True)
 register([*named(*_LINEAR), BCOO], linear=True)
 register(named(*_SINGULAR), singular=True)
-register([*named(*_KEEPING), *IDENTITIES, *UNLISTED], moves=True, keeps=True)
-register(named(*_DROPPING), moves=True)
+register([*named(*_KEEPING), *IDENTITIES, *UNLISTED], data_movement=True, keeps=True)
+register(named(*_DROPPING), data_movement=True)
 register(named("dot_general", "conv_general_dilated"), heavy=True)
 register([BCOO], by_step=True)

@@ -35,7 +35,7 @@ class Reach:
     reaches in a number of steps."""
     closed: bool
     """Whether the block holds every state that its states ever reach."""
-    reads: Dependence
+    dependence: Dependence
     """What the data depends on within the cut step."""
     escapes: tuple[Escape, ...]
     """Paths along which influence leaves the trace; empty where the trace is exact."""
@@ -172,7 +172,7 @@ def _found(
     pattern_of = dict(zip(wanted, patterns[len(hidden.parts) :], strict=True))
     transition = sp.csr_array(new_states[:, : hidden.size])
     immediate = tuple(sp.csr_array(new_states[:, a:b]) for a, b in itertools.pairwise(bounds))
-    reads = lambda v: _reads(None if v is None else pattern_of.get(v), bounds)
+    reads = lambda v: _dependence(None if v is None else pattern_of.get(v), bounds)
     outputs = tuple(map(reads, parts.outputs))
     influence = Influence(ops, held, hidden, immediate, list(map(reads, data)))
     findings = Findings(
@@ -201,7 +201,7 @@ def _reached(
     reach = []
     for k, op in enumerate(influence.ops):
         block, beyond = within(sp.csr_array(influence.immediate[k].T), transition, steps)
-        is_state = hidden.read and influence.to_state[k]
+        is_state = hidden.reach_output and influence.to_state[k]
         role = "state" if is_state else "output" if to_output[k] else "nothing"
         escapes = influence.escapes(op, block)
         if beyond.nnz:
@@ -211,7 +211,7 @@ def _reached(
     return tuple(reach)
 
 
-def _reads(pattern: Pattern | None, bounds: np.ndarray) -> Dependence:
+def _dependence(pattern: Pattern | None, bounds: np.ndarray) -> Dependence:
     """The states and the operations that a value with this pattern depends on; none without a pattern."""
     states = np.zeros(int(bounds[0]), bool)
     ops = np.zeros(len(bounds) - 1, bool)

@@ -61,7 +61,7 @@ def through(analysis: Analysis) -> Analysis:
     """The analysis in which products act on filtered data, where their own data depends on states or operations, but on
     no state that they enter."""
     for op in reversed(analysis.live):
-        reads = analysis.reach[op.number].reads
+        reads = analysis.reach[op.number].dependence
         entered = sp.csr_array(analysis.immediate[op.number].T)
         behind = closure(entered, analysis.transition).indices
         if not reads.anything or reads.states[behind].any():
@@ -96,7 +96,7 @@ class _Rewriting:
     def __init__(self, analysis: Analysis, op: WeightOp, same: bool):
         self.analysis, self.op, self.same = analysis, op, same
         cut = op.number in analysis.cut
-        self.held = same and cut and analysis.reach[op.number].reads.anything
+        self.held = same and cut and analysis.reach[op.number].dependence.anything
         self.step, self.hidden = analysis.step, analysis.hidden
         self.parts = len(self.hidden.parts)
         self.units = (1.0, 1j) if is_complex(op.delta) else (1.0,)
@@ -205,9 +205,9 @@ class _Rewriting:
         table[self.slot[members], :, self.lane[members]] = numbers[:, members].T
         flat = table.reshape(-1, self.op.size)
         moves, classes = np.unique(flat, axis=1, return_inverse=True)
-        self.moves, self.of_lane = moves.reshape(*table.shape[:2], -1), classes.reshape(-1)
+        self.transition, self.of_lane = moves.reshape(*table.shape[:2], -1), classes.reshape(-1)
         """The numbers by which each state of a class moves, [slots, runs, classes]; and the class of each output."""
-        count = self.moves.shape[2]
+        count = self.transition.shape[2]
         return count == 1 or 2 * count <= self.op.size
 
     # --- the step ---
@@ -225,7 +225,7 @@ class _Rewriting:
         assert self.data is not None
         dtype = result_type(jnp.float32, self.data.aval.dtype, self.op.delta.dtype)
         self.aval = jax.ShapeDtypeStruct(self.data.shape, dtype)
-        places = np.argwhere((self.moves >= 0).any(1))
+        places = np.argwhere((self.transition >= 0).any(1))
         self.old = {(slot, of_class): self._new(self.aval) for slot, of_class in places.tolist()}
         prefix, new = set(self.analysis.split.prefix), list[Variable]()
         for e in sorted(step.equations, key=lambda e: e not in prefix):
@@ -234,13 +234,17 @@ class _Rewriting:
             elif e in self.linear:
                 self.equations.append(e)
             else:
-                inputs = tuple(self._read(v) if self._is_read(e, v) else v for v in e.inputs)
+                inputs = tuple(
+                    self._with_filtered(v) if self._passes_on(e, v) else v for v in e.inputs
+                )
                 read = e if inputs == e.inputs else dataclasses.replace(e, inputs=inputs)
                 self.origin[read] = e
                 self.equations.append(read)
-        outputs = [self._read(v) for v in step.outputs]
+        outputs = [self._with_filtered(v) for v in step.outputs]
         next_state = [
-            self._read(v, self._elsewhere(stored[n])) if n in stored else self._read(v)
+            self._with_filtered(v, self._elsewhere(stored[n]))
+            if n in stored
+            else self._with_filtered(v)
             for n, v in enumerate(step.next_state)
         ]
         name = f"filtered({self.op.path})"
@@ -260,18 +264,18 @@ class _Rewriting:
         """Find the equations by which values depend on one output each, and these values, `plain`."""
         values = dict(zip(self.values, range(self.parts, len(self.patterns)), strict=True))
         self.of = {v: (*self._of(place), self.numbers[place]) for v, place in values.items()}
-        self.plain = {v for v in self.hidden.old if self._moves(v)} | {*self.op.equation.outputs}
+        self.plain = {v for v in self.hidden.old if self._depends(v)} | {*self.op.equation.outputs}
         self.linear = set[Equation]()
         for eqn in self.step.equations:
-            moved = [v for v in eqn.outputs if self._moves(v)]
-            entering = [v for v in eqn.inputs if self._moves(v)]
+            moved = [v for v in eqn.outputs if self._depends(v)]
+            entering = [v for v in eqn.inputs if self._depends(v)]
             if eqn is self.op.equation or not moved or not entering:
                 continue
             if self.plain.issuperset(entering) and all(self.of[v][1].all() for v in moved):
                 self.linear.add(eqn)
                 self.plain.update(moved)
 
-    def _is_read(self, eqn: Equation, v: Variable) -> bool:
+    def _passes_on(self, eqn: Equation, v: Variable) -> bool:
         """Whether an equation passes on a derivative by a value."""
         if eqn.primitive is prims.stop_gradient_p or not any(o.is_float for o in eqn.outputs):
             return False
@@ -292,7 +296,7 @@ class _Rewriting:
                 found.update(v for v in eqn.inputs if v.is_float)
         return found
 
-    def _moves(self, v: Variable) -> bool:
+    def _depends(self, v: Variable) -> bool:
         """Whether a value depends on the states or on the product."""
         return v in self.of and bool((self.of[v][0] >= 0).any())
 
@@ -324,14 +328,14 @@ class _Rewriting:
         """Write the product without a derivative; the filtered data after this step."""
         data, weight = data_of(self.op), self.op.weight
         assert data is not None
-        self.data = self._read(data)
+        self.data = self._with_filtered(data)
         stopped = {
             data: self._add(lax.stop_gradient, [self.data], data.aval),
             weight: self._add(lax.stop_gradient, [weight], weight.aval),
         }
         inputs = tuple(stopped.get(v, v) for v in eqn.inputs)
         self.equations.append(dataclasses.replace(eqn, inputs=inputs))
-        rows: list[Row] = [(k, *self.moves[slot, :, k].tolist()) for slot, k in self.old]
+        rows: list[Row] = [(k, *self.transition[slot, :, k].tolist()) for slot, k in self.old]
         new = [self._combined(row, "real", held=False) for row in rows]
         self.new = dict(zip(rows, new, strict=True))
         return new
@@ -416,7 +420,7 @@ class _Rewriting:
         flat = self._written(entries, inputs, [*self.scalars.values()])
         return prune(flat.equations, self.scalars.values())
 
-    def _read(self, v: Variable, where: np.ndarray | None = None) -> Variable:
+    def _with_filtered(self, v: Variable, where: np.ndarray | None = None) -> Variable:
         """A value whose derivative by the product is that of the product of filtered data, of all elements or some."""
         if v not in self.plain:
             return v

@@ -30,7 +30,7 @@ class HiddenStates:
     avals: tuple[jax.ShapeDtypeStruct, ...]
     offsets: tuple[int, ...]
     """The number of the first element of each leaf, and S at the end."""
-    read: bool
+    reach_output: bool
     """Whether an output depends on them, at this step or later."""
     old: tuple[Variable, ...]
     new: tuple[Variable, ...]
@@ -43,7 +43,7 @@ class HiddenStates:
         cls, step: Step, parts: Split, transient: Mapping[Variable, str] = MappingProxyType({})
     ) -> "HiddenStates":
         """Those of a step; `transient` are values that count as new states, and their names."""
-        read = _read_leaves(step)
+        read = _leaves_to_output(step)
         leaves = read or tuple(n for n, v in enumerate(step.state) if v.is_float)
         old = [step.state[i] for i in leaves]
         old += [Variable(-n, v.aval) for n, v in enumerate(transient, 1 << 62)]
@@ -122,7 +122,7 @@ class HiddenStates:
         return tuple(self.paths[i] for i in np.unique(self.leaf_of(elements)))
 
 
-def _read_leaves(step: Step) -> tuple[int, ...]:
+def _leaves_to_output(step: Step) -> tuple[int, ...]:
     """The float leaves of the state that an output depends on through floats, at this step or later."""
     stops = lambda eqn, v: eqn.primitive is prims.stop_gradient_p
     reached = {

@@ -131,7 +131,7 @@ def _convolution(
 def _windows(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
     """Each output reads a window of the operands."""
     (out,) = eqn.outputs
-    places, reads = _window_reads(eqn, eqn.inputs[0].shape, out.shape)
+    places, reads = _window_places(eqn, eqn.inputs[0].shape, out.shape)
     return [union([select(places, reads, out.size, p) for p in patterns if p is not None])]
 
 
@@ -143,11 +143,11 @@ def _windows_transposed(
     source, operand = eqn.inputs
     if patterns[1] is not None:
         return None
-    places, reads = _window_reads(eqn, operand.shape, source.shape)
+    places, reads = _window_places(eqn, operand.shape, source.shape)
     return [select(reads, places, operand.size, patterns[0])]
 
 
-def _window_reads(
+def _window_places(
     eqn: Equation, shape: Sequence[int], out_shape: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of a window and an element that it reads, by number: all windows, and all elements."""

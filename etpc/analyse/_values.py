@@ -80,7 +80,12 @@ class Numbering:
             large = any(v.size > LARGEST for v in (*eqn.inputs, *eqn.outputs))
             are = [v in tangents for v in eqn.inputs]
             entering = [numbers for numbers, is_one in zip(operands, are, strict=True) if is_one]
-            linear = followed or known.moves or known.heavy or eqn.primitive is prims.reduce_sum_p
+            linear = (
+                followed
+                or known.data_movement
+                or known.heavy
+                or eqn.primitive is prims.reduce_sum_p
+            )
             linear = linear and bool(entering) and all(v.is_float for v in eqn.outputs)
             if linear and all(self.is_zero(numbers).all() for numbers in entering):
                 results = [self.zeros(v.aval) for v in eqn.outputs]

@@ -137,7 +137,7 @@ class Mistakes:
             return loss_of([after[v] for v in rule.split.outputs])
 
         signals = jax.grad(of_each)(jnp.zeros_like(h))
-        outputs, state = rule.read(env, w, stop(h), None, jnp.zeros_like(h))
+        outputs, state = rule.outputs(env, w, stop(h), None, jnp.zeros_like(h))
         new = rule.cut_step(env, w, h, None)
         return loss_of(outputs) + stop(signals) @ new, rule.with_hidden(state, new)
 

@@ -18,7 +18,7 @@ from jax import Array
 from ..algorithms import Algorithm
 from ..gradient.agreement import cosine, flat_gradients, whole
 from ..gradient.bptt import gradient_of
-from ..run import Program, moved, strong, without_past
+from ..run import Program, strong, updated, without_past
 from ._trial import Trial
 
 WINDOWS = 8
@@ -80,7 +80,7 @@ class Batch:
     def _moved(self, loss: Any, grads: Any, arrays: Any, opt_state: Any, rate: Any) -> Any:
         """Parameters and state of the optimiser after an update, whose learning rate is multiplied by `rate`."""
         with jax.numpy_dtype_promotion("standard"):  # which Adam of Optax needs
-            new, opt_state = moved(self.optimiser, loss, grads, arrays, opt_state)
+            new, opt_state = updated(self.optimiser, loss, grads, arrays, opt_state)
         move = lambda old, new: (old + rate * (new - old)).astype(old.dtype)
         return jax.tree.map(move, arrays, new), opt_state
 

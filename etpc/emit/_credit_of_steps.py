@@ -25,10 +25,10 @@ from ._arrays import (
     weighted,
     widened,
 )
-from ._cut import ByOp, Jacobians, ReadPull, into_op
+from ._cut import ByOp, Jacobians, OutputPull, into_op
 from ._forward import Rollout
 from ._gradient import Credits
-from ._read import StepSources
+from ._output import StepSources
 from ._records import Arrays, Bars, Cotangents, Span, Weights
 from ._step import StepFunctions
 from ._window import ForwardWindow, ReadEnd, Window
@@ -40,7 +40,7 @@ InputPull = Callable[[Cotangents], tuple[list[Array]]]
 class CutWindow(NamedTuple):
     """What the backward pass of a truncated window needs."""
 
-    read_pull: ReadPull
+    output_pull: OutputPull
     input_pull: InputPull | None
     """`None` if derivatives by inputs are not asked for."""
     jacobians: Jacobians
@@ -58,31 +58,31 @@ def forward(
     weights: Weights,
     span: Span,
     traces: Traces,
-    moving: Sequence[int] = (),
+    wanted: Sequence[int] = (),
 ) -> ForwardWindow[CutWindow]:
     """Run a window, and linearise its cut steps."""
     first, restarts = span.first, span.restarts
     rollout = window.step.forward(weights, span.xs, span.state, outputs=False, begins=span.begins)
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
-    outputs, read_pull, data = window.cut.read(weights, rollout)
+    outputs, output_pull, data = window.cut.differentiated(weights, rollout)
     factors = window.cut.factors(jacobians, data, restarts)
     moves = window.mover.moves(factors, traces, restarts)
-    pull = _input_pull(window.step, weights, rollout, moving) if moving else None
-    residuals = CutWindow(read_pull, pull, jacobians, data, moves.paths, first, restarts)
+    pull = _input_pull(window.step, weights, rollout, wanted) if wanted else None
+    residuals = CutWindow(output_pull, pull, jacobians, data, moves.paths, first, restarts)
     return ForwardWindow(outputs, rollout.last, moves, residuals)
 
 
 def _input_pull(
-    step: StepFunctions, weights: Weights, rollout: Rollout, moving: Sequence[int]
+    step: StepFunctions, weights: Weights, rollout: Rollout, wanted: Sequence[int]
 ) -> InputPull:
     """How the output of each step depends on the input of that step, with the old state held constant."""
     taken = rollout.taken
 
     def outputs(values: Arrays) -> list[Array]:
-        xs = replaced(taken.xs, moving, values)
+        xs = replaced(taken.xs, wanted, values)
         return over_steps(functools.partial(step.outputs, weights))(xs, taken.state)
 
-    return jax.vjp(outputs, [taken.xs[i] for i in moving])[1]
+    return jax.vjp(outputs, [taken.xs[i] for i in wanted])[1]
 
 
 def backward(
@@ -93,7 +93,7 @@ def backward(
     read_end: ReadEnd,
 ) -> Bars:
     """The derivatives of the loss of a window, each step apart."""
-    (by,) = residuals.read_pull(outputs)
+    (by,) = residuals.output_pull(outputs)
     inputs = [] if residuals.input_pull is None else residuals.input_pull(outputs)[0]
     credit = StepCredit(window, residuals, traces, by, read_end)
     grads = credit.added_to(widened(by.weights), window.program.terms(*by.new[0].shape[:2]))
@@ -130,7 +130,7 @@ class StepCredit(Credits):
     def into(self, op: WeightOp, credit: Arrays) -> Array:
         """The credit of the output of an operation, from that of the new states."""
         immediate = self.residuals.jacobians.immediate[self.place[op]]
-        return into_op(self.program.reads.colours, op, immediate, credit)
+        return into_op(self.program.compression.colours, op, immediate, credit)
 
     def through(self, op: WeightOp, node: TraceNode | None) -> Array:
         if node is None:
@@ -154,14 +154,14 @@ class StepCredit(Credits):
         return self.starts[node]
 
     def at_end(self, node: TraceNode) -> Array:
-        credit = take(self.by.new, self.program.reads.layout(node.blocks).states)
+        credit = take(self.by.new, self.program.compression.layout(node.blocks).states)
         self.moved[node], gradient = self.read_end(node, credit)
         return gradient
 
     @cached_property
     def passed_back(self) -> tuple[list[Array], list[Array]]:
         """The credit of each new state, which all later steps add to, and that of the state at the start."""
-        owners = columns(self.program.reads.colours.transition, self.by.new)
+        owners = columns(self.program.compression.colours.transition, self.by.new)
 
         def back(later: Arrays, step: tuple[Sequence[Arrays | Array], Arrays | None, Arrays]):
             jacobian, by_old, by_new = step
@@ -188,7 +188,7 @@ class StepSignals:
 
     @property
     def layout(self) -> Layout:
-        return self.credit.program.reads.layout(self.node.blocks)
+        return self.credit.program.compression.layout(self.node.blocks)
 
     def new(self) -> Array:
         return take(self.credit.by.new, self.layout.states)

@@ -67,10 +67,10 @@ def forward(
     weights: Weights,
     span: Span,
     traces: Traces,
-    moving: Sequence[int] = (),
+    wanted: Sequence[int] = (),
 ) -> ForwardWindow[UncutWindow]:
     """Run a window, as a function of its weights, inputs and the state that it begins with."""
-    rollout, pull = steps(window, weights, span, moving)
+    rollout, pull = steps(window, weights, span, wanted)
     first, restarts = span.first, span.restarts
     uncut = uncut_by(window, rollout, pull, first[0], None)
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
@@ -105,7 +105,7 @@ def steps(
     window: Window[UncutWindow],
     weights: Weights,
     span: Span,
-    moving: Sequence[int] = (),
+    wanted: Sequence[int] = (),
     stored: Stored | None = None,
 ) -> tuple[Rollout, Pull]:
     """Run a window, and how it is differentiated; also by the outputs of operations, if an extension
@@ -120,7 +120,7 @@ def steps(
         steps = span.xs[0].shape[0]
         parts = _parts(window, span.state)
         shifts = window.cut.deltas([jnp.broadcast_to(p[None], (steps, *p.shape)) for p in parts])
-    return differentiated(window, run, weights, span, moving, shifts)
+    return differentiated(window, run, weights, span, wanted, shifts)
 
 
 def differentiated(
@@ -128,20 +128,20 @@ def differentiated(
     run: Run,
     weights: Weights,
     span: Span,
-    moving: Sequence[int],
+    wanted: Sequence[int],
     shifts: Arrays = (),
 ) -> tuple[Rollout, Pull]:
-    """Run a window, and how it depends on its sources; `moving` are the inputs among them."""
+    """Run a window, and how it depends on its sources; `wanted` are the inputs among them."""
     leaves = window.program.analysis.hidden.leaves
 
     def of_sources(sources: WindowSources) -> tuple[Ends, Rollout]:
-        xs = replaced(span.xs, moving, sources.inputs)
+        xs = replaced(span.xs, wanted, sources.inputs)
         state = replaced(span.state, leaves, sources.state)
         wide = weights._replace(effective=sources.weights)
         rollout = run(wide, Span(xs, state, span.begins), sources.shifts)
         return Ends(rollout.outputs, _parts(window, rollout.last) if shifts else []), rollout
 
-    inputs, hidden = [span.xs[i] for i in moving], [span.state[i] for i in leaves]
+    inputs, hidden = [span.xs[i] for i in wanted], [span.state[i] for i in leaves]
     sources = WindowSources(widened(weights.effective), inputs, hidden, shifts)
     _, pull, rollout = jax.vjp(of_sources, sources, has_aux=True)
     return rollout, pull
@@ -217,7 +217,7 @@ class WindowCredit(Credits):
     def start(self, node: TraceNode) -> Array:
         if node not in self.starts:
             program, extension = self.program, self.program.extends
-            of_block = take(self.parts, program.reads.layout(node.blocks).states)
+            of_block = take(self.parts, program.compression.layout(node.blocks).states)
             if node.virtual and extension is not None and self.of_states is not None:
                 carried = self.traces.shared, self.traces.each
                 block = block_of(program, node)

@@ -25,11 +25,11 @@ from ._arrays import (
     zeros_over,
 )
 from ._forward import Rollout, narrowed
-from ._read import Reading, StepSources
+from ._output import StepOutput, StepSources
 from ._records import Arrays, Cotangents, Taken, Weights
 from ._step import StepFunctions
 
-ReadPull = Callable[[Cotangents], tuple[StepSources]]
+OutputPull = Callable[[Cotangents], tuple[StepSources]]
 """From the derivatives by the outputs of a window to those by all that outputs depend on in their own step."""
 ByOp = dict[int, Array | None]
 """The data of live operations in canonical form, [W, B, G, I], by their numbers; `None` where one has none."""
@@ -53,7 +53,7 @@ class CutSteps:
     def __init__(self, program: TraceProgram, step: StepFunctions):
         self.program, self.step = program, step
         self.live = step.live
-        self.reading = Reading(step, program.paths)
+        self.output = StepOutput(step, program.paths)
         self.reads_old = program.paths.from_old_states
 
     def deltas(self, parts: Arrays) -> list[Array]:
@@ -63,7 +63,9 @@ class CutSteps:
 
     # --- outputs and data ---
 
-    def read(self, weights: Weights, rollout: Rollout) -> tuple[list[Array], ReadPull, ByOp]:
+    def differentiated(
+        self, weights: Weights, rollout: Rollout
+    ) -> tuple[list[Array], OutputPull, ByOp]:
         """The outputs, how they depend on their sources, and the data of live operations."""
         sources = self._sources(weights, rollout)
         return jax.vjp(lambda s: self._outputs(weights, rollout, s), sources, has_aux=True)
@@ -86,7 +88,7 @@ class CutSteps:
 
         def one(taken: Taken, old: Arrays, new: Arrays, deltas: Arrays):
             of_example = list(narrowed(analysis, wide, [*old, *taken.xs]).values())
-            return self.reading(weights, taken, StepSources(of_example, old, new, deltas))
+            return self.output(weights, taken, StepSources(of_example, old, new, deltas))
 
         arguments = rollout.taken, sources.old, sources.new, sources.deltas
         outputs, data = over_steps(one)(*arguments)
@@ -107,7 +109,7 @@ class CutSteps:
 
         deltas = self.deltas(parts)
         _, pull = jax.vjp(cut, parts, deltas)
-        colours = self.program.reads.colours
+        colours = self.program.compression.colours
         of_colour = colours.colour[None, :] == np.arange(colours.count)[:, None]
         bounds = np.cumsum([part.shape[-1] for part in parts])[:-1]
         seeds = [  # spread over devices as the parts
@@ -137,10 +139,10 @@ class CutSteps:
     ) -> list[list[Factors]]:
         """What the window says of each feed of each trace; `begins` as in `Factors`."""
         transitions: dict[Layout, Array] = {}  # which traces share
-        rows, reads = rows_of(jacobians.transition), self.program.reads
+        rows, compression = rows_of(jacobians.transition), self.program.compression
         by_node: list[list[Factors]] = []
         for node in self.program.traces:
-            layout, factors = reads.layout(node.blocks), list[Factors]()
+            layout, factors = compression.layout(node.blocks), list[Factors]()
             if layout not in transitions:
                 transitions[layout] = take_rows(rows, layout.transition)
             for feed in node.feeds:
@@ -148,7 +150,7 @@ class CutSteps:
                 x = joined(xs, -1) if xs else None
                 op = feed.ops[0]
                 compressed = jacobians.immediate[self.live.index(op)]
-                immediate = take(rows_of(compressed), reads.immediate(op, node.blocks))
+                immediate = take(rows_of(compressed), compression.immediate(op, node.blocks))
                 factors.append(Factors(x, immediate, transitions[layout], begins))
             by_node.append(factors)
         return by_node
@@ -217,4 +219,4 @@ def into_op(colours: Colouring, op: WeightOp, immediate: Arrays, credit: Sequenc
     return weighted(credit, owner, jacobian)
 
 
-__all__ = ["ByOp", "CutSteps", "Jacobians", "ReadPull", "into_op"]
+__all__ = ["ByOp", "CutSteps", "Jacobians", "OutputPull", "into_op"]

@@ -31,10 +31,10 @@ def forward(
     weights: Weights,
     span: Span,
     traces: Traces,
-    moving: Sequence[int] = (),
+    wanted: Sequence[int] = (),
 ) -> ForwardWindow[UncutWindow]:
     """Run a window, as a function of the state before the steps behind it."""
-    behind, count = _recent(traces.past, span), span.xs[0].shape[0]
+    behind, count = _recent(traces.lookback, span), span.xs[0].shape[0]
     # Nothing passes back where no step of the stream is known to be before the window.
     fresh = span.begins.fresh | ~behind.valid[-1]
     span = span._replace(begins=span.begins._replace(fresh=fresh))
@@ -47,7 +47,7 @@ def forward(
         return window.step.forward(weights, begin.xs, state, True, begins=begin.begins)
 
     begin = Span(span.xs, behind.start, span.begins)
-    rollout, pull = differentiated(window, run, weights, begin, moving)
+    rollout, pull = differentiated(window, run, weights, begin, wanted)
     whole = jnp.ones_like(span.first)
     taken = behind.then(PastSteps(list(span.xs), list(rollout.taken.state), span.first, whole))
     leaving, past = taken.part(None, count), taken.part(count, None)

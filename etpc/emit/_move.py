@@ -70,7 +70,7 @@ class Moves:
     """Whether a stream begins with each step, [W, B]; `None` where none begins after the carry did."""
     uncut: Uncut | None
     """The window with nothing cut, where an extension asks for it."""
-    past: Carry | None
+    lookback: Carry | None
     """The steps that are kept for look-back at the end of the window, if some are."""
 
     def of_last_streams(self) -> list[list[Factors]]:
@@ -116,14 +116,14 @@ class Mover:
         traces: Traces,
         restarts: Array | None,
         uncut: Uncut | None = None,
-        past: Carry | None = None,
+        lookback: Carry | None = None,
     ) -> Moves:
         """What moves the traces through a window, from what it says of each feed of each trace."""
         paths = list[Any]()
         for node, feeds, kept in zip(self.program.traces, factors, traces.carries, strict=True):
             site, carry = computed(self.program, node, kept)
             paths.append(node.form.follow(site, feeds[0], carry))
-        return Moves(factors, paths, restarts, uncut, past)
+        return Moves(factors, paths, restarts, uncut, lookback)
 
     def move(
         self, moves: Moves, traces: Traces, bars: Bars | None = None, after: Array | None = None
@@ -161,8 +161,8 @@ class Mover:
                 wanted = f"a carry of the shapes and dtypes of `init`, {text}"
                 raise wrong_return(node, "move", new, wanted)
             carries.append(tuple(a.astype(b.dtype) for a, b in zip(new, kept, strict=True)))
-        past = traces.past if moves.past is None else moves.past
-        return Traces(carries, shared, each, past)
+        lookback = traces.lookback if moves.lookback is None else moves.lookback
+        return Traces(carries, shared, each, lookback)
 
     def read_end(
         self, moves: Moves, traces: Traces, node: TraceNode, credit: Array
@@ -201,7 +201,7 @@ class Mover:
         )
 
     def _layout(self, node: TraceNode) -> Layout:
-        return self.program.reads.layout(node.blocks)
+        return self.program.compression.layout(node.blocks)
 
 
 def _read_end(node: TraceNode, site: Site, credit: Array, carry: Carry) -> Array:
@@ -224,10 +224,10 @@ def computed(program: TraceProgram, node: TraceNode, carry: Carry) -> tuple[Site
 def _entered(program: TraceProgram) -> dict[Layout, list[int]]:
     """The places of each layout's blocks that `F` of any operation enters."""
     entered: dict[Layout, set[int]] = {}
-    reads = program.reads
+    compression = program.compression
     for node in program.traces:
         for op in node.ops:
-            mask = reads.immediate(op, node.blocks).mask
+            mask = compression.immediate(op, node.blocks).mask
             places = range(node.block) if mask is None else np.flatnonzero(mask.any(1)).tolist()
-            entered.setdefault(reads.layout(node.blocks), set()).update(places)
+            entered.setdefault(compression.layout(node.blocks), set()).update(places)
     return {layout: sorted(places) or [0] for layout, places in entered.items()}

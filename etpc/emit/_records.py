@@ -104,6 +104,6 @@ class Bars(NamedTuple):
 
 def block_of(program: TraceProgram, node: TraceNode) -> Block:
     """A trace, as the extension that has rows in it sees it."""
-    states = program.reads.layout(node.blocks).states
+    states = program.compression.layout(node.blocks).states
     ops = tuple(feed.ops[0].number for feed in node.feeds)
     return Block(program.site(node), ops, lambda a: take([a], states))

@@ -102,7 +102,7 @@ class Window(Generic[Residuals]):
     ):
         """Where the credit of a window comes from is given by two functions of a `Window`.
 
-        - `forward(window, weights, span, traces, moving)` runs a window; `moving` are the inputs that it will be
+        - `forward(window, weights, span, traces, wanted)` runs a window; `wanted` are the inputs that it will be
             differentiated by.
         - `backward(window, residuals, traces, outputs, read_end)`: the derivatives of the loss from those by the
             outputs; `read_end` gives a trace at the end of a window of one step, and what is read from it there.
@@ -169,7 +169,7 @@ class Window(Generic[Residuals]):
         lines = [
             f"window of {program.window.steps} steps for {program.algorithm}",
             f"  prefix: {len(split.prefix)} equations, once for a call",
-            f"  run, learn: {len(split.body)} equations and {program.reads}, at each step",
+            f"  run, learn: {len(split.body)} equations and {program.compression}, at each step",
             *(f"    {line}" for line in self.step.forward.lines()),
             "  traces of one example",
         ]
@@ -203,12 +203,12 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Wi
 
     @emitted
     def forward(weights: Any, span: Any, traces: Any):
-        moving = window.float_inputs if any(x.perturbed for x in span.xs) else ()
+        wanted = window.float_inputs if any(x.perturbed for x in span.xs) else ()
         is_primal = lambda a: hasattr(a, "perturbed")
         weights, span, traces = jax.tree.map(
             lambda a: a.value, (weights, span, traces), is_leaf=is_primal
         )
-        course = window.forward(weights, span, traces, moving)
+        course = window.forward(weights, span, traces, wanted)
         residuals = course.residuals
         if window.holds_steps:
             residuals = without_derivative(residuals, NO_SECOND_DERIVATIVE)

@@ -156,7 +156,7 @@ class Derivatives:
     def _times(self, product: Product, sign: int, weight: Array, data: Ids) -> Term:
         """A weight times its data."""
         (x, at), grid = self.nodes.elements(data), product.grid
-        reads = self.analysis.reach[product.op.number].reads
+        reads = self.analysis.reach[product.op.number].dependence
         stops = product.held and reads.anything
         stop = self.nodes.defined["stop_gradient"] if stops else lambda a: a
         to = product.output[0].size, grid.rows

@@ -304,7 +304,7 @@ class Traces(NamedTuple):
     """What the batch shares of an extension; empty where there is none."""
     each: Carry = ()
     """What each example has of it."""
-    past: Carry = ()
+    lookback: Carry = ()
     """The last steps, [B, n, ...], where the rule looks back through them."""
 
 

@@ -68,7 +68,7 @@ class Loss(eqx.Module):
         if weight is None:
             return self._pair(self.raw(y, target))
         counts = weight.astype(bool)
-        y, target = jax.tree.map(lambda a: _cut(a, counts), (y, target))
+        y, target = jax.tree.map(lambda a: _masked(a, counts), (y, target))
         loss, aux = self._pair(self.raw(y, target))
         weighted = weight.astype(loss.dtype) * loss
         return jnp.where(counts, weighted, jnp.zeros((), loss.dtype)), aux
@@ -113,7 +113,7 @@ class Loss(eqx.Module):
         return aval
 
 
-def _cut(a: Any, counts: Array) -> Any:
+def _masked(a: Any, counts: Array) -> Any:
     """An array of `y` or `target`. Where it does not count, it is finite and has no derivative."""
     if not eqx.is_inexact_array(a):
         return a

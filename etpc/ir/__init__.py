@@ -1,11 +1,11 @@
 """The trace program between plan and emission: traces, terms, how Jacobians are read, and the window."""
 
 from ._check import check
+from ._compression import Colouring, Columns, Compression, Index, Layout, block_rows, entered
 from ._nodes import Feed, TraceNode
 from ._pairs import uses
-from ._paths import MovedStates, OutputPaths
+from ._paths import ForwardedStates, OutputPaths
 from ._program import Change, Length, TraceProgram, WindowSpec
-from ._reads import Colouring, Columns, Compression, Index, Layout, block_rows, entered
 from ._terms import (
     AtEnd,
     AtStart,
@@ -36,11 +36,11 @@ __all__ = [
     "Data",
     "Direct",
     "Feed",
+    "ForwardedStates",
     "Grads",
     "Index",
     "Layout",
     "Length",
-    "MovedStates",
     "OutputPaths",
     "Product",
     "Signal",

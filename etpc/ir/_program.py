@@ -32,9 +32,9 @@ from ..algorithms import Algorithm
 from ..analyse import Analysis, WeightOp
 from ..forms import Extension, Site
 from ..schedule import Schedule, Target
+from ._compression import Compression
 from ._nodes import Feed, TraceNode, form_text
 from ._paths import OutputPaths
-from ._reads import Compression
 from ._terms import CreditFlow, Grads, Product, end_of, sum_in_words, terms_of, words
 
 Length = Literal["open", "near", "asked", "meant", "step"]
@@ -104,7 +104,7 @@ class TraceProgram:
     """For each operation that reaches a state, in order, the terms of its gradient in windows of any length."""
     step_grads: Grads
     """`grads` in windows of one step."""
-    reads: Compression
+    compression: Compression
     """How D and each F are read."""
     window: WindowSpec
     """How many steps are processed at once, and how credit flows inside."""
@@ -133,7 +133,7 @@ class TraceProgram:
         """What the form of a trace knows of the operations of a feed, the first by default."""
         key = node, feed or node.feeds[0]
         if key not in self._sites:
-            pairs = self.reads.layout(node.blocks).pairs
+            pairs = self.compression.layout(node.blocks).pairs
             pairs = pairs.with_virtual(node.virtual) if node.virtual else pairs
             given = dict(kind=key[1].kind, transitions=pairs, schedule=self.schedule)
             self._sites[key] = dataclasses.replace(node.site, **given)
@@ -246,7 +246,7 @@ class TraceProgram:
                 for op, terms in self.zeros.items()
             },
             credited=self._credited,
-            reads=str(self.reads),
+            compression=str(self.compression),
             window=dataclasses.asdict(self.window),
             schedule=str(self.schedule),
             extension=None if self.extends is None else form_text(self.extends),
@@ -323,7 +323,7 @@ def program_text(program: TraceProgram) -> str:
         lines.append(f"zero, as {why}: {', '.join(found)}")
     is_all = len(program._credited) == len(program.analysis.hidden.paths)
     at = "all hidden states" if is_all else ", ".join(program._credited)
-    lines.append(f"credit at {at}, D and F by {program.reads}")
+    lines.append(f"credit at {at}, D and F by {program.compression}")
     behind = f" with {window.behind} behind it" if window.behind else ""
     credit = {"step": "of each step", "window": "through the window, uncut"}[window.credit]
     count = f"{window.steps} step{'s' if window.steps > 1 else ''}"

@@ -28,7 +28,7 @@ class _Values:
     def __init__(self, analysis: Analysis):
         self.analysis, a, hidden = analysis, analysis, analysis.hidden
         live, cut = by_equation(a.live), {op.equation for op in a.live if op.number in a.cut}
-        self.given = OutputPaths(a, range(len(hidden.leaves))).moves.whole
+        self.given = OutputPaths(a, range(len(hidden.leaves))).forwarded.whole
         uncut = [eqn for eqn in a.split.body if eqn not in cut]
         of_old = propagate(uncut, hidden.old, stops_gradient)
         of_ops = propagate(uncut, [v for eqn in live for v in eqn.outputs], stops_gradient)
@@ -81,7 +81,7 @@ class _Values:
         if value is None:
             value = way[-1]
             eqn, operands = self.made[value]
-            apart = facts(eqn.primitive).moves or self.mixed.issuperset(operands)
+            apart = facts(eqn.primitive).data_movement or self.mixed.issuperset(operands)
             mixed = [w for w in operands if w in self.mixed]
             if apart and mixed:
                 for w in mixed:
@@ -108,4 +108,7 @@ class _Values:
         if eqn.primitive is prims.add_p:
             made = [self.made.get(v, (None, []))[0] for v in operands]
             return all(e is not None and e.primitive is prims.pad_p for e in made)
-        return facts(eqn.primitive).moves or eqn.primitive in (prims.complex_p, prims.select_n_p)
+        return facts(eqn.primitive).data_movement or eqn.primitive in (
+            prims.complex_p,
+            prims.select_n_p,
+        )

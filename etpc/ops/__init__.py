@@ -14,7 +14,7 @@ from .. import later
 from .._jax import primitive_of
 from ._contraction import Contraction
 from ._convolution import Axis, Convolution, Geometry, geometry
-from ._kind import Elementwise, Kind, Links, direct, kind_of, summed
+from ._kind import Elementwise, Kind, Links, elementwise, kind_of, summed
 from ._lookup import Lookup
 from ._sparse import Sparse
 
@@ -33,7 +33,7 @@ __all__ = [
     "Links",
     "Lookup",
     "Sparse",
-    "direct",
+    "elementwise",
     "geometry",
     "kind_of",
     "primitive_of",

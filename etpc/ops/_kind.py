@@ -208,7 +208,7 @@ class Factored:
     @property
     def inputs_last(self) -> bool:
         """Whether the weight's last axis is one of inputs."""
-        first, second = _cuts(self.to_weight.split, (self.h, self.i, self.o))
+        first, second = _runs_of(self.to_weight.split, (self.h, self.i, self.o))
         return bool(self.to_weight.order) and self.to_weight.order[-1] in range(first, second)
 
     def shift_inputs(self, values: Values, delta: Array) -> Values:
@@ -224,7 +224,7 @@ class Factored:
         assert x is not None
         lead, split = x.shape[:-2], self.to_weight.split
         axes = "hijklmnopqrstuvwxyz"[: len(split)]
-        first, second = _cuts(split, (self.h, self.i, self.o))
+        first, second = _runs_of(split, (self.h, self.i, self.o))
         h, i, o = axes[:first], axes[first:second], axes[second:]
         x = x.reshape(*lead, *split[:first], self.f, *split[first:second])
         delta = delta.reshape(*lead, *split[:first], self.f, *split[second:])
@@ -236,7 +236,7 @@ class Factored:
         return self.to_weight(entries.reshape(self.h, self.f, self.i, self.o).sum(1))
 
 
-def _cuts(shape: tuple[int, ...], sizes: tuple[int, int, int]) -> tuple[int, int]:
+def _runs_of(shape: tuple[int, ...], sizes: tuple[int, int, int]) -> tuple[int, int]:
     """Where to cut the axes of a shape into three runs that hold so many places each."""
     places = itertools.combinations_with_replacement(range(len(shape) + 1), 2)
     return next(
@@ -246,7 +246,7 @@ def _cuts(shape: tuple[int, ...], sizes: tuple[int, int, int]) -> tuple[int, int
     )
 
 
-def direct(equation: Equation, operand: int) -> Elementwise:
+def elementwise(equation: Equation, operand: int) -> Elementwise:
     """The form that any operation has."""
     return Elementwise(operand, equation.inputs[operand].shape, params.shown_name(equation))
 
@@ -261,4 +261,4 @@ def kind_of(equation: Equation, operand: int, known: Known) -> Kind:
     """The kind of a weight operation: a registered one, or `Elementwise`."""
     rule = facts(equation.primitive).kind
     kind = rule(equation, operand, known) if rule is not None else None
-    return direct(equation, operand) if kind is None else kind
+    return elementwise(equation, operand) if kind is None else kind

@@ -19,7 +19,7 @@ def credited_at(program: TraceProgram) -> frozenset[int]:
         held[node.blocks.indices] = True
     leaves = range(len(a.hidden.leaves))
     traced = {n for n in leaves if held[a.hidden.offsets[n] : a.hidden.offsets[n + 1]].any()}
-    past = OutputPaths(a, traced).past
+    past = OutputPaths(a, traced).bypassing
     return frozenset(n for n in leaves if n in traced or a.hidden.new[n] in past)
 
 

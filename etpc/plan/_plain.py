@@ -158,7 +158,7 @@ def ends(reach: Reach, algorithm: Algorithm) -> Why:
 
 def _entrances(analysis: Analysis, op: WeightOp) -> list[str]:
     """The weights through which the output of an operation enters the states, where their data is cut."""
-    reads = np.array([reach.reads.ops for reach in analysis.reach], bool)
+    reads = np.array([reach.dependence.ops for reach in analysis.reach], bool)
     reads &= np.array([reader.number in analysis.cut for reader in analysis.ops])[:, None]
     reached = reads[:, op.number]
     for _ in analysis.ops:

@@ -87,7 +87,7 @@ def lasting_states(analysis: Analysis) -> np.ndarray:
         read |= reads.states
     for reach in analysis.reach:
         if reach.role != "state":
-            read |= reach.reads.states
+            read |= reach.dependence.states
     for full in analysis.in_full.values():
         read |= full.states
     seeds = sp.csr_array(read[None])

@@ -28,7 +28,7 @@ def reading(analysis: Analysis) -> frozenset[int]:
     """The numbers of the operations that mix positions, reach a state, and read what depends on states or on others:
     where it matters whether their data is held constant."""
     found = (op for op in analysis.live if op.kind.data is not None)
-    return frozenset(op.number for op in found if analysis.reach[op.number].reads.anything)
+    return frozenset(op.number for op in found if analysis.reach[op.number].dependence.anything)
 
 
 def before_readouts(analysis: Analysis) -> frozenset[int]:
@@ -89,7 +89,7 @@ def _flow(analysis: Analysis) -> Pattern:
     rows = [np.asarray(np.diff(pattern.indptr) > 0) for pattern in analysis.immediate]
     size, count = analysis.hidden.size, len(reach)
     to_states = np.array(rows, bool).reshape(count, size)
-    reads = [r.reads if n in mixing else None for n, r in enumerate(reach)]
+    reads = [r.dependence if n in mixing else None for n, r in enumerate(reach)]
     none = np.zeros(max(size, count), bool)
     from_states = np.array([none[:size] if r is None else r.states for r in reads], bool)
     from_ops = np.array([none[:count] if r is None else r.ops for r in reads], bool)

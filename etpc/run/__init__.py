@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from .. import later
 from ._compile import compile
-from ._online import Online, check_optimizer, moved, online, strong
+from ._online import Online, check_optimizer, online, strong, updated
 from ._program import Carry, Memory, Program, without_past
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ __all__ = [
     "check_optimizer",
     "compile",
     "doubts",
-    "moved",
     "online",
     "strong",
     "unread_traces",
+    "updated",
     "without_past",
 ]

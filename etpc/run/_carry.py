@@ -42,7 +42,7 @@ class Carry(eqx.Module):
     - `batched`: whether it has a batch axis.
     - `shared`, `each`: of the directions along which escaping influence is followed, what the batch
         shares, which has no batch axis and outlives a reset, and what each example has; else empty.
-    - `past`: the last steps, where the algorithm looks back through them; else empty.
+    - `lookback`: the last steps, where the algorithm looks back through them; else empty.
     - `filtered`: data of products, filtered by the memory of what they enter, in the order of
         `program.plan.analysis.step.added`; else empty.
     """
@@ -54,5 +54,5 @@ class Carry(eqx.Module):
     batched: bool = eqx.field(static=True)
     shared: tuple[Array, ...] = ()
     each: tuple[Array, ...] = ()
-    past: tuple[Array, ...] = ()
+    lookback: tuple[Array, ...] = ()
     filtered: tuple[Array, ...] = ()

@@ -388,10 +388,10 @@ class Online(Compiled):
 
                 kept, aux = of_finite_streams(program.runner, learn, self.reduction, data, carry)
                 value, grads, carry, left_out, counts = kept
-                new = self._moved(floats, opt_state, value, grads)
+                new = self._updated(floats, opt_state, value, grads)
             else:
                 value, grads, aux, carry_after = learn(self.reduction, data, carry)
-                new = self._moved(floats, opt_state, value, grads)
+                new = self._updated(floats, opt_state, value, grads)
                 carry, left_out = carry_after(jax.tree.leaves(new)), None
                 counts = None if data.weights is None else data.weights.astype(bool).any()
             if counts is not None:  # where nothing counts, momentum moves nothing either
@@ -414,12 +414,12 @@ class Online(Compiled):
         aux = jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux)
         return after, losses, aux, left_out
 
-    def _moved(
+    def _updated(
         self, floats: list[Array], opt_state: Any, value: Array, grads: list[Array]
     ) -> tuple[list[Array], Any]:
         """The parameters and the state of the optimizer after an update."""
         tree = self._leaves.tree_of_floats
-        new, opt_state = moved(self.optimizer, value, tree(grads), tree(floats), opt_state)
+        new, opt_state = updated(self.optimizer, value, tree(grads), tree(floats), opt_state)
         return self._leaves.floats_of(new), opt_state
 
     # --- parameters ---
@@ -447,7 +447,7 @@ class Online(Compiled):
             )
 
 
-def moved(
+def updated(
     optimizer: Any, value: Any, grads: Any, parameters: Any, opt_state: Any
 ) -> tuple[Any, Any]:
     """The parameters and the state of an optimizer after an update.

@@ -39,7 +39,7 @@ class Memory:
     - `state`: bytes of the hidden state, with a byte for each example that says whether its stream begins.
     - `batch_size`: B; `None` for one example.
     - `directions`: bytes of the directions along which escaping influence is followed, beside their rows in the traces.
-    - `past`: bytes of the last steps, if the algorithm looks back through them.
+    - `lookback`: bytes of the last steps, if the algorithm looks back through them.
     - `steps`, `temporary`: bytes that the gradient of so many steps takes beside its arguments and results; `None`
         where that was not asked for.
     """
@@ -48,19 +48,19 @@ class Memory:
     state: int
     batch_size: int | None
     directions: int = 0
-    past: int = 0
+    lookback: int = 0
     steps: int | None = None
     temporary: int | None = None
 
     @property
     def total(self) -> int:
         """Those of the carry."""
-        return self.state + self.directions + self.past + sum(size for _, size in self.traces)
+        return self.state + self.directions + self.lookback + sum(size for _, size in self.traces)
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON."""
         traces = [{"path": path, "bytes": size} for path, size in self.traces]
-        fields = dict(state=self.state, directions=self.directions, past=self.past)
+        fields = dict(state=self.state, directions=self.directions, lookback=self.lookback)
         size = dict(total=self.total, batch_size=self.batch_size)
         window = dict(steps=self.steps, temporary=self.temporary)
         return record("etpc-memory/1", traces=traces, **fields, **size, **window)
@@ -68,7 +68,7 @@ class Memory:
     def __str__(self) -> str:
         rows = [*self.traces, ("hidden state", self.state)]
         rows += [("directions", self.directions)] if self.directions else []
-        rows += [("last steps", self.past)] if self.past else []
+        rows += [("last steps", self.lookback)] if self.lookback else []
         rows.append(("total", self.total))
         rows += [(f"beside, {self.steps} steps", self.temporary)] if self.temporary else []
         width = max(len(path) for path, _ in rows)
@@ -179,7 +179,7 @@ class Program(Compiled, Shown):
         state = count * (_bytes(self.runner.step.state_avals) + 1)  # one byte says if it is fresh
         carry = jax.eval_shape(lambda: self.init(batch_size))
         directions = _bytes([*carry.shared, *carry.each])
-        beside = directions, _bytes(carry.past), steps, temporary
+        beside = directions, _bytes(carry.lookback), steps, temporary
         return Memory(traces, state, batch_size, *beside)
 
     def _temporary(self, batch_size: int | None, steps: int) -> int:

@@ -68,7 +68,7 @@ class Runner:
         state = self.initial_state(parameters)
         size = 1 if batch_size is None else batch_size
         state = [v[None] if batch_size is None else repeat(v, batch_size) for v in state]
-        traces = self.window.fresh_traces(size)._replace(past=none_yet(self.ir, state))
+        traces = self.window.fresh_traces(size)._replace(lookback=none_yet(self.ir, state))
         return self.carry(state, traces, jnp.ones(size, bool), batch_size is not None)
 
     def reset(self, carry: Carry, where: Array) -> Carry:
@@ -141,7 +141,7 @@ class Runner:
         carries = [tuple(map(zeroed, carry)) for carry in traces.carries]
         _, begun = self.window.fresh_extension(fresh.shape[0])
         each = tuple(map(instead, begun, traces.each))
-        past = traces.past
+        past = traces.lookback
         if past:  # nothing of it is a step of the stream that begins
             past = (*past[:-1], past[-1] & ~where[:, None])
         return state, Traces(carries, traces.shared, each, past), fresh | where
@@ -234,7 +234,7 @@ class Runner:
     ) -> tuple[list[Array], list[Any], Traces, Array]:
         """The arrays of a sequence and of a carry, with a batch axis where they have none."""
         state = [*self.step.state_leaves.split(carry.state), *carry.filtered]
-        own, each, past = [tuple(t) for t in carry.traces], carry.each, carry.past
+        own, each, past = [tuple(t) for t in carry.traces], carry.each, carry.lookback
         fresh = carry.fresh
         if not carry.batched:
             xs = [x[:, None] for x in xs]
@@ -251,7 +251,7 @@ class Runner:
 
     def carry(self, state: list[Any], traces: Traces, fresh: Array, batched: bool) -> Carry:
         """A carry, from arrays with a batch axis; without one where it is not `batched`."""
-        own = state, traces.carries, fresh, traces.each, traces.past
+        own = state, traces.carries, fresh, traces.each, traces.lookback
         if not batched:
             own = jax.tree.map(lambda a: a[0], own)
         state, carries, fresh, each, past = own

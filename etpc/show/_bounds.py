@@ -18,8 +18,8 @@ def uncut_block(analysis: Analysis, number: int) -> int:
     passed = np.zeros_like(members)
     entered: set[int] = set()
     reads = lambda j: (
-        (members & reach[j].reads.states).any()
-        or any(reach[j].reads.ops[k] for k in {number, *entered})
+        (members & reach[j].dependence.states).any()
+        or any(reach[j].dependence.ops[k] for k in {number, *entered})
     )
     while more := {j for j in analysis.cut - entered if reads(j)}:
         entered |= more
@@ -33,7 +33,7 @@ def one_step_block(analysis: Analysis, number: int) -> int:
     """At most how many states an output of operation `number` reaches in its own step, uncut."""
     sources = {number}
     passed = np.zeros(analysis.hidden.size, bool)
-    reads = lambda j: any(analysis.reach[j].reads.ops[k] for k in sources)
+    reads = lambda j: any(analysis.reach[j].dependence.ops[k] for k in sources)
     while more := {j for j in analysis.cut - sources if reads(j)}:
         sources |= more
     for j in sources - {number}:

@@ -68,7 +68,7 @@ def dependency_graph(plan: Plan) -> Graph:
         for node in state_nodes(np.flatnonzero(np.diff(immediate.indptr))):
             graph.add_edge(name, node, cut=False)
         cut = p.op.number in a.cut and reach.role == "state"
-        read_by(name, reach.reads, cut)
+        read_by(name, reach.dependence, cut)
     for path, reads in zip(step.output_leaves.paths, a.outputs, strict=True):
         read_by(("output", path), reads, False)
     _input_edges(plan, graph, names)

@@ -42,7 +42,7 @@ MODELS = [one_time_constant, three_gains, crossed]
 def test_few_products_read_the_jacobians(step):
     p = {"w": normal(N, 5), "shared": jnp.asarray([3.0, 1.5, 0.7])}
     program = etpc.compile(p, inputs=jnp.zeros(5), state=(jnp.zeros(N),) * 2, step=step)
-    colours = program.ir.reads.colours
+    colours = program.ir.compression.colours
     assert colours.count <= 2
     assert sum(columns.count for columns in colours.columns.values()) <= 3
     (found,) = colours.columns

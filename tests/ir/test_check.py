@@ -392,7 +392,7 @@ CHANGED = {
         "traces": replace(traces=PROGRAM.traces[::-1]),
         "grads": graded(OP, DIRECT),
         "step_grads": replace(step_grads={**PROGRAM.step_grads, OP: (DIRECT,)}),
-        "reads": replace(reads=Compression(PROGRAM.analysis, [OP.number])),
+        "compression": replace(compression=Compression(PROGRAM.analysis, [OP.number])),
         "window": replace(window=WindowSpec(5, "step")),
         "paths": replace(paths=OutputPaths(PROGRAM.analysis, [1])),
         "target": replace(target=etpc.Target("cuda")),
@@ -443,7 +443,9 @@ def test_which_states_and_operations_are_shown():
     first, second = (
         traced(JOINED, blocks=only(JOINED, states)) for states in (STATES < 16, STATES >= 16)
     )
-    by_columns = [replace(reads=Compression(PROGRAM.analysis, [op.number])) for op in (IH, HH)]
+    by_columns = [
+        replace(compression=Compression(PROGRAM.analysis, [op.number])) for op in (IH, HH)
+    ]
     for one, other in ((first, second), by_columns):
         assert str(one) != str(other)
         assert one.as_dict() != other.as_dict()

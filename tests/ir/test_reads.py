@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from etpc.analyse import Analysis, WeightOp
 from etpc.analyse._pattern import _valid, columns_of
-from etpc.ir._reads import Compression, block_rows
+from etpc.ir._compression import Compression, block_rows
 
 
 def random_pattern(rows, columns, density, seed):

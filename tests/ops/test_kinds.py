@@ -303,7 +303,7 @@ def test_a_kind_that_is_defined_again_takes_the_place_of_the_one_before(monkeypa
     for name in ("first", "second"):
 
         def rule(equation, operand, known, name=name):
-            return dataclasses.replace(ops.direct(equation, operand), name=name)
+            return dataclasses.replace(ops.elementwise(equation, operand), name=name)
 
         ops.register_kind(prims.sort_p, rule, jnp.sort, jnp.ones(3))
     equation = canonicalise(jnp.sort, [jnp.ones(3)]).equations[0]

@@ -19,17 +19,17 @@ from ._pass import Pass
 def _run(program: TraceProgram) -> TraceProgram:
     a = program.analysis
     real = [op for op in a.ops if a.immediate[op.number].nnz and not is_complex(op.delta)]
-    found = [op for op in real if _read_by_columns(a.immediate[op.number])]
+    found = [op for op in real if _by_columns(a.immediate[op.number])]
     if not found:
         return program
-    reads = Compression(a, {op.number for op in found})
-    count = lambda op: reads.colours.columns[op.number].count
+    compression = Compression(a, {op.number for op in found})
+    count = lambda op: compression.colours.columns[op.number].count
     text = "Jacobian-vector products in place of a row for each state"
     changes = [Change(NAME, op.path, f"{count(op)} {text}") for op in found]
-    return dataclasses.replace(program, reads=reads).noted(*changes)
+    return dataclasses.replace(program, compression=compression).noted(*changes)
 
 
-def _read_by_columns(immediate: Pattern) -> bool:
+def _by_columns(immediate: Pattern) -> bool:
     """Whether an output reaches many states, and a state is reached by few outputs."""
     states = np.bincount(immediate.indices, minlength=1).max()
     outputs = np.diff(immediate.indptr).max(initial=0)

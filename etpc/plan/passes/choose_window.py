@@ -51,14 +51,14 @@ def bytes_of_step(program: TraceProgram) -> int:
     It keeps inputs, states before and after, the compressed Jacobians and the data of operations; and for each
     trace F and D, as they are and moved to the end of the window.
     """
-    step, hidden, reads = program.analysis.step, program.analysis.hidden, program.reads
-    colours = reads.colours.count
+    step, hidden, compression = program.analysis.step, program.analysis.hidden, program.compression
+    colours = compression.colours.count
     numbers = sum(v.size for v in step.inputs) + (2 + colours) * hidden.size
     for op in program.grads:
         inputs = op.kind.groups * op.kind.inputs if op.kind.data is not None else 0
         numbers += colours * op.size + inputs
     numbers += sum(2 * node.block * node.op.size * len(node.feeds) for node in program.traces)
-    layouts = {reads.layout(node.blocks) for node in program.traces}
+    layouts = {compression.layout(node.blocks) for node in program.traces}
     numbers += 2 * sum(layout.transition.at.size for layout in layouts)
     return numbers * np.dtype(hidden.dtype).itemsize
 

@@ -27,7 +27,7 @@ def _before(algorithm: Algorithm, asked: Context) -> Analysis:
     # Another step answers for what it leaves out; an open block leaves out what depends on which states there are; and
     # a full window passes on what is held constant.
     answers = analysis.given is not None and not analysis.step.added
-    held = [analysis.reach[number].reads for number in analysis.cut]
+    held = [analysis.reach[number].dependence for number in analysis.cut]
     in_window = algorithm.backprop == "full" and any(reads.anything for reads in held)
     if answers or in_window or not all(reach.closed for reach in analysis.reach):
         return analysis
@@ -45,7 +45,7 @@ def _before(algorithm: Algorithm, asked: Context) -> Analysis:
 
 def _worth(proofs: Proofs, op: WeightOp) -> bool:
     """Whether filtered data may take the place of states."""
-    reads = proofs.analysis.reach[op.number].reads
+    reads = proofs.analysis.reach[op.number].dependence
     uncut = op.number not in proofs.analysis.cut and reads.anything
     before = proofs.analysis.step.added and np.diff(proofs.block(op).indptr).max() > 1
     return op.kind.data is not None and bool(uncut or before)
@@ -67,8 +67,8 @@ def _smaller(algorithm: Algorithm, asked: Context, op: WeightOp) -> Analysis | N
     for new, old in cut.items():
         full = [a.in_full.get(n) for a, n in ((analysis, old), (found, new))]
         now, then = (None if f is None else f.elements.tobytes() for f in full)
-        ops = {origin[n] for n in np.flatnonzero(found.reach[new].reads.ops)}
-        if now != then or not ops <= {*np.flatnonzero(analysis.reach[old].reads.ops).tolist()}:
+        ops = {origin[n] for n in np.flatnonzero(found.reach[new].dependence.ops)}
+        if now != then or not ops <= {*np.flatnonzero(analysis.reach[old].dependence.ops).tolist()}:
             return None
     escapes = [analysis.reach[old].escapes for old in origin]
     left_out = any(e and r.role != "state" for e, r in zip(escapes, found.reach, strict=True))

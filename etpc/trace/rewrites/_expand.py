@@ -132,7 +132,7 @@ class _Expansion:
         are zero where the branch is not taken, and so is the weight, unless the operation is linear in it."""
         before: list[tuple[Equation, Taken]] = []
         known = facts(eqn.primitive)
-        is_linear = known.linear or known.moves or known.kind is not None
+        is_linear = known.linear or known.data_movement or known.kind is not None
         barred = lambda v: v in self.weights and not is_linear
         operands = [
             self.inline(before, eqn, _or_zero, [taken, v])[0]

@@ -10,7 +10,7 @@ same step, or by the old state that they come from, which meets the trace of the
 
     dl/dw = sum_t L_t eps'_t + (dl_t/d delta) x_t + (dl_t/d old) eps_{t-1}
 
-and `Reading` evaluates the step so that one reverse pass gives all three.
+and `StepOutput` evaluates the step so that one reverse pass gives all three.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class StepSources(NamedTuple):
     """The perturbations of live operations."""
 
 
-class Reading:
+class StepOutput:
     """The output of one step of one example, as a function of states and of operations."""
 
     def __init__(self, step: StepFunctions, paths: OutputPaths):
@@ -51,7 +51,7 @@ class Reading:
     ) -> tuple[list[Array], list[Array | None]]:
         """The output, and the data of each live operation; `None` where one has none.
 
-        A new state is what `sources.new` says, also where the step moves it on into another array, so
+        A new state is what `sources.new` says, also where the step forwards it into another array, so
         that the derivative by it is the learning signal. What reaches the output past the new states is
         differentiated by `sources.old` and `sources.deltas`. An operation whose data is cut, but depends on
         new states or on other outputs of its own step, passes on the influence of those: it crosses. That
@@ -77,63 +77,65 @@ class Reading:
         data = map(data_of, step.live)
         return outputs, [None if v is None else stop(first[v]) for v in data]
 
-    def _moved(
+    def _forwarded(
         self, env: Values, taken: Taken, sources: StepSources, paths: OutputPaths
-    ) -> "dict[Variable, Moved]":
-        """What new states say of every variable that is one, or is moved on into some.
+    ) -> "dict[Variable, Forwarded]":
+        """What new states say of every variable that is one, or is forwarded into some.
 
         For `v' = concatenate(a, b)`, where `a` and `b` are computed in the step, `a` and `b` are slices of the
-        new state, and what reads `a` reads that slice. So the transpose of all moves gives for each element the sum of
-        its copies in new states, and that of ones how many there are.
+        new state, and what reads `a` reads that slice. So the transpose of all data movement gives for each element the
+        sum of its copies in new states, and that of ones how many there are.
         """
-        moves, step = paths.moves, self.step
+        states, step = paths.forwarded, self.step
         leaves = step.leaves(sources.new)
-        moved = {v: Moved(leaves[i], None) for v, i in moves.new_states.items()}
-        given = [eqn.inputs[i] for eqn, operands in moves.origins for i in operands]
-        given = [v for v in dict.fromkeys(given) if v not in moved]
+        forwarded = {v: Forwarded(leaves[i], None) for v, i in states.new_states.items()}
+        given = [eqn.inputs[i] for eqn, operands in states.origins for i in operands]
+        given = [v for v in dict.fromkeys(given) if v not in forwarded]
         if not given:
-            return moved
-        places = [v for eqn, _ in moves.origins for v in eqn.inputs if v not in (*given, *moved)]
+            return forwarded
+        places = [
+            v for eqn, _ in states.origins for v in eqn.inputs if v not in (*given, *forwarded)
+        ]
         body = prune(step.analysis.split.body, places, step.saved_equations)
         env = evaluate(body, dict(env), step.acting(sources.deltas, taken.saved))
         zero = lambda v: jnp.zeros(v.shape, v.aval.dtype)
         still = lambda v: lax.stop_gradient(env[v]) if v in env else zero(v)
 
-        def move(shifts: Arrays) -> dict[int, Array]:
+        def copied(shifts: Arrays) -> dict[int, Array]:
             values = dict(zip(given, shifts, strict=True))
             ends: dict[int, Array] = {}
-            for eqn, _ in reversed(moves.origins):
+            for eqn, _ in reversed(states.origins):
                 operands = (values[v] if v in values else still(v) for v in eqn.inputs)
                 for v, out in zip(eqn.outputs, eqn.bind(*operands), strict=True):
                     if v in values:
                         values[v] = values[v] + out
-                    elif v in moves.new_states:
-                        ends[moves.new_states[v]] = out
+                    elif v in states.new_states:
+                        ends[states.new_states[v]] = out
             return ends
 
-        ends, pull = jax.vjp(move, [zero(v) for v in given])
+        ends, pull = jax.vjp(copied, [zero(v) for v in given])
         (totals,) = pull({i: leaves[i].astype(end.dtype) for i, end in ends.items()})
         (counts,) = pull(jax.tree.map(jnp.ones_like, ends))
         for v, total, count in zip(given, totals, counts, strict=True):
-            moved[v] = Moved(total / jnp.maximum(count.real, 1), count.real > 0)
-        return moved
+            forwarded[v] = Forwarded(total / jnp.maximum(count.real, 1), count.real > 0)
+        return forwarded
 
     def _run(self, env: Values, taken: Taken, sources: StepSources, paths: OutputPaths) -> Values:
         """Evaluate the cut step up to outputs and data, with the new states given."""
         cut = self.step.acting(sources.deltas, taken.saved)
-        moved = self._moved(env, taken, sources, paths)
+        forwarded = self._forwarded(env, taken, sources, paths)
 
         def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
             outputs = cut(eqn, operands)
-            if any(v in moved for v in eqn.outputs):
+            if any(v in forwarded for v in eqn.outputs):
                 outputs = eqn.bind(*operands) if outputs is None else outputs
                 outputs = [
-                    moved[v].over(value) if v in moved else value
+                    forwarded[v].over(value) if v in forwarded else value
                     for v, value in zip(eqn.outputs, outputs, strict=True)
                 ]
             return outputs
 
-        given = {v: moved[v].value.astype(v.aval.dtype) for v in paths.moves.new_states}
+        given = {v: forwarded[v].value.astype(v.aval.dtype) for v in paths.forwarded.new_states}
         return evaluate(paths.body, {**env, **given}, rule)
 
     def _crossed(self, still: Values, taken: Taken, first: Values, shared: Values) -> Values:
@@ -161,7 +163,7 @@ class Reading:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Moved:
+class Forwarded:
     """The value that new states give to a variable."""
 
     value: Array
@@ -170,8 +172,8 @@ class Moved:
 
     def over(self, value: Array) -> Array:
         """The value of the variable itself, with what is given in its place."""
-        moved = self.value.astype(value.dtype)
+        forwarded = self.value.astype(value.dtype)
         if self.where is None:
-            return moved
+            return forwarded
         # an average of copies may be off by rounding: the derivative is that of the copies alone
-        return superpose(lax.stop_gradient(value), jnp.where(self.where, moved, value))
+        return superpose(lax.stop_gradient(value), jnp.where(self.where, forwarded, value))
