@@ -16,8 +16,6 @@ from ..analyse import trace_dtype
 from ..forms import (
     Carry,
     Factors,
-    Move,
-    MovesTogether,
     Passage,
     ReadsEnd,
     Site,
@@ -105,10 +103,6 @@ class Mover:
         self.program = program
         self._place = {node: place for place, node in enumerate(program.traces)}
         self._entered = _entered(program)
-        self._together: dict[MovesTogether, list[TraceNode]] = {}
-        for node in program.traces:
-            if isinstance(node.form, MovesTogether):
-                self._together.setdefault(node.form, []).append(node)
 
     def moves(
         self,
@@ -139,26 +133,20 @@ class Mover:
         if extension is not None and moves.uncut is not None:
             of_states = None if bars is None else bars.states
             shared, each, extended = extension.move(shared, each, moves.uncut, of_states)
-        nodes, passage_of = self.program.traces, self._passages(moves.of_last_streams(), after)
-        calls: dict[TraceNode, Move] = {}
-        for node, carry, path in zip(nodes, traces.carries, moves.paths, strict=True):
+        passage_of, carries = self._passages(moves.of_last_streams(), after), list[Carry]()
+        moved = {} if bars is None else bars.moved
+        types = lambda carry: [(a.shape, a.dtype) for a in carry]
+        nodes = self.program.traces
+        for node, kept, path in zip(nodes, traces.carries, moves.paths, strict=True):
             passage = passage_of(node)
             if node.virtual and extension is not None:
                 passage = extension.passage(block_of(self.program, node), passage, extended)
             start = None if bars is None else bars.starts.get(node)
-            site, carry = computed(self.program, node, moves.going_on(node, carry))
-            calls[node] = Move(site, passage, path, carry, start)
-        known: dict[TraceNode, Carry] = {}
-        for form, alike in self._together.items():
-            known.update(zip(alike, form.move_all([calls[node] for node in alike]), strict=True))
-        known.update({} if bars is None else bars.moved)
-        carries = list[Carry]()
-        types = lambda carry: [(a.shape, a.dtype) for a in carry]
-        for node, kept in zip(nodes, traces.carries, strict=True):
-            new = known[node] if node in known else node.form.move(*calls[node])
-            if types(calls[node].carry) != types(new):
-                text = eqx.tree_pformat(calls[node].carry)
-                wanted = f"a carry of the shapes and dtypes of `init`, {text}"
+            site, carry = computed(self.program, node, moves.going_on(node, kept))
+            new = moved.get(node)
+            new = node.form.move(site, passage, path, carry, start) if new is None else new
+            if types(carry) != types(new):
+                wanted = f"a carry of the shapes and dtypes of `init`, {eqx.tree_pformat(carry)}"
                 raise wrong_return(node, "move", new, wanted)
             carries.append(tuple(a.astype(b.dtype) for a, b in zip(new, kept, strict=True)))
         lookback = traces.lookback if moves.lookback is None else moves.lookback

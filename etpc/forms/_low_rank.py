@@ -2,19 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._defined import WHOLE_TRACE, Meaning
 from ._full import Full
 from ._modes import combined, diagonal, leading
-from ._trace import Carry, Move, Passage, Rows, Site, Trace, zeros
+from ._trace import Carry, Passage, Rows, Site, Trace, zeros
 from ._transitions import apply, paired
 
 
@@ -87,58 +85,28 @@ class LowRank(Trace):
     def move(
         self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
     ) -> Carry:
-        (result,) = self.move_all([Move(site, passage, path, carry, start)])
-        return result
-
-    def move_all(self, calls: Sequence[Move]) -> list[Carry]:
-        """Add the factor pairs of a window to those of each trace, and keep the leading modes.
+        """Add the factor pairs of a window to those of the trace, and keep the leading modes.
 
         All Q pairs together are `A B^T`. The span of its R leading left modes is found as `A c` by
         subspace iteration in the coordinates of the pairs, `c <- (B^T B*) (A^H A) c`, which needs two
         Gram matrices and no product of the size of the weight; then `A B^T` is projected onto that
         span. Written out in products and sums: XLA loops eigendecompositions over a batch on
         accelerators, and on few CPU cores two of them at the same time may wait for each other for ever.
-
-        The iteration is most of what is compiled. It sees no more of a trace than its Gram matrices, whose
-        size Q is the same for most, and so it is done for all of these at once.
         """
-        all_pairs = [
-            _Pairs.scaled(*self.all_pairs(call.site, call.passage, call.carry), self.rank)
-            for call in calls
-        ]
-        coordinates: dict[int, tuple[Array, Array]] = {}
-        for places in _of_one_size(all_pairs):
-            of_a, of_b = zip(*(all_pairs[place].grams for place in places), strict=True)
-            groups = [calls[place].site.kind.groups for place in places]
-            # with less precision the vectors are not orthonormal on accelerators
-            with jax.default_matmul_precision("highest"):
-                modes = leading(_beside(of_a, groups), _beside(of_b, groups), self.rank)
-            of_each = zip(*(_apart(array, groups) for array in modes), strict=True)
-            coordinates.update(zip(places, of_each, strict=True))
-        return [
-            self._projected(call, pairs, *coordinates[place])
-            for place, (call, pairs) in enumerate(zip(calls, all_pairs, strict=True))
-        ]
-
-    def _projected(
-        self,
-        call: Move,
-        pairs: "_Pairs",
-        c: Inexact[Array, "Q R n"],
-        image: Inexact[Array, "Q R n"],
-    ) -> Carry:
-        """The carry with all pairs projected onto the span of `A c`, whose coordinates are `image^H`."""
+        pairs = _Pairs.scaled(*self.all_pairs(site, passage, carry), self.rank)
         a, b, size = pairs.a, pairs.b, pairs.size
         length, inverse = jnp.moveaxis(pairs.length, 0, -1), jnp.moveaxis(pairs.inverse, 0, -1)
-        kind, m = call.site.kind, call.site.block
+        kind, m = site.kind, site.block
+        # With less precision the vectors are not orthonormal on accelerators.
         with jax.default_matmul_precision("highest"):
+            c, image = leading(*pairs.grams, self.rank)
             left = combined(c * inverse, a)
             right = combined(length * image.conj(), b)
             by_group = functools.partial(_by_group, groups=kind.groups)
             new_a, new_b = by_group(left), by_group(right * size)
             new_b = new_b.reshape(*new_b.shape[:-1], m, kind.outputs)
             new = jnp.moveaxis(new_a, 1, 2), jnp.moveaxis(new_b, 1, 3)
-        return tuple(array.reshape(old.shape) for array, old in zip(new, call.carry, strict=True))
+        return tuple(array.reshape(old.shape) for array, old in zip(new, carry, strict=True))
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         """The sum of the pairs, in the shape of the whole trace."""
@@ -191,33 +159,9 @@ class _Pairs(NamedTuple):
         )
 
 
-def _of_one_size(all_pairs: Sequence[_Pairs]) -> list[list[int]]:
-    """The places of pairs whose Gram matrices can be joined along their groups."""
-    places: dict[Any, list[int]] = {}
-    for place, pairs in enumerate(all_pairs):
-        gram_a, gram_b = pairs.grams
-        places.setdefault((gram_a.shape[-1], gram_a.dtype, gram_b.dtype), []).append(place)
-    return list(places.values())
-
-
 def _by_group(array: Inexact[Array, "n ..."], groups: int) -> Inexact[Array, "B G ..."]:
     """With an axis of examples and one of groups."""
     return array.reshape(-1, groups, *array.shape[1:])
-
-
-def _beside(
-    arrays: Sequence[Inexact[Array, "n ..."]], groups: Sequence[int]
-) -> Inexact[Array, "N ..."]:
-    """Arrays of so many groups of the same examples as one, example by example: examples may be spread over devices."""
-    by_example = [_by_group(a, count) for a, count in zip(arrays, groups, strict=True)]
-    return lax.collapse(jnp.concatenate(by_example, 1), 0, 2)
-
-
-def _apart(array: Inexact[Array, "... N"], groups: Sequence[int]) -> list[Inexact[Array, "... n"]]:
-    """The parts of what `_beside` gave, whose axis is now the last."""
-    by_example = array.reshape(*array.shape[:-1], -1, sum(groups))
-    parts = jnp.split(by_example, np.cumsum(groups)[:-1], -1)
-    return [part.reshape(*array.shape[:-1], -1) for part in parts]
 
 
 def _power_of_two(size: Inexact[Array, "..."]) -> Array:

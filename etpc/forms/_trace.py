@@ -152,22 +152,12 @@ class Passage(Protocol):
         ...
 
 
-class Move(NamedTuple):
-    """What `Trace.move` is called with, for one trace."""
-
-    site: Site
-    passage: Passage
-    path: Any
-    carry: Carry
-    start: Array | None
-
-
 class Trace:
     """The form of a trace: frozen data, and five methods that the compiler calls.
 
     A form gives `exact`, `init`, `past` and `move`, and of the others those that differ. For each window the compiler
     calls `follow`, before any credit is known, then `read`, `past` and `move`. What only some forms can do are
-    protocols of one method each: `ReadsEnd`, `AddsToFirst`, `MovesTogether` and `Settles`.
+    protocols of one method each: `ReadsEnd`, `AddsToFirst` and `Settles`.
     [Extending](../extend.md#a-form-of-trace) has tables.
 
     A class that gives `exact` is final, as its methods belong together: a form that builds upon another one holds it
@@ -278,15 +268,6 @@ class AddsToFirst(Protocol):
 
 
 @runtime_checkable
-class MovesTogether(Protocol):
-    """A form that computes together what the moves of several traces have in common."""
-
-    def move_all(self, calls: Sequence[Move]) -> list[Carry]:
-        """`Trace.move` for the traces of one program whose forms are equal to this one."""
-        ...
-
-
-@runtime_checkable
 class Settles(Protocol):
     """A form that some operations get another one for."""
 
@@ -328,8 +309,6 @@ __all__ = [
     "AddsToFirst",
     "Carry",
     "Factors",
-    "Move",
-    "MovesTogether",
     "Passage",
     "ReadsEnd",
     "Rows",
