@@ -43,8 +43,8 @@ is an argument, `etpc.compile(model, rule, inputs=x, passes=("filtered", "read_a
 """
 
 MEASURED = """\
-A ratio is without the pass to with it: more than one is what it buys. Means are geometric, over the programs that the
-pass changes; all programs are in the tables below.
+A ratio is the value without the pass over the value with it: above one, the pass saves time or memory. Means are
+geometric, over the programs that the pass changes; all programs are in the tables below.
 """
 
 
@@ -76,11 +76,11 @@ At N = 512 the pieces cost 1.14 (LSTM) to 1.93 (GRU) at each step, and 89 to 129
 
 
 def passes_page() -> str:
-    """What each pass does, and what it buys."""
+    """What each pass does, and what it saves."""
     runs = [run for run in record.load() if run.benchmark.startswith("passes")]
     rows = [row for run in runs for row in run.rows]
     sections = [
-        "# What each pass buys",
+        "# What each pass saves",
         ABOUT_PASSES,
         "| pass | what it does |\n| --- | --- |\n"
         + "\n".join(f"| `{name}` | {does} |" for name, does in PASSES.items()),

@@ -207,7 +207,7 @@ def _cells(of: Record) -> Iterator[Quote]:
         [*of.on("cells", "braintrace"), *theirs],
     )
     full = ends(means[n][1] / means[n][0] for n in SIZES)
-    yield Quote(CHOOSE, "cut inside a window | {} to {} times the time in the mean", full)
+    yield Quote(CHOOSE, "cut inside a window | {} to {}x slower in the mean", full)
 
 
 def _steps(of: Record) -> Iterator[Quote]:
@@ -242,7 +242,7 @@ def _windows_and_ranks(of: Record) -> Iterator[Quote]:
         values = [speed[512][name.format(window)]["to_bptt"] for window in windows]
         yield Quote(CHOOSE, f"| {label} {{}} | {{}} | {{}} |", all_short(*values))
     ms = [speed[512][f"etpc D-RTRL W={window}"]["min_ms"] for window in (1, 10)]
-    yield Quote(CHOOSE, "at N = 512 it is {} times as fast with W = 10.", [short(ms[0] / ms[1])])
+    yield Quote(CHOOSE, "at N = 512 it is {}x faster with W = 10.", [short(ms[0] / ms[1])])
     for network, label in {
         "LIF": "LIF, hard reset",
         "current LIF": "LIF with synaptic currents",

@@ -9,9 +9,9 @@ says by what recursion its trace is carried, as that of the whole trace is
     g += L e' + o e + d x           in the step as it is read
 
 In the cut step, data that is held constant has no derivative. As the step is read, there are three credits: L of the
-new states, each with the others given; o of the old states and d of the operation, past the new ones. Data that is held
-constant passes on the credit for what is new in its own step: for new states, and for all of a value that depends on
-old states and on operations, unless these states are of the operation's own group. RTRL cuts nothing. With
+new states, each given the other new states; o of the old states and d of the operation, past the new states. Data that
+is held constant passes on the credit for what is new in its own step: for new states, and for all of a value that
+depends on old states and on operations, unless these states are of the operation's own group. RTRL cuts nothing. With
 `backprop="full"` a window is differentiated as it is, and the credit of its first state meets what is carried there.
 
 `Definition._step` is this; all else puts it over a sequence.
@@ -167,7 +167,7 @@ class Operation:
     """How many directions of credit its trace is followed along, after the states."""
     output: Vector
     weight: slice
-    """Its weight in the vector of all."""
+    """Its weight in the vector of all weights."""
     block: np.ndarray | None
     """Which states its trace has for each output, [S, Y]; `None` if it has all that it ever reaches."""
     units: np.ndarray | None

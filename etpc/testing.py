@@ -233,9 +233,9 @@ def read_claims(path: str | os.PathLike[str]) -> dict[str, Any]:
 def add_claims(
     path: str | os.PathLike[str], target: str, entry: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the claims of a model to a file, which keeps those of other models.
+    """Write the claims of a model to a file, which keeps the claims of other models.
 
-    **Returns** those of all. **Raises** what `read_claims` does; `OSError` where it cannot be written.
+    **Returns** the claims of all models. **Raises** what `read_claims` does; `OSError` where it cannot be written.
     """
     with replacing(path) as file:
         models = (read_claims(path) if Path(path).exists() else {}) | {target: entry}

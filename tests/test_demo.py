@@ -106,7 +106,7 @@ def test_the_pages_quote_the_record() -> None:
     taken = f"Traces take {online} for any number of steps, and BPTT {short} for 40 and {long} for 4,000."
     traces, bptt = (np.median([run.seconds for run in of(rule)]) for rule in (TRACES, BPTT))
     assert traces > bptt
-    ends = f"ends at {demo.percent(RUNS, TRACES)} right answers when"
+    ends = f"ends at {demo.percent(RUNS, TRACES)} accuracy when"
     others = f"and at {demo.percent(RUNS, BPTT)} with backpropagation"
     front = [ends, others]
     pages = {"README.md": front, "docs/index.md": front, "docs/examples.md": [*table, taken]}

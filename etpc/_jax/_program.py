@@ -195,7 +195,7 @@ def propagate(
 def partition(
     equations: Iterable[Equation], known: Iterable[Variable]
 ) -> tuple[list[Equation], list[Equation], set[Variable]]:
-    """The equations that read known variables alone, the others, and all that is known then."""
+    """The equations that read known variables alone, the other equations, and the variables that are known then."""
     alone: list[Equation] = []
     others: list[Equation] = []
     known = set(known)

@@ -42,7 +42,7 @@ class Facts:
     keeps: bool = False
     """It is data movement, and each element of its operands is among its results."""
     linear: bool = False
-    """It is linear in each float operand, with the others held constant. All that moves data is linear too."""
+    """It is linear in each float operand, with the other operands held constant. All that moves data is linear too."""
     singular: bool = False
     """It is element-wise, and its derivative is infinite somewhere."""
     heavy: bool = False

@@ -78,7 +78,7 @@ class Algorithm:
             "It is the number of steps through which credit goes back exactly.", None
         ),
     }
-    """The check of each setting; those of all base classes apply."""
+    """The check of each setting; the checks of all base classes apply."""
     name: ClassVar[str] = "algorithm"
     cut: ClassVar[bool] = True
     """Whether the data of operations that mix positions is held constant in the trace."""

@@ -6,8 +6,8 @@
   of a class, and depend on parameters alone: as numbers they are the same for other data.
 - Rewrite: the derivative of `r` by the weight and by its data is that of `W q`, and `q` is carried beside the state.
   The values of the step stay as they are, and so does the derivative of `r` by all else that enters it.
-- It buys one more state for what enters `z`, in the place of one for each element of `r`, or of none where the product
-  is cut; and the weight needs no trace for `r`.
+- What enters `z` has one more state, instead of one for each element of `r`, or instead of none where the product is
+  cut. The weight needs no trace for `r`.
 """
 
 import dataclasses

@@ -109,7 +109,7 @@ def joined(pattern: Pattern, shape: Sequence[int], axes: Axes) -> Pattern:
 def spread(
     pattern: Pattern, shape: Sequence[int], axes: Axes, out: Sequence[int] | None = None
 ) -> Pattern:
-    """Dense over some axes and separate over the others: each position along `axes` depends on all of them.
+    """Dense over some axes and separate over the other axes: each position along `axes` depends on all of them.
 
     The result has the shape `out`, which differs from `shape` along `axes` alone.
     """

@@ -237,7 +237,7 @@ Way = Online | Reverse
 
 def parts_of(way: Way, mask: Array, lasts: Sequence[int]) -> list[np.ndarray]:
     """The gradient of the losses of some windows, all parameters as one vector, in parts: what reaches back over the
-    first of `batch.reaches`, and what each of the others adds."""
+    first of `batch.reaches`, and what each further reach adds."""
     leaves, wanted = way.batch.trial.leaves, dict[Reach, list[int]]()
     for n, reach in enumerate(way.batch.reaches):
         for last in lasts:

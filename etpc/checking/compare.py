@@ -26,7 +26,7 @@ from ._progress import progress
 from ._trial import Trial
 
 HIDDEN = 0.01
-"""By how much the lowest cosine of a parameter is below that of all together, to be shown once more."""
+"""By how much the lowest cosine of a parameter is below the cosine of all together, to be shown once more."""
 
 HELD = {True: "yes", False: "NO", None: "-"}
 
@@ -37,7 +37,7 @@ class Result:
 
     - `algorithm`: `None` for a gradient that was given.
     - `rows`: a [`Row`][etpc.Row] for each parameter.
-    - `total`: that of all parameters as one vector, so of the update that an optimiser sees; large
+    - `total`: the row of all parameters as one vector, so of the update that an optimiser sees; large
         gradients count for more in it.
     - `carry_bytes`: what is passed on from window to window, for the whole batch: the hidden state,
         and the traces where there are any; `None` where it is not known.

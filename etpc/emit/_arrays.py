@@ -139,7 +139,7 @@ def widened(arrays: Sequence[Array]) -> list[Array]:
 
 
 def joined(arrays: Sequence[Array], axis: int = 0) -> Array:
-    """Arrays along an axis as one, in the dtype of all."""
+    """Arrays along an axis as one, in their common dtype."""
     if len(arrays) == 1:
         return arrays[0]
     dtype = result_type(*arrays)

@@ -152,7 +152,7 @@ class Credits(abc.ABC):
 
 
 def by_op(node: TraceNode, x: Array) -> list[Array]:
-    """The data of each operation of a trace's first feed, from the data of all, [..., I]."""
+    """The data of each operation of a trace's first feed, from the data of all operations, [..., I]."""
     kind = node.feeds[0].kind
     return kind.split(x) if isinstance(kind, Joined) else [x]
 

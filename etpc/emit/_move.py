@@ -30,7 +30,7 @@ from ._returned import checked_gradient, wrong_return
 
 Products = tuple[Callable[[Array], Array], Array]
 """The product of all transitions after each step of a window, as a function of what is added there, and the
-product of all."""
+product of all transitions of the window."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

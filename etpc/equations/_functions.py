@@ -35,8 +35,8 @@ INTEGERS = {
 }
 """The least and the largest number of each dtype whose arithmetic is written: in NumPy as int64."""
 WRAPPING = ("add", "add_any", "sub", "mul", "neg", "abs", "square", "integer_pow")
-"""Operations whose result may lie outside of a dtype of integers; that of the others below is one of the arguments, or
-a sign."""
+"""Operations whose result may lie outside of a dtype of integers. The result of an operation of `WITHIN` is one of its
+arguments, or a sign."""
 WITHIN = ("max", "min", "clamp", "select_n", "sign", "convert_element_type")
 
 

@@ -38,7 +38,7 @@ class Array:
     """As Python has it."""
     shape: tuple[int, ...]
     first: int = 0
-    """The node of its first element; those of the others follow it."""
+    """The node of its first element; the nodes of the other elements follow it."""
     nodes: Ids | None = None
     """What its elements are, where the step computes them one by one."""
     shown: str = ""

@@ -76,7 +76,7 @@ class Rule:
         d, trace = self.derivatives, self.traces[node]
         note, line = "through and past" if after else "past", trace.lines.get(trace.meaning.meets)
         if line is not None and line.of == "uses":
-            if op in node.feeds[0].ops:  # the others enter it too
+            if op in node.feeds[0].ops:  # the other operations enter it too
                 yield from self._of_uses(op, node, note)
         elif line is not None:
             given = yield from trace.signals(line, after)

@@ -72,7 +72,7 @@ class Tree(NamedTuple):
     leaves: Leaves
     chosen: Sequence[int]
     values: list[Any]
-    """All array leaves, the others too."""
+    """All array leaves, chosen or not."""
     described: list[Leaf]
 
     @classmethod

@@ -20,7 +20,7 @@ class Block:
     ops: tuple[int, ...]
     """For each feed, the number of the operation by whose F it enters the trace."""
     take: Callable[[Float[Array, "... S"]], Float[Array, "... m O"]]
-    """What an array of all states has at those of the block of each output."""
+    """The entries of an array of all states at the states of each output's block."""
 
 
 class Uncut(NamedTuple):
@@ -66,8 +66,8 @@ class Extension(abc.ABC):
     def credit(
         self, block: Block, of_block: Array, shared: Carry, each: Carry, of_states: Array
     ) -> Inexact[Array, "B mq O"]:
-        """The credit of a block and of its rows at the start of a window, from that of the block, [B, m, O], and of all
-        states, [B, S]."""
+        """The credit of a block and of its rows at the start of a window, from the credit of the block, [B, m, O], and
+        the credit of all states, [B, S]."""
 
     @abc.abstractmethod
     def move(

@@ -38,7 +38,7 @@ class Joined:
         return self.parts[0].outputs
 
     def split(self, x: Array) -> list[Array]:
-        """The data of each part, from that of all, [..., I]."""
+        """The data of each part, from the data of all parts, [..., I]."""
         return jnp.split(x, [*itertools.accumulate(k.inputs for k in self.parts)][:-1], -1)
 
     def factor(self, values: list[Any]) -> Array:

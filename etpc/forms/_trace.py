@@ -155,7 +155,7 @@ class Passage(Protocol):
 class Trace:
     """The form of a trace: frozen data, and five methods that the compiler calls.
 
-    A form gives `exact`, `init`, `past` and `move`, and of the others those that differ. For each window the compiler
+    A form gives `exact`, `init`, `past` and `move`, and other methods where they differ. For each window the compiler
     calls `follow`, before any credit is known, then `read`, `past` and `move`. What only some forms can do are
     protocols of one method each: `ReadsEnd`, `AddsToFirst` and `Settles`.
     [Extending](../extend.md#a-form-of-trace) has tables.

@@ -109,7 +109,7 @@ def apply_back(
 def suffix_products(
     pairs: Pairs, transition: Inexact[Array, "W B P o"], entered: Sequence[int]
 ) -> tuple[Callable[[Array], Array], Array]:
-    """The product of the transitions after each step, and that of all transitions of the window.
+    """The product of the transitions after each step, and the product of all transitions of the window.
 
     The former is a function. It takes what each step adds, [W, B, m, O], and moves it on to the end of the
     window; what is added is zero at all places but `entered`. With three steps:

@@ -157,7 +157,7 @@ def shared_paths(
 
 
 def all_paths(path: Iterable[Any], shared: Iterable[tuple[str, ...]]) -> str:
-    """A path, with the others that the same parameter is at."""
+    """A path, with the other paths of the same parameter."""
     text = written(path)
     others = [p for paths in shared if text in paths for p in paths if p != text]
     return text + (f" (also {', '.join(others)})" if others else "")

@@ -413,7 +413,7 @@ def _initial(model: NIRModel, layout: Layout) -> Named:
         incoming = jax.ShapeDtypeStruct(_coming(layout, path, shapes), dtype)
         with _named(path, node, incoming):
             if isinstance(node, NEURONS):
-                # Parameters that are single numbers are those of all neurons.
+                # Parameters that are single numbers are shared by all neurons.
                 start[path] = _start(node, p, p["r"].shape or incoming.shape)
             run = functools.partial(model._node, path)
             shapes[path] = jax.eval_shape(run, p, start.get(path, {}), incoming)[0].shape

@@ -22,7 +22,7 @@ class Feed:
 
     @property
     def kind(self) -> Kind:
-        """The operation, with the data of all."""
+        """The operation, with the data of all operations."""
         kinds = tuple(op.kind for op in self.ops)
         return kinds[0] if len(kinds) == 1 else cast(Kind, Joined(kinds))
 

@@ -108,7 +108,7 @@ def terms_of(op: WeightOp, node: TraceNode | None, credit: CreditFlow) -> tuple[
     """The terms of an operation with this trace, before passes choose others.
 
     Where credit passes back through the window, the gradient within it is that of reverse mode. The first feed of a
-    trace has the past of all.
+    trace has the past of all feeds.
     """
     first = () if node is None else node.feeds[0].ops
     past = (past_of(node, first.index(op)),) if node is not None and op in first else ()

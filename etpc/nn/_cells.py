@@ -4,7 +4,7 @@ In the first two, the gates read the last output through a matrix. There influen
 the output that the matrix reads constant, so it is approximate, and RTRL is exact. No gate stands in
 front of a matrix, as D-RTRL would cut what it does there.
 
-In the others, each unit remembers itself alone. No matrix reads the hidden state, so nothing escapes a
+In the other cells, each unit remembers itself alone. No matrix reads the hidden state, so nothing escapes a
 trace of one number for each weight and unit: D-RTRL gives the gradient of BPTT. In a stack that holds for
 the last such layer; the influence of the layers before it enters its states through a matrix, which
 D-RTRL cuts.

@@ -110,7 +110,7 @@ class DelayedLinear(eqx.Module):
         """**Arguments:**
 
         - `delays`: the delays d in steps, an integer or an array of integers of shape `(O, I)`.
-        - the others as for [`etpc.nn.DaleLinear`][].
+        - the other arguments as for [`etpc.nn.DaleLinear`][].
 
         **Raises** `InputError` for a size below 1, delays that `Delay` would refuse, or a dtype that
         is not a float.

@@ -163,8 +163,8 @@ def _off(reached: float, wanted: float) -> float:
 def _searched(
     octaves: np.ndarray, k: int, rates: Callable[[np.ndarray], np.ndarray], wanted: float
 ) -> float:
-    """The binary logarithm of the scale of layer k with the rate that is nearest, the others as they
-    are: first by octaves until the rate is bracketed, then by halving."""
+    """The binary logarithm of the scale of layer k with the nearest rate, the other scales
+    fixed: first by octaves until the rate is bracketed, then by halving."""
     tried: dict[float, float] = {}
 
     def at(octave: float) -> float:

@@ -248,8 +248,8 @@ def known(*values: object) -> bool:
 def used(value: Parameter, shape: tuple[int, ...]) -> Any:
     """A constant as it is, a parameter with the mark that says: this is a weight.
 
-    One that all units share is spread over them first. So its trace is one for each unit with that
-    unit's states, and not one with the states of all.
+    A parameter that all units share is first broadcast over them. So it has one trace for each unit with
+    that unit's states, and not one trace with the states of all units.
     """
     return mark(jnp.broadcast_to(value, shape)) if isinstance(value, jax.Array) else value
 

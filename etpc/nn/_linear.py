@@ -33,8 +33,8 @@ class Projection(eqx.Module):
 
 
 class DaleLinear(Projection):
-    """`y = |W| s * x`, where each input has a sign: the first ones excite, and the others inhibit all
-    outputs, whatever is learnt (Dale's law).
+    """`y = |W| s * x`, where each input has a sign: the first inputs excite all outputs, and the
+    other inputs inhibit them, whatever is learnt (Dale's law).
 
     The stored weight is free and its absolute value is used. So the scale of an initialiser is kept,
     and the derivative is 1 or -1 everywhere; a weight that is moved across zero is reflected.
@@ -138,7 +138,7 @@ class LowRankLinear(Projection):
 
         - `rank`: R.
         - `use_bias`: whether there is a `b`.
-        - the others as for [`etpc.nn.DaleLinear`][].
+        - the other arguments as for [`etpc.nn.DaleLinear`][].
 
         **Raises** `InputError` for a size below 1, or a dtype that is not a float.
         """

@@ -101,7 +101,7 @@ class ALIF(Leaky):
     - `tau_a`: time constant of the adaptation (ms).
     - `beta`: by how much one spike raises the threshold (mV).
     - `V_th`: the threshold without adaptation (mV).
-    - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike that enters the
+    - the other arguments as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike that enters the
       adaptation is differentiated all the same, as in the source.
 
     **Raises** `InputError` as `LIF` does.
@@ -164,8 +164,8 @@ class GIF(Leaky):
     ```
 
     where `V_inf` is the argument `V_th`. One step from the state `(V, I1, I2, V_th)`: the jumps, where
-    `z = H((V - V_th) / (V_inf - V_reset))`; then each equation by exponential Euler, with what it takes
-    from the others held at its value after the jumps; then the new spike. The soft reset subtracts
+    `z = H((V - V_th) / (V_inf - V_reset))`; then each equation by exponential Euler, with its inputs
+    from the other equations held at their values after the jumps; then the new spike. The soft reset subtracts
     `V_th - V_reset` with the present threshold.
 
     As in [`LIF`][etpc.nn.LIF], the state is that before the jumps, so the last spikes are a function
@@ -178,7 +178,7 @@ class GIF(Leaky):
     - `a`: how the threshold follows the potential (1/ms). `tau_th`: its time constant (ms).
     - `tau_I1`, `tau_I2`: time constants of the internal currents (ms).
     - `R1`, `R2`: the part of the currents that a spike leaves. `A1`, `A2`: what it adds (nA).
-    - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike in the jumps of the
+    - the other arguments as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike in the jumps of the
       currents and the threshold is differentiated all the same.
 
     **Raises** `InputError` as `LIF` does.

@@ -52,7 +52,7 @@ class QIF(Upswing):
     **Arguments:**
 
     - `c`: curvature (1/mV). `V_c`: the critical potential, above which V runs away (mV).
-    - the others as for [`LIF`][etpc.nn.LIF].
+    - the other arguments as for [`LIF`][etpc.nn.LIF].
 
     **Raises** `InputError` as `LIF` does, and for a `V_c` that is not above `V_rest`.
 
@@ -104,7 +104,7 @@ class EIF(Upswing):
     **Arguments:**
 
     - `delta_T`: sharpness of the upswing (mV). `V_T`: where it begins (mV).
-    - the others as for [`LIF`][etpc.nn.LIF].
+    - the other arguments as for [`LIF`][etpc.nn.LIF].
 
     **Raises** `InputError` as `LIF` does, and for a `delta_T` that is not positive.
 
@@ -167,7 +167,7 @@ class AdEx(Upswing):
     - `delta_T`: sharpness of the upswing (mV). `V_T`: where it begins (mV).
     - `tau_w`: time constant of the adaptation (ms). `a`: how it follows the potential (microsiemens).
       `b`: what a spike adds to it (nA).
-    - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike that adds to the
+    - the other arguments as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike that adds to the
       adaptation is differentiated all the same.
 
     **Raises** `InputError` as `LIF` does, and for a `delta_T` or `tau_w` that is not positive.
@@ -245,7 +245,7 @@ class Izhikevich(Neuron):
     - `a`: rate of the recovery (1/ms). `b`: how it follows the potential (1/ms).
     - `c`: the reset potential (mV). `d`: what a spike adds to the recovery (mV/ms).
     - `V_th`: where a spike is cut off (mV).
-    - the others as for [`LIF`][etpc.nn.LIF]; the surrogate gets `(V - V_th) / (V_th - c)`. With
+    - the other arguments as for [`LIF`][etpc.nn.LIF]; the surrogate gets `(V - V_th) / (V_th - c)`. With
       `detach_reset`, the spike that adds to the recovery is differentiated all the same.
 
     The input current of the layer has the unit mV/ms: it is divided by the capacitance.
@@ -335,7 +335,7 @@ class ResonateAndFire(Neuron):
     - `tau`: time constant of the damping (ms). `omega`: angular frequency (rad/ms).
     - `V_th`: threshold of the voltage-like variable. `V_reset`: where a spike puts it. Both are in
       mV; the input current of the layer is in mV/ms.
-    - the others as for [`LIF`][etpc.nn.LIF]; the surrogate gets `(V - V_th) / V_th`. A refractory
+    - the other arguments as for [`LIF`][etpc.nn.LIF]; the surrogate gets `(V - V_th) / V_th`. A refractory
       neuron keeps both variables.
 
     **Raises** `InputError` as `LIF` does, for a `V_th` that is not positive, and for a `V_reset` above

@@ -60,7 +60,7 @@ class SparseLinear(Projection):
             connection, to be drawn with `key`. Weights that are not given are normal with variance
             `2 / fan_in`, the number of connections of the output.
         - `use_bias`: whether there is a `b`.
-        - the others as for [`etpc.nn.DaleLinear`][].
+        - the other arguments as for [`etpc.nn.DaleLinear`][].
 
         **Raises** `InputError` for a size below 1, connections that are none, lie outside of the
         matrix or are given twice, or a dtype that is not a float.

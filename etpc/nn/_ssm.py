@@ -215,7 +215,7 @@ class RTU(Diagonal):
         - `activation`: f, a function of one array.
         - `min_phase`: the smallest phase (radian), in (0, max_phase), for phases that are uniform on a
           logarithmic scale. Without it they are uniform in (0, max_phase).
-        - the others as for [`etpc.nn.LRU`][].
+        - the other arguments as for [`etpc.nn.LRU`][].
 
         **Raises** `InputError` as `LRU` does, and for an activation that is no function.
         """
@@ -283,7 +283,7 @@ class S5(Diagonal):
 
         - `state_size`: 2N, the number of states of the real system; even.
         - `step_min`, `step_max`: Δ is at first log-uniform between them, in the unit of time of Λ.
-        - the others as for [`etpc.nn.LRU`][].
+        - the other arguments as for [`etpc.nn.LRU`][].
 
         **Raises** `InputError` as `LRU` does, and for an odd `state_size` or steps out of range.
         """

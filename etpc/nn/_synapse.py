@@ -89,7 +89,7 @@ class DualExponentialSynapse(Units):
 
     - `tau_rise`, `tau_decay`: time constants (ms).
     - `normalise`: whether the peak is 1 for an input of 1.
-    - the others as for `ExponentialSynapse`.
+    - the other arguments as for `ExponentialSynapse`.
 
     **Raises** `InputError` as `ExponentialSynapse` does, and for a `tau_decay` that is not above
     `tau_rise`.
@@ -216,7 +216,7 @@ class ShortTermPlasticity(Units):
     - `size`: the number of presynaptic neurons K, or the shape of a layer of them.
     - `U`: the part of the resources that the first spike uses, above 0 and at most 1.
     - `tau_f`, `tau_d`: time constants of facilitation and of depression (ms).
-    - the others as for `ExponentialSynapse`.
+    - the other arguments as for `ExponentialSynapse`.
 
     **Raises** `InputError` as `ExponentialSynapse` does, and for a `U` out of range.
 

@@ -55,7 +55,7 @@ def lookup(equation: Equation, operand: int, known: Known) -> Lookup | None:
     kept = [axis for axis in range(len(shape)) if axis not in dims.collapsed]
     rest = [axis for axis in kept if axis not in rows]
     lead = [axis for axis in range(len(out)) if axis not in dims.offset]
-    # [f, o] has the axes (*lead, *rest); a row dimension that is kept, and one of the others that is
+    # [f, o] has the axes (*lead, *rest); a row dimension that is kept, and another dimension that is
     # collapsed, has length one
     place: dict[int, int] = {axis: n for n, axis in enumerate(lead)}
     place.update(

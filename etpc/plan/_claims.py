@@ -35,7 +35,7 @@ class Reason:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a program says of the gradient of one parameter, whatever the values of all of them are.
+    """What a program says of the gradient of one parameter, for any values of the parameters.
 
     - `path`: of the parameter.
     - `claim`: `"exact"`: it equals that of BPTT; `"approximate"`: a trace follows it, or credit goes back to it

@@ -42,7 +42,7 @@ class Entries:
         """The number of an entry that the pattern does not have."""
 
     def transition(self) -> Compressed:
-        """D among the states, none of which may read more than `MOST` of the others."""
+        """D among the states, none of which may read more than `MOST` other states."""
         hidden, states = self.analysis.hidden, self.states
         pattern: Pattern = sp.csr_array(self.analysis.transition[states][:, states])
         run = colours_of(sp.csr_array(pattern.T), hidden.leaf_of(states))

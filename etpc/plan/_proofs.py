@@ -72,15 +72,15 @@ class Proofs:
 def saves_enough(size: int, whole: int) -> bool:
     """Whether filtered inputs of some size take the place of a whole trace.
 
-    They take at most half of it: those of two outputs each were 1.13 times as slow as the whole trace, with 32
-    examples and an update at each step.
+    They may take at most half of it: where two outputs shared each filtered input, they were 1.13x slower than the
+    whole trace, with 32 examples and an update at each step.
     """
     return 2 * size <= whole
 
 
 def lasting_states(analysis: Analysis) -> np.ndarray:
     """Which states are read by more than cut data, at this step or later, as the last output of an LSTM is not; boolean
-    [S]. The credit of the others at the start of a window is zero.
+    [S]. The credit of the other states at the start of a window is zero.
     """
     read = np.zeros(analysis.hidden.size, bool)
     for reads in analysis.outputs:

@@ -100,7 +100,7 @@ class Shared(NamedTuple):
     h: Float[Array, "k k"]
     """The moment is `U^T H U`."""
     counts: Float[Array, "2"]
-    """The number of windows with credit, and of all since the first of these."""
+    """The number of windows with credit, and of all windows since the first of these."""
     energy: Float[Array, ""]
     """The running mean of `|lambda_0|^2`."""
     outside: Float[Array, ""]

@@ -33,9 +33,9 @@ def of_finite_streams(
 ) -> tuple[Kept, Any]:
     """The loss and the gradient of the streams in which both are finite; and what the loss returned of all streams.
 
-    Where the gradient of all is not finite, each stream is run alone to find those to leave out, and the sequence once
-    more without them. A weight of zero would not do: where a derivative in the step is not finite, zero times it
-    is NaN, which the sum over the batch spreads. So another stream takes their place, with a weight of zero.
+    Where the gradient of the batch is not finite, each stream is run alone to find streams to leave out, and the
+    sequence once more without them. A weight of zero would not do: where a derivative in the step is not finite,
+    zero times it is NaN, which the sum over the batch spreads. So another stream, with zero weight, takes their place.
     """
     found, none = learn(reduction, data, carry), jnp.zeros_like(carry.fresh)
 

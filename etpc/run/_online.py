@@ -77,7 +77,7 @@ class ArgumentCache:
 
     tree: Any
     kinds: list[Any]
-    """The type of each leaf that may have another value, and the others themselves."""
+    """The type of each leaf that may have another value, and the other leaves themselves."""
     result: Any
     """The structure of `UpdateArguments`."""
     places: list[int]
@@ -182,7 +182,7 @@ class Online(Compiled):
             zero has the loss zero, and leaves the parameters and the state of the optimizer as they
             are. The network still runs through padded steps; only their loss and gradient are dropped.
             Where nothing is masked, an example that is NaN makes the gradient NaN, which is a sum
-            over the batch; the states and traces of the others stay as they are, and
+            over the batch; the states and traces of the other examples stay as they are, and
             `program.reset` sets that one back. `skip_nonfinite` leaves it out.
         - `begins`: booleans; True where an example begins a new stream (see
             [`Program.reset`][etpc.Program.reset]). [T / W, B] at the first steps after updates alone; or [T, B] at

@@ -281,7 +281,7 @@ class Program(Compiled, Shown):
         return None if size is None else checked_count("batch_size", size, "None or an int >= 1")
 
     def reset(self, carry: Carry, where: Any) -> Carry:
-        """Let chosen examples of a batch begin a new stream; the others go on untouched.
+        """Let chosen examples of a batch begin a new stream; the other examples go on untouched.
 
         Their state is the initial one again, and their traces are zero, also where they were
         NaN. PRNG keys go on, so that noise does not repeat.

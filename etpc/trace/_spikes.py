@@ -64,7 +64,7 @@ def silent_layers(
 
 
 def _layer(step: Step, function: Equation) -> str:
-    """The state whose spikes these are, by its path: of all that the function reads, the nearest."""
+    """The state whose spikes these are, by its path: the nearest state that the function reads."""
     paths = dict(zip([*step.next_state, *step.state], [*step.state_paths] * 2, strict=True))
     made_by = {v: e for e in step.equations for v in e.outputs}
     reached, seen = dict.fromkeys(function.inputs), set[Variable]()

@@ -81,7 +81,7 @@ def fit(
         from a data set do: they begin in the initial state and with traces of zeros; PRNG keys in the state go on.
         `False` where each block is the next part of a stream.
     - `callbacks`: functions that get the [`Run`][etpc.Run] after each block. Where one returns True, of
-        Python, NumPy or JAX, the run ends; the others are called first.
+        Python, NumPy or JAX, the run ends; the other callbacks are called first.
     - `checkpoint`: a file. It is written by [`etpc.save`][] after every `save_every` blocks and at the
         end, be that an error or Ctrl-C; whether it can be written is tried before the first block.
         Where it is there already, the run goes on from it: `blocks` should be the same again, and

@@ -100,7 +100,7 @@ def _function(
 
 
 def _commented(of_user: Iterable[str], codes: Iterable[str]) -> Iterator[str]:
-    """The lines of all statements, with those of the user's code that they come from, as far as these are known."""
+    """The lines of all statements, with the lines of the user's code that they come from, where known."""
     last = ""
     for line, code in zip(of_user, codes, strict=True):
         if line not in ("", last):

@@ -1,4 +1,4 @@
-"""The optimisations of a trace program, one file each: pattern, proof, rewrite, and what it buys."""
+"""The optimisations of a trace program, one file each: pattern, proof, rewrite, and what it saves."""
 
 from collections.abc import Collection, Sequence
 from typing import Any

@@ -3,8 +3,8 @@
 - Pattern: a product with a whole trace, whose data has a derivative, as that of a leaky readout has under e-prop and
   RTRL; then a product before it, whose outputs have further states behind a memory that they share.
 - Proof and rewrite: of the step, before traces are chosen (`analyse/_commute.py`).
-- It buys one state for each weight before the product in the place of one for each output that it reaches, and is done
-  where all traces and the filtered data are smaller for it.
+- Each weight before the product has one state instead of one for each output that it reaches. The pass applies where
+  the traces and the filtered data together become smaller.
 """
 
 import dataclasses

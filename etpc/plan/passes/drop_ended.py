@@ -3,7 +3,7 @@
 - Pattern: a whole trace none of whose states lasts, as that of an LSTM's output gate where it is a product of its own.
 - Proof: as that of states that do not last, for all states of the block.
 - Rewrite: no trace; the gradient is that of each step.
-- It buys the trace, and up to 1.4 times the time.
+- It saves the trace, and is up to 1.4x faster.
 """
 
 from ...forms import Full

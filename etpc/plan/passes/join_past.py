@@ -3,7 +3,7 @@
 - Pattern: data of steps and a past with one credit, as a form says of it whose past is data, such as a decay's.
 - Proof: no path leads to the output past the new states, so that the credit of the past has no part of its own.
 - Rewrite: the past is added to the data of the first step; the credit past the new states goes.
-- It buys a product: 1.6 times the time of a GRU at each step.
+- It saves a product: a GRU is 1.6x faster at each step.
 """
 
 from ...analyse import WeightOp

@@ -3,8 +3,8 @@
 - Pattern: a whole trace of products, real, of two states.
 - Proof: none is needed, as the numbers are the same.
 - Rewrite: a setting of the form.
-- It buys 1.6 times the time of an ALIF neuron at each step: XLA overwrites an array in place only where each entry
-  depends on old entries at its own place.
+- An ALIF neuron is 1.6x faster at each step: XLA overwrites an array in place only where each entry depends on old
+  entries at its own place.
 """
 
 import dataclasses

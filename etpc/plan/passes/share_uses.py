@@ -3,7 +3,7 @@
 - Pattern: whole traces of one weight with equal blocks, whose kinds have equal `uses`.
 - Proof: a whole trace is linear in what enters it, and its gradient is linear in the trace.
 - Rewrite: one trace with a feed for each use.
-- It buys the memory of all traces but one.
+- It saves the memory of all traces but one.
 """
 
 import dataclasses

@@ -211,7 +211,7 @@ def _or_zero(taken: Any, value: Any) -> Any:
 
 
 def _choose(count: int) -> Callable[..., Any]:
-    """A function of an index and the results of all branches, those of the first branch first: the results of
+    """A function of an index and the results of all branches, first branch first: the results of
     the branch with this index."""
 
     def choose(index: Any, *results: Any) -> list[Any]:
