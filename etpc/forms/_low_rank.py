@@ -96,21 +96,21 @@ class LowRank(Trace):
         All Q pairs together are `A B^T`. The span of its R leading left modes is found as `A c` by
         subspace iteration in the coordinates of the pairs, `c <- (B^T B*) (A^H A) c`, which needs two
         Gram matrices and no product of the size of the weight; then `A B^T` is projected onto that
-        span. Written out in products and sums: XLA loops eigendecompositions over a batch on
-        accelerators, and on few CPU cores two of them at the same time may wait for each other for ever.
-
-        The iteration is most of what is compiled. It sees no more of a trace than its Gram matrices, whose
-        size Q is the same for most, and so it is done for all of these at once.
+        span.
         """
         all_pairs = [
             _Pairs.scaled(*self.all_pairs(call.site, call.passage, call.carry), self.rank)
             for call in calls
         ]
         coordinates: dict[int, tuple[Array, Array]] = {}
+        # The iteration is most of what is compiled. It sees no more of a trace than its Gram matrices, whose size Q is
+        # the same for most, and so it is done for all of these at once.
         for places in _of_one_size(all_pairs):
             of_a, of_b = zip(*(all_pairs[place].grams for place in places), strict=True)
             groups = [calls[place].site.kind.groups for place in places]
-            # with less precision the vectors are not orthonormal on accelerators
+            # In products and sums: XLA loops eigendecompositions over a batch on accelerators, and on few CPU cores two
+            # of them at the same time may wait for each other for ever.
+            # With less precision the vectors are not orthonormal on accelerators.
             with jax.default_matmul_precision("highest"):
                 modes = leading(_beside(of_a, groups), _beside(of_b, groups), self.rank)
             of_each = zip(*(_apart(array, groups) for array in modes), strict=True)
