@@ -19,10 +19,11 @@ MAX_SLICES = 32
 
 
 def take_rows(parts: Sequence[Array], index: Index) -> Array:
-    """`take` with an index [P, n], joined row by row: XLA then reads single rows where they come from."""
+    """`take` with an index [P, n], joined row by row."""
     count = len(index.at)
     if index.at.ndim != 2 or not 1 < count <= MAX_SLICES:
         return take(parts, index)
+    # XLA reads a row of a stack where it comes from; one concatenation of all rows is an array that it writes first.
     return jnp.stack([take(parts, row) for row in index.rows()], -2)
 
 
@@ -48,7 +49,8 @@ def take(parts: Sequence[Array], index: Index) -> Array:
     pieces = []
     runs = np.split(np.arange(flat.size), breaks)
     if len(runs) > 1 and len({flat[run].tobytes() for run in runs}) == 1 and present.all():
-        # The gates of a cell read the same states. XLA fuses what is repeated; it does not fuse what is joined.
+        # The gates of a cell read the same states. XLA's CPU backend fuses a broadcast, and compiles it once for all
+        # arrays of one shape; it compiles each concatenation apart.
         one = take(parts, Index(flat[runs[0]], None))[..., None, :]
         out = jnp.broadcast_to(one, (*one.shape[:-2], len(runs), one.shape[-1]))
         return out.reshape(*out.shape[:-2], *at.shape)
@@ -67,7 +69,7 @@ def take(parts: Sequence[Array], index: Index) -> Array:
 def rows_of(parts: Sequence[Array]) -> list[Array]:
     """The rows of a compressed Jacobian one after the other, in parts [..., n], from its parts [C, ..., n]."""
     count = parts[0].shape[0]
-    if count * len(parts) <= MAX_SLICES:
+    if count * len(parts) <= MAX_SLICES:  # slices, where `moveaxis` writes a transposed copy
         return [part[c] for c in range(count) for part in parts]
     whole = jnp.moveaxis(joined(parts, -1), 0, -2)
     return [whole.reshape(*whole.shape[:-2], -1)]
@@ -75,6 +77,7 @@ def rows_of(parts: Sequence[Array]) -> list[Array]:
 
 def by_step(rows: Array) -> list[Array] | Array:
     """The rows of a compressed Jacobian [C, W, ...], as a loop over W takes them."""
+    # A list of rows is sliced by the loop; `moveaxis` writes a transposed copy before it.
     return list(rows) if len(rows) <= MAX_SLICES else jnp.moveaxis(rows, 0, 1)
 
 
@@ -82,6 +85,7 @@ def weighted(parts: Sequence[Array], index: Index, rows: Sequence[Array] | Array
     """`sum_c times(x[..., index.at[c]], rows[c])`, where x is the `parts` side by side."""
     if len(rows) > MAX_SLICES:
         return times(take(parts, index), jnp.moveaxis(jnp.asarray(rows), 0, -2)).sum(-2)
+    # Written out, the sum is one fusion; rows along the last axis but one are a transposed copy.
     terms = [times(take(parts, at), row) for at, row in zip(index.rows(), rows, strict=True)]
     return sum(terms[1:], terms[0])
 
@@ -97,6 +101,7 @@ def columns(index: Index, parts: Sequence[Array]) -> list[Index]:
 
 def zeros_over(lead: Array, shape: Sequence[int], dtype: Any) -> Array:
     """Zeros of `lead.shape + shape`, spread over devices as `lead` is."""
+    # Zeros of `jnp.zeros` lie on every device: `vmap` refuses them beside arrays that are spread over explicit axes.
     zero = jnp.zeros_like(lead, dtype).reshape(*lead.shape, *[1] * len(shape))
     return jnp.broadcast_to(zero, (*lead.shape, *shape))
 
@@ -118,8 +123,8 @@ def where_over(mask: Array, a: Array) -> Array:
 
 
 def unless(mask: Array, a: Array) -> Array:
-    """The array, with zeros where a mask over its leading axes holds. A derivative by what came before a stream may be
-    NaN, as that of a norm at zero is, and nothing reads it."""
+    """The array, with zeros where a mask over its leading axes holds."""
+    # A select, not a product: a derivative by what came before a stream may be NaN, as that of a norm at zero is.
     return jnp.where(leading(mask, a), 0, a)
 
 
@@ -135,6 +140,7 @@ def sum_dtype(weight: Array) -> Any:
 
 def widened(arrays: Sequence[Array]) -> list[Array]:
     """Weights or their gradients in the dtypes in which gradients are summed."""
+    # JAX adds up a gradient in the dtype of its value: in bfloat16, 4096 terms came to 2016 and not 2024.
     return [a.astype(sum_dtype(a)) for a in arrays]
 
 

@@ -171,7 +171,7 @@ class StepCredit(Credits):
                 earlier = [o + e for o, e in zip(by_old, earlier, strict=True)]
             return earlier, total
 
-        last = [jnp.zeros_like(part[0]) for part in self.by.new]
+        last = [jnp.zeros_like(part[0]) for part in self.by.new]  # spread over devices as these
         transition = [by_step(j) for j in self.residuals.jacobians.transition]
         start, credit = lax.scan(back, last, (transition, self.old, self.by.new), reverse=True)
         return credit, start

@@ -177,7 +177,7 @@ def _by_columns(
     """
     seeds = columns.colour[None, :] == np.arange(columns.count)[:, None]
     seeds = jnp.asarray(seeds, zero.dtype).reshape(-1, 1, 1, *zero.shape[2:]) + zero[None]
-    push = linear_transpose(pull, parts)
+    push = linear_transpose(pull, parts)  # forward mode, by the linearisation that `pull` has
     if columns.count == 1:
         products = [j[None] for j in push(seeds[0])[0]]
     else:
@@ -199,6 +199,7 @@ def _by_columns(
             of_colour = columns.colour == np.arange(columns.count)[:, None, None, None]
             return jnp.where(of_colour, bar, 0).sum(-1)
 
+        # One row after the other: `vmap` would hold the cotangents of all S rows of the window at once.
         compressed = jnp.moveaxis(lax.map(row, np.arange(bounds[-1])), 0, -1)  # [C, W, B, S]
         return [compressed[..., a:b].astype(part.dtype) for part, (a, b) in places]
 

@@ -123,6 +123,7 @@ class Forward:
             body = self._loop_body(stage, fixed, begins)
             end, (states, saved) = lax.scan(body, start, inputs, length=lead[0])
             over.update(zip(stage.saved, saved, strict=True))
+            # The new states one step later, so that the loop does not write the old ones as well.
             ended = [jnp.concatenate([a[None], b[:-1]]) for a, b in zip(start, states, strict=True)]
             old = _entered(stage, ended, known, reset, begins)
             for n, i in enumerate(stage.leaves):
@@ -185,6 +186,7 @@ class Forward:
         by_example = jax.vmap(one, axis_size=batch)
         arguments = [over[v] for v in read], list(shifts)
         if any(facts(eqn.primitive).by_step for eqn in equations):
+            # Of a sparse product over [W, B], JAX makes an array of all entries for each vector.
             one_step = lambda _, step: (None, by_example(*step))
             values = lax.scan(one_step, None, arguments, length=steps)[1]
         else:
@@ -195,6 +197,7 @@ class Forward:
 @jax.custom_jvp
 def superpose(value: Array, other: Array) -> Array:
     """`value`, with the tangents of both: `other` is the same quantity, as a function of other things."""
+    # `value + (other - stop_gradient(other))` rounds, and is NaN where `other` is infinite.
     return value
 
 
@@ -232,12 +235,8 @@ def fixed_values(a: Analysis, weights: Weights) -> Values:
 
 
 def narrowed(a: Analysis, fixed: Mapping[Variable, Any], of_example: Iterable[Any]) -> Values:
-    """Values that do not change over the window, in the dtypes that the step has them in.
-
-    JAX adds up the gradients that the examples of a batch give to one value in the dtype of that value. So a
-    wider weight that meets data element by element is narrowed for each example apart, and its gradient
-    is added up before that. `of_example` are arrays of this example.
-    """
+    """Values that do not change over the window, in the dtypes that the step has them in. `of_example` are arrays of
+    this example."""
     direct = {op.weight for op in a.ops if op.kind.data is None}
     is_data = lambda x: x.size and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     own = next(filter(is_data, of_example), None)
@@ -246,6 +245,9 @@ def narrowed(a: Analysis, fixed: Mapping[Variable, Any], of_example: Iterable[An
         if getattr(value, "dtype", None) in (None, v.aval.dtype):
             return value
         if v in direct and own is not None:
+            # JAX adds up the gradients that a batch gives to one value in the dtype of that value. With a zero of the
+            # example, a weight that meets data element by element is narrowed for each example apart, and its gradient
+            # is added up in the wider dtype.
             element = lax.stop_gradient(jnp.ravel(own)[0])
             zero = jnp.where(element == element, jnp.zeros((), value.dtype), 0)
             value = value + jnp.broadcast_to(zero, value.shape)

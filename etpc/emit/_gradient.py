@@ -111,6 +111,7 @@ class Credits(abc.ABC):
         for op, of_op in terms.items():
             place = weights.index(op.weight)
             for new in self._of_op(op, of_op, ends):
+                # JAX's gradient of a real weight that meets complex data is the real part.
                 new = new if is_complex(grads[place]) else new.real
                 grads[place] = _sum(grads[place], new.astype(grads[place].dtype))
         return grads
@@ -207,7 +208,8 @@ def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -
 
 
 def _sum(a: Array, b: Array) -> Array:
-    """`a + b`, of complex numbers part by part: where one part is read alone, XLA computes no other."""
+    """`a + b`, of complex numbers part by part."""
     if not is_complex(a):
         return a + b
+    # Where one part is read alone, XLA computes no other: two products of matrices, and not the four of `a + b`.
     return lax.complex(a.real + b.real, a.imag + b.imag)

@@ -112,14 +112,11 @@ class PastSteps(NamedTuple):
 
 
 def _recent(past: Carry, span: Span) -> PastSteps:
-    """The steps that are carried.
-
-    Slots from before the stream hold copies of the next step, so that derivatives there are finite
-    wherever those of backpropagation are.
-    """
+    """The steps that are carried."""
     *stored, first, valid = (jnp.moveaxis(a, 1, 0) for a in past)
     coming = [*(x[0] for x in span.xs), *span.state]
-
+    # Slots from before the stream hold copies of the next step, so that derivatives there are finite wherever those of
+    # backpropagation are.
     full = [
         jnp.where(leading(valid, old), old, new[None])
         for old, new in zip(stored, coming, strict=True)

@@ -80,8 +80,8 @@ class Moves:
         return restricted(self.factors, goes_on)
 
     def going_on(self, node: TraceNode, carry: Carry) -> Carry:
-        """A carry without what it holds of streams that end in the window, where its form reduces it. Of a whole trace
-        nothing is left anyway, as D is zero, and a pass over it took a third of the time of a window."""
+        """A carry without what it holds of streams that end in the window, where its form reduces it."""
+        # Of a whole trace nothing is left anyway, as D is zero: a pass over it took a third of the time of a window.
         if self.restarts is None or not node.form.reduces:
             return carry
         goes_on = ~self.restarts.any(0)

@@ -116,6 +116,7 @@ class StepOutput:
         ends, pull = jax.vjp(copied, [zero(v) for v in given])
         (totals,) = pull({i: leaves[i].astype(end.dtype) for i, end in ends.items()})
         (counts,) = pull(jax.tree.map(jnp.ones_like, ends))
+        # A count of zero is one in the quotient: its derivative would be 0 / 0 = NaN, where `over` reads the value.
         for v, total, count in zip(given, totals, counts, strict=True):
             forwarded[v] = Forwarded(total / jnp.maximum(count.real, 1), count.real > 0)
         return forwarded

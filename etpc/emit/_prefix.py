@@ -20,6 +20,7 @@ def prefix_rule(schedule: Schedule) -> Rule:
         results = _zero_stays_zero(eqn, values)
         if eqn.primitive not in (prims.sin_p, prims.cos_p):
             return results
+        # Sines of parameters, as in an LRU's transitions, are cheap to store, and not to compute in each loop.
         return [schedule.stored(a) for a in (eqn.bind(*values) if results is None else results)]
 
     return rule

@@ -203,6 +203,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Wi
 
     @emitted
     def forward(weights: Any, span: Any, traces: Any):
+        # By symbolic zeros (`defvjp`) it is known whether inputs are perturbed: their derivative is computed only then.
         wanted = window.float_inputs if any(x.perturbed for x in span.xs) else ()
         is_primal = lambda a: hasattr(a, "perturbed")
         weights, span, traces = jax.tree.map(
@@ -213,6 +214,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Wi
         if window.holds_steps:
             residuals = without_derivative(residuals, NO_SECOND_DERIVATIVE)
         result = finished(course, traces)
+        # The traces at the end, which residuals would keep until the backward pass, only where it reads them.
         read = traces, result.traces if reads_end(span) else None
         return result, (residuals, *without_derivative(read, NO_SECOND_DERIVATIVE))
 

@@ -27,8 +27,7 @@ group are one array then, and XLA compiles two kernels fewer."""
 class Filtered(Trace):
     """`X' = D X + F x^T` once for each class of outputs, all of which have equal D and F, and so equal traces.
 
-    The carry is X, [B, m, G, K, I] for K classes in a group. Axes of length one are left out, except that of inputs,
-    which is last: the last axis is padded to 128 places on a TPU, and K is small.
+    The carry is X, [B, m, G, K, I] for K classes in a group. Axes of length one are left out, except that of inputs.
     """
 
     classes: tuple[tuple[int, ...], ...]
@@ -67,6 +66,7 @@ class Filtered(Trace):
         return site.block, *self.first.shape, site.kind.inputs
 
     def init(self, site: Site, batch: int) -> Carry:
+        # The inputs are last: a TPU pads the last axis to 128 places, and K is small.
         groups = (n for n in self.first.shape if n > 1)
         return zeros(batch, [(*site.states, *groups, site.kind.inputs)], site.dtype)
 
@@ -127,6 +127,7 @@ class Filtered(Trace):
         if self.per_group == 1:
             return [(data[:, :, :, 0].swapaxes(0, 1), start.swapaxes(0, 1))]
         outputs, place = self._members
+        # The padding, -1, reads the credit of the last output: a select, as that may be NaN.
         credit = jnp.where(outputs >= 0, start[..., outputs], jnp.zeros((), start.dtype))
         of_class = summed("bmgki,bmgkn->gikn", data, credit)
         by_place = of_class.reshape(*of_class.shape[:2], -1)

@@ -31,6 +31,7 @@ class ComplexPassage:
     imaginary: tuple[int, ...]
 
     def moved(self) -> list[list[Array]]:
+        # F is a cotangent of a complex output, whose real part is the derivative by the real part.
         return [
             [self._joined([row for part in parts for row in _rows(part.real)], 2)]
             for parts in self.block.moved()

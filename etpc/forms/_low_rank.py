@@ -90,13 +90,14 @@ class LowRank(Trace):
         All Q pairs together are `A B^T`. The span of its R leading left modes is found as `A c` by
         subspace iteration in the coordinates of the pairs, `c <- (B^T B*) (A^H A) c`, which needs two
         Gram matrices and no product of the size of the weight; then `A B^T` is projected onto that
-        span. Written out in products and sums: XLA loops eigendecompositions over a batch on
-        accelerators, and on few CPU cores two of them at the same time may wait for each other for ever.
+        span.
         """
         pairs = _Pairs.scaled(*self.all_pairs(site, passage, carry), self.rank)
         a, b, size = pairs.a, pairs.b, pairs.size
         length, inverse = jnp.moveaxis(pairs.length, 0, -1), jnp.moveaxis(pairs.inverse, 0, -1)
         kind, m = site.kind, site.block
+        # In products and sums: XLA loops eigendecompositions over a batch on accelerators, and on few CPU cores two
+        # of them at the same time may wait for each other for ever.
         # With less precision the vectors are not orthonormal on accelerators.
         with jax.default_matmul_precision("highest"):
             c, image = leading(*pairs.grams, self.rank)

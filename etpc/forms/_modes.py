@@ -33,7 +33,7 @@ def leading(
     """
     pairs = gram_a.shape[-1]
     size = diagonal(gram_b).sum(-1)[:, None, None]
-    gram_b = gram_b / jnp.where(size > 0, size, 1)
+    gram_b = gram_b / jnp.where(size > 0, size, 1)  # 0 / 0 would be NaN
     # where pairs depend on each other, coordinates must not grow without bound
     eps = jnp.finfo(gram_a.dtype).eps
     more = jnp.asarray(eps * pairs, size.dtype)
@@ -60,7 +60,8 @@ def leading(
 
 
 def diagonal(gram: Inexact[Array, "n Q Q"]) -> Inexact[Array, "n Q"]:
-    """The diagonal of Hermitian matrices: real. A mask is a constant, where places would have to be computed."""
+    """The diagonal of Hermitian matrices: real."""
+    # A mask is a constant, and the sum one fusion; `jnp.diagonal` is a gather, with a transpose and a copy.
     return jnp.sum(jnp.where(np.eye(gram.shape[-1], dtype=bool)[None], gram.real, 0), -1)
 
 
@@ -99,6 +100,7 @@ def orthonormal(
     count = c.shape[1]
     if count <= BLOCK:
         return _block(c, image, tolerance)
+    # Whole blocks, as a dynamic slice that does not fit begins earlier than it is told.
     c, image = (jnp.pad(a, [(0, 0), (0, -count % BLOCK), (0, 0)]) for a in (c, image))
     numbers = np.arange(c.shape[1])[None, :, None]
 

@@ -62,11 +62,8 @@ class Site:
 
     @property
     def group(self) -> tuple[int, ...]:
-        """The axis of groups, which is left out where there is one group.
-
-        An axis of length one would leave the layout of an array open, and XLA may copy it from one layout to
-        another.
-        """
+        """The axis of groups, which is left out where there is one group."""
+        # An axis of length one would leave the layout of an array open, and XLA may copy it from one to another.
         return (self.kind.groups,) if self.kind.groups > 1 else ()
 
     @property
