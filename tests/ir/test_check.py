@@ -37,7 +37,7 @@ from tests.helpers import cell, distance
 from tests.marks import few
 from tests.pages import ROOT
 from tests.passes.networks import INPUTS
-from tests.passes.test_passes import NETWORKS, RULES, compiled, plain, results
+from tests.passes.test_passes import NETWORKS, RULES, compiled, often, plain, results
 
 
 class Plain(Trace):
@@ -276,15 +276,12 @@ def test_a_feed_has_outputs_of_one_shape():
         check(program.regrouped({first: (joined,), second: ()}))
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_each_pass_makes_a_program(network):
-    model, state, step = NETWORKS[network]
-    for rule in RULES.values():
-        options = dict(inputs=jnp.zeros(INPUTS), state=state, step=step, passes=())
-        program = etpc.compile(model, rule, **options).ir
-        for each in DEFAULT:
-            program = each.run(program)
-            check(program, each.name)
+@pytest.mark.parametrize(("network", "rule"), often(RULES))
+def test_each_pass_makes_a_program(network, rule):
+    program = compiled(network, rule, ()).ir
+    for each in DEFAULT:
+        program = each.run(program)
+        check(program, each.name)
 
 
 def test_the_map_of_the_source_names_what_is_there():
