@@ -6,6 +6,12 @@ from typing import Any
 import pytest
 
 
+def first(cases: Iterable[Any], count: int = 1) -> list[Any]:
+    """All `cases`, of which those after the first `count` are marked as slow."""
+    cases = list(cases)
+    return few(cases, *cases[:count])
+
+
 def few(cases: Iterable[Any], *often: Any) -> list[Any]:
     """All `cases`, of which those that are not among `often` are marked as slow."""
     cases = list(cases)

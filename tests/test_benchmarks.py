@@ -23,6 +23,7 @@ from benchmarks import (
 )
 from benchmarks.network import Problem
 from tests.helpers import ROOT, distance, in_a_process
+from tests.marks import first
 
 DECAY = 0.9
 
@@ -62,6 +63,7 @@ def test_norse_has_the_gradients_of_bptt_and_its_memory_grows():
     assert sizes[4] < 1.1 * sizes[1]
 
 
+@pytest.mark.slow
 def test_rounded_products_are_those_that_a_setting_leaves_to_be_rounded():
     rules = {name: precision.RULES[name] for name in ("ES-D-RTRL 0.9", "BPTT")}
     online, bptt = precision.run(Console(quiet=True), 8, 12, 2, 1, ["GRU"], rules)
@@ -168,7 +170,7 @@ def test_rules_by_hand_are_those_of_the_programs(name):
     assert row["hand_bytes"] <= row["etpc_bytes"]
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("checkpoint", first([False, True]))
 @pytest.mark.parametrize("cell", ["LIF", "LRU"])
 def test_bptt_by_hand_is_bptt(cell, checkpoint):
     """It is what every time is compared with."""

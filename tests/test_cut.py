@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 import etpc
 from tests import helpers
 from tests.helpers import alive, distance, normal, quickly, spike, weights
-from tests.marks import few
+from tests.marks import few, first
 
 T, N = 6, 3
 stop = jax.lax.stop_gradient
@@ -159,7 +159,7 @@ def test_d_rtrl(name):
     assert distance(found, defined(*MODELS[name], etpc.RTRL())) > 1e-3
 
 
-@pytest.mark.parametrize("decay", [0.5, 0.95])
+@pytest.mark.parametrize("decay", first([0.5, 0.95]))
 @pytest.mark.parametrize("reads_new", [True, False])
 def test_es_d_rtrl(decay, reads_new):
     """`X' = a X + dy/dw` and `f' = a D f + ds'/dy` of each product y, for two layers that are read after or before."""

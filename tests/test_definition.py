@@ -110,6 +110,7 @@ def test_complex_states_batches_masks_and_learned_initial_states(name, several):
 RANK_CASES = [(name, several) for name in RANKS for several in (False, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "several"), few(RANK_CASES, ("rank", True)))
 def test_ranks(name, several, monkeypatch):
     """Where the iteration goes on until the modes are the leading ones, but for what Gram matrices lose."""
@@ -131,6 +132,7 @@ def test_streams_that_begin_inside_are_those_of_backpropagation():
     assert np.linalg.norm(exact[1].rec - etpc.bptt(NET, *DATA, loss, **OPTIONS)[1].rec) > 1e-3
 
 
+@pytest.mark.slow
 def test_rtrl_and_a_window_of_the_whole_sequence_are_backpropagation():
     exact = etpc.bptt(NET, *DATA, loss, **OPTIONS)
     whole = etpc.D_RTRL(window=T, backprop="full")

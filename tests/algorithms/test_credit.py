@@ -13,7 +13,7 @@ from etpc.rules import CreditSubspace
 from etpc.rules._credit import GROWTH
 from tests import helpers, models
 from tests.helpers import distance, normal
-from tests.marks import few
+from tests.marks import few, first
 
 T, B = 8, 2
 NAMES = [name for name in models.ALL_NAMED if name != "embedding"]
@@ -258,7 +258,7 @@ def one_window(directions, shared, each, starts, credit=None):
     return directions.advance(shared, each, chosen, starts, credit, lambda ahead: ahead)
 
 
-@pytest.mark.parametrize("scale", [0.4, 3.0, 30.0])
+@pytest.mark.parametrize("scale", first([0.4, 3.0, 30.0]))
 def test_products_of_transitions_are_bounded(scale):
     """And those that do not grow too much are left as they are."""
     rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from jax import lax
 import etpc
 from etpc import nn
 from tests.helpers import distance, loss, normal
-from tests.marks import few
+from tests.marks import few, first
 from tests.passes.networks import networks
 from tests.passes.test_passes import BATCH, data
 
@@ -47,6 +47,7 @@ def step(m, x, state, adaptive=False):
     return nn.broadcast_readout(m["out"], m["back"], a, adaptive=adaptive), (v, z, a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", few([False, True], True))
 def test_a_broadcast_readout(adaptive):
     """Under D-RTRL, of a model that filters its spikes before the readout."""
@@ -99,7 +100,7 @@ def defined(algo, of_model, model=WEIGHTS):
 
 
 @pytest.mark.parametrize("network", few(["leaky", "membranes"], "membranes"))
-@pytest.mark.parametrize("feedback", ["symmetric", "random"])
+@pytest.mark.parametrize("feedback", first(["symmetric", "random"]))
 @pytest.mark.parametrize("window", few([1, 3], 3))
 def test_the_readout_is_the_filter(network, feedback, window):
     algo = etpc.EProp(feedback, window=window, seed=4)
@@ -114,6 +115,7 @@ def test_the_readout_is_the_filter(network, feedback, window):
     assert np.abs(cut["in"] - want["in"]).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", few([1, 3], 3))
 def test_kappa_is_the_filter_where_spikes_are_a_state(window):
     program, grads = online(etpc.EProp(kappa=KAPPA, window=window), LEAKY)
@@ -123,6 +125,7 @@ def test_kappa_is_the_filter_where_spikes_are_a_state(window):
     assert program.claims["['in']"].claim == "approximate"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", few([1, 3], 3))
 def test_kappa_and_random_feedback_of_a_readout_without_memory(window):
     def step(m, x, state):
@@ -215,6 +218,7 @@ def test_a_model_with_random_feedback():
         etpc.feedback(model, lambda m: m.readout.weight, keys[2])
 
 
+@pytest.mark.slow
 def test_random_feedback_through_a_complex_readout():
     """A product of complex numbers, which is several of real ones when it runs."""
     model, state, step = networks()["complex cascade"]

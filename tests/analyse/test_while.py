@@ -202,6 +202,7 @@ def test_gradients_are_those_of_forward_mode(case):
         assert_close(found[f"{name}, batch"], found["mean"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "rule"),
     few([(case, rule) for case in CASES for rule in RULES], ("newton", "decay")),

@@ -7,6 +7,7 @@ import pytest
 
 import etpc
 from tests.helpers import loss, normal, weights
+from tests.marks import few, first
 
 T, B, I, N = 16, 3, 2, 3
 
@@ -52,8 +53,8 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("masked", [bool, float])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("masked", first([bool, float]))
+@pytest.mark.parametrize("name", few(CALLS, "verify", "online and fit"))
 def test_under_strict_promotion(name, masked):
     with jax.enable_x64(False), jax.numpy_dtype_promotion("strict"):
         f32 = lambda a: a.astype(jnp.float32)

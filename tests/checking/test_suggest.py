@@ -26,6 +26,7 @@ from etpc.checking._data import Data
 from etpc.checking._lags import Batch, Measurement, Online, Reverse
 from etpc.checking._trial import Trial
 from tests.helpers import loss, normal, weights
+from tests.marks import few
 from tests.zoo.check import model
 
 T, B, I, N = 32, 3, 2, 4
@@ -1042,7 +1043,7 @@ def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
     assert found.left_out == ("ES_D_RTRL(decay=0.99), whose gradient is NaN or infinite",)
 
 
-@pytest.mark.parametrize("rules", [None, FEW])
+@pytest.mark.parametrize("rules", few([None, FEW], None))
 @pytest.mark.parametrize("ahead", [True, False])
 def test_bptt_takes_no_place_of_a_rule(monkeypatch, rules, ahead):
     """It is no rule to compile with. The last two are rules, and BPTT trains along to the end, best or worst."""

@@ -124,6 +124,7 @@ COMMENTS = [
 ]
 
 
+@pytest.mark.slow
 def test_names_are_neither_code_nor_words_of_c(tmp_path: Path) -> None:
     """All macros and functions of the headers, as this compiler has them, and names that would end a comment."""
     (tmp_path / "all.c").write_text("".join(HEADERS))

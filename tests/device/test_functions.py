@@ -20,6 +20,7 @@ from tests.device.test_exported import resealed
 from tests.test_testing import check_schema
 
 
+@pytest.mark.slow
 def test_an_agent_acts_and_learns_as_in_python(tmp_path: Path) -> None:
     """From a folder, with 240 steps, of which a fifth ends an episode."""
     agent, functions = exported_agent()

@@ -25,6 +25,7 @@ def without_lines(svg: str) -> str:
     return re.sub(r" at pictures\.md:\d+:\d+", " at pictures.md", svg)
 
 
+@pytest.mark.slow
 def test_the_pictures_are_current(tmp_path, monkeypatch):
     page = (DOCS / "pictures.md").read_text()
     shown = re.findall(r"\]\(pictures/(.*?)\)", page)

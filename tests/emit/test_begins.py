@@ -38,7 +38,7 @@ NETWORKS = networks()
 BEGINS = np.zeros((T, B), bool)
 BEGINS[[4, 5], 0] = BEGINS[[0, 3, 8], 1] = True
 WINDOWS = 1, 4, T
-FAST = {("GRU", "decay"), ("spiking", "full windows"), ("spiking", "decay, look-back")}
+FAST = {("GRU", "decay"), ("spiking", "full windows")}
 CASES = [
     pytest.param(*(name, rule), 4, marks=())
     if (name, rule) in FAST

@@ -281,7 +281,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("rule", few(RULES, "d_rtrl", "rtrl"))
+@pytest.mark.parametrize("rule", few(RULES, "d_rtrl"))
 @pytest.mark.parametrize("name", SHAPES)
 def test_equations_of_unusual_shapes_give_the_gradient_of_the_program(name, rule):
     model, state, step = SHAPES[name]

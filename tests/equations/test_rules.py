@@ -102,12 +102,10 @@ CASES = [(model, rule) for model in MODELS for rule in RULES]
     ("name", "rule"),
     few(
         CASES,
-        ("two layers", "d_rtrl"),
         ("two layers", "kappa"),
         ("adaptive", "rflo"),
         ("reset in the step", "ottt"),
         ("GRU", "two decays"),
-        ("LSTM", "snap1"),
     ),
 )
 def test_equations_are_those_of_the_rule(name, rule):

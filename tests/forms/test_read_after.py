@@ -13,6 +13,7 @@ import etpc
 from etpc import D_RTRL
 from etpc.plan import PASSES
 from tests.helpers import loss, normal
+from tests.marks import first
 
 T, I, N = 5, 4, 5
 XS, TARGETS = normal(T, 3, I, seed=3), normal(T, 3, 2, seed=4)
@@ -123,7 +124,7 @@ def gradient(step, xs, targets, model, passes=None):
     return {name: first[name] + second[name] for name in first}, carry.traces
 
 
-@pytest.mark.parametrize("batch", [3, 12])
+@pytest.mark.parametrize("batch", first([3, 12]))
 @pytest.mark.parametrize("where", ["of the loss", "of the state"])
 def test_an_infinite_derivative_stays_with_its_example(where, batch):
     """Of the loss, at one step of one example; or at zero, where no influence arrives. There a trace that is read after
@@ -154,7 +155,7 @@ def test_an_infinite_derivative_stays_with_its_example(where, batch):
         assert all(np.isfinite(a).all() for a in jax.tree.leaves(traces))
 
 
-@pytest.mark.parametrize("batch", [1, 3, 12])
+@pytest.mark.parametrize("batch", first([1, 3, 12]))
 def test_credit_that_is_not_finite_gives_nothing_to_an_entry_that_is_zero(batch):
     """A norm has no derivative at zero, where a relu passes nothing on: backpropagation gives zero."""
 

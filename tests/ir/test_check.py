@@ -34,7 +34,7 @@ from etpc.ir import (
 from etpc.plan import DEFAULT, Pass
 from etpc.schedule import Schedule, Target
 from tests.helpers import cell, distance
-from tests.marks import few
+from tests.marks import few, first
 from tests.pages import ROOT
 from tests.passes.networks import INPUTS
 from tests.passes.test_passes import NETWORKS, RULES, compiled, often, plain, results
@@ -337,7 +337,7 @@ SMALL = ("spiking", "GRU", "LSTM")
 
 
 @pytest.mark.parametrize("rule", few(["steps", "windows", "decay"], "windows"))
-@pytest.mark.parametrize("network", SMALL)
+@pytest.mark.parametrize("network", first(SMALL))
 def test_a_term_that_is_noted_as_zero_may_be_left_out(network, rule):
     program = compiled(network, rule, (DROP,))
     record = program.ir.as_dict()
@@ -352,7 +352,7 @@ def test_a_term_that_is_noted_as_zero_may_be_left_out(network, rule):
 
 
 @pytest.mark.parametrize("rule", few(["steps", "windows", "decay"], "steps"))
-@pytest.mark.parametrize("network", SMALL)
+@pytest.mark.parametrize("network", first(SMALL))
 def test_what_is_noted_holds_after_other_passes(network, rule):
     """`read_after` passes on the credit of states that no trace holds, which reaches the output past the others."""
     for passes in ((DROP, *DEFAULT), (*DEFAULT, DROP)):

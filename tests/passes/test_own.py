@@ -253,12 +253,14 @@ def test_a_pass_that_breaks_what_default_ones_made_is_told():
         checked(Pass("none", "no terms", none), "GRU", "windows")
 
 
+@pytest.mark.slow
 def test_a_pass_that_others_may_not_follow_is_checked_where_it_may_be():
     """Before the default passes it would be refused, as one that it names runs after it."""
     mine = Pass("mine", "nothing", lambda program: program, after=("filtered", "read_after"))
     assert str(checked(mine, "GRU", "windows")) == "nothing to do: mine"
 
 
+@pytest.mark.slow
 def test_the_pass_of_the_example_takes_half_of_the_memory():
     """Also of two states that another pass carries as one complex number."""
     from examples import narrow

@@ -8,6 +8,7 @@ import etpc
 from etpc import nn
 from etpc.plan import AT_LEAST
 from etpc.plan.passes.choose_window import AT_MOST, CACHED, SHORTEST, bytes_of_step
+from tests.marks import first
 
 
 def compiled(size, algo, target=None):
@@ -61,11 +62,12 @@ def test_what_is_kept_bounds_what_is_allocated():
     assert 0 < many - few < 2 * 32 * kept
 
 
-@pytest.mark.parametrize("algo", [etpc.D_RTRL(backprop="full"), etpc.ES_D_RTRL(rank=4)])
+@pytest.mark.parametrize("algo", first([etpc.D_RTRL(backprop="full"), etpc.ES_D_RTRL(rank=4)]))
 def test_a_window_that_changes_the_gradient_is_the_least(algo):
     assert compiled(1024, algo).plan.window == AT_LEAST
 
 
+@pytest.mark.slow
 def test_a_window_that_was_given_is_taken():
     assert compiled(1024, etpc.D_RTRL(window=3)).plan.window == 3
     assert "chosen" not in str(compiled(8, etpc.D_RTRL(window=3)))
