@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.lib import format as npy
 
-from ._jax import Tracer, is_key
 from .errors import CheckpointError, raise_together
 from .files.disk import from_npy, key_impl, npy_dtype, read_npy, replacing, to_npy
 from .run import Carry
+from .trace import Tracer, is_key
 
 _MAGIC = b"\x89etpc2\r\n"
 _START = struct.Struct("<8sQ32s")  # magic number, length and SHA-256 of what follows

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._jax import is_spike
 from .checking.compare import Report
 from .checking.suggest import Suggestion
 from .errors import InputError, InputTypeError, SelectionError, checked_count, not_installed
 from .plan import OpPlan
 from .run import Carry, Program
+from .trace import is_spike
 
 try:
     import matplotlib.pyplot as plt

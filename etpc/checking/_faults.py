@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .._jax import Equation, is_spike
 from ..algorithms import D_RTRL, Algorithm
 from ..analyse import Analysis
 from ..definition import Bind, Definition
 from ..gradient.agreement import Vectors, flat_gradients
 from ..gradient.bptt import Objective, gradient_of
 from ..gradient.loss import Loss
+from ..trace import Equation, is_spike
 from ._trial import Trial
 
 Arrays = list[Array]

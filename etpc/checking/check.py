@@ -8,7 +8,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import is_complex, is_float
 from ..algorithms import D_RTRL, ES_D_RTRL, TBPTT, Algorithm, SnAp, resolve
 from ..errors import checked_list
 from ..files.record import record
@@ -25,7 +24,7 @@ from ..gradient.agreement import (
     whole,
 )
 from ..show import each_once, table
-from ..trace import StepFunction
+from ..trace import StepFunction, is_complex, is_float
 from ._faults import Mistakes, Variant
 from ._lags import Lag, cosines_by_lag
 from ._progress import progress

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .._jax import is_float, is_key
 from ..errors import EtpcError
 from ..run import Program, compile
 from ..testing import claims_record
-from ..trace import trace
+from ..trace import is_float, is_key, trace
 from ._algorithm import parse
 from ._errors import CommandError, described
 from ._find import find

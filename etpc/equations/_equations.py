@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from .._jax import is_float, is_key
 from ..errors import InputError, UnsupportedError, raise_together
 from ..files.record import record
 from ..ir import TraceProgram
+from ..trace import is_float, is_key
 from ._rule import Rule
 from ._write import Source, as_latex, as_text, lines_of
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
+from ..trace import Equation
 from ._nodes import Array, Ids, Nodes, Sums
 
 

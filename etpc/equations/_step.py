@@ -15,10 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from .._jax import (
+from ..analyse import Analysis, WeightOp
+from ..errors import UnsupportedError
+from ..files.words import python_name
+from ..trace import (
+    IDENTITIES,
     Equation,
     Variable,
     canonicalise,
+    facts,
     flatten,
     in_place_of,
     is_complex,
@@ -28,10 +33,6 @@ from .._jax import (
     prims,
     prune,
 )
-from .._jax.primitives import IDENTITIES, facts
-from ..analyse import Analysis, WeightOp
-from ..errors import UnsupportedError
-from ..files.words import python_name
 from ._functions import COMPLEX, ELEMENTS, INTEGERS, WITHIN, WRAPPING, function, parts_of
 from ._nodes import Array, Ids, Nodes, Sums
 from ._products import Grid, Product, sums_of

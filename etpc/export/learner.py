@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._jax import is_key
 from ..errors import InputError, InputTypeError, raise_together
 from ..files.record import record
 from ..run import Carry, Online
 from ..schedule import Target
-from ..trace import Leaves
+from ..trace import Leaves, is_key
 from .modules import (
     Module,
     Modules,

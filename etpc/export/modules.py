@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 
-from .._jax import is_key
 from ..errors import InputError, UnsupportedError, raise_together
 from ..files.disk import key_impl, new_folder, to_npy
-from ..trace import Leaves
+from ..trace import Leaves, is_key
 
 STATE, MANIFEST = "state.npz", "manifest.json"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

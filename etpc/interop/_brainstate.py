@@ -7,8 +7,8 @@ import brainstate  # pyright: ignore[reportMissingImports]
 import jax
 import jax.numpy as jnp
 
-from etpc._jax import canonicalise, evaluate, prune
 from etpc.errors import InputError, InputTypeError, ModelError, raise_together
+from etpc.trace import canonicalise, evaluate, prune
 
 from ._model import (
     Adapted,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-from etpc._jax import is_complex
 from etpc.errors import InputError, raise_together
+from etpc.trace import is_complex
 
 from ._model import written
 

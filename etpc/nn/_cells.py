@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from etpc._jax import mark
 from etpc.nn._init import SCHEMES, DType, check_callable, check_shape, float_dtype, positive_int
+from etpc.trace import mark
 
 
 class Cell(eqx.Module):

@@ -10,8 +10,7 @@ import numpy as np
 from etpc.errors import InputError, ModelError, checked_count, raise_together
 
 if TYPE_CHECKING:  # layers do not import the compiler
-    from etpc._jax import Equation
-    from etpc.trace import Step
+    from etpc.trace import Equation, Step
 
 Model = TypeVar("Model")
 
@@ -204,9 +203,8 @@ def _layers(step: "Step") -> list[_Layer]:
     a path leads from there to the function, in this step or through the state of later ones, and
     neither through another operation that mixes nor through another spike function.
     """
-    from etpc._jax import propagate
     from etpc.analyse import split
-    from etpc.trace import spike_functions
+    from etpc.trace import propagate, spike_functions
 
     functions = spike_functions(step)
     if not functions:

@@ -19,8 +19,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray
 from typing_extensions import TypeAliasType
 
-from etpc._jax import mark
 from etpc.errors import InputError
+from etpc.trace import mark
 
 Initializer = TypeAliasType(
     "Initializer", Callable[[PRNGKeyArray, tuple[int, ...], DTypeLike], Array]

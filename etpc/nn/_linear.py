@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from etpc._jax import mark
 from etpc.errors import InputError
 from etpc.nn._init import SCHEMES, DType, check_shape, float_dtype, positive_int
+from etpc.trace import mark
 
 
 class Projection(eqx.Module):

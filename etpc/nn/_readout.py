@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from etpc._jax import mark
 from etpc.nn._dynamics import leak
 from etpc.nn._init import (
     SCHEMES,
@@ -22,6 +21,7 @@ from etpc.nn._init import (
     positive_number,
     used,
 )
+from etpc.trace import mark
 
 
 class LeakyRateReadout(eqx.Module):

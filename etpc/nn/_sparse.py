@@ -10,10 +10,10 @@ import scipy.sparse
 from jax.experimental import sparse
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from etpc._jax import mark
 from etpc.errors import InputError
 from etpc.nn._init import DType, float_dtype, known, positive_int
 from etpc.nn._linear import Projection
+from etpc.trace import mark
 
 Pair = tuple[np.ndarray, np.ndarray]
 Indices = Sequence[int] | np.ndarray | Array

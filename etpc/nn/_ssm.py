@@ -20,7 +20,6 @@ import numpy as np
 from jax.nn import initializers
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
-from etpc._jax import mark
 from etpc.errors import InputError
 from etpc.nn._init import (
     AXES,
@@ -32,6 +31,7 @@ from etpc.nn._init import (
     positive_int,
     positive_number,
 )
+from etpc.trace import mark
 
 
 class Diagonal(eqx.Module):

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
-from .._jax import Variable
 from ..analyse import Dependence
 from ..plan import Plan
+from ..trace import Variable
 
 if TYPE_CHECKING:
     Graph = nx.DiGraph[Any]

@@ -1,9 +1,27 @@
-"""First stage: from a model to the canonical program of one step."""
+"""First stage: from a model to the canonical program of one step; and what others take of its equations."""
 
 from typing import TYPE_CHECKING
 
 from .. import later
-from .._jax import Equation, Variable, in_place_of
+from .._jax import (
+    Equation,
+    Tracer,
+    Variable,
+    canonicalise,
+    evaluate,
+    flatten,
+    in_place_of,
+    is_complex,
+    is_float,
+    is_key,
+    is_spike,
+    mark,
+    params,
+    prims,
+    propagate,
+    prune,
+)
+from .._jax.primitives import IDENTITIES, facts
 from ._known import Known
 from ._leaves import Leaves, is_array, paths_of, repeat, shape_of
 from ._trace import (
@@ -25,21 +43,36 @@ else:
     )
 
 __all__ = [
+    "IDENTITIES",
     "Equation",
     "Known",
     "Leaves",
     "Step",
     "StepFunction",
+    "Tracer",
     "Variable",
     "called",
+    "canonicalise",
     "check_new_state",
     "checked_call",
+    "evaluate",
+    "facts",
     "firing_rates",
     "fits",
+    "flatten",
     "in_place_of",
     "initial_state",
     "is_array",
+    "is_complex",
+    "is_float",
+    "is_key",
+    "is_spike",
+    "mark",
+    "params",
     "paths_of",
+    "prims",
+    "propagate",
+    "prune",
     "repeat",
     "shape_of",
     "silent_layers",
