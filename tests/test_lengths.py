@@ -88,6 +88,7 @@ def test_the_steps_that_remain_are_a_window(rule, steps, batch):
         close((found[0], found[-1]), defined, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bucket", few([12, 18], 18))
 @pytest.mark.parametrize("rule", few(RULES, "D"))
 def test_a_sequence_that_is_padded_to_the_length_of_a_bucket(rule, bucket):

