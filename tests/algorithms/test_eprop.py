@@ -136,6 +136,7 @@ def test_kappa_and_random_feedback_of_a_readout_without_memory(window):
     assert distance(online(algo, of_model)[1], defined(algo, of_model)) < 1e-12
 
 
+@pytest.mark.slow
 def test_without_recurrent_weights_symmetric_feedback_is_exact_and_random_is_not():
     def feedforward(m, x, state):
         v, y = state
@@ -194,6 +195,7 @@ class Leaky(eqx.Module):
         return y, (v, r)
 
 
+@pytest.mark.slow
 def test_a_model_with_random_feedback():
     keys = jax.random.split(jax.random.key(0), 3)
     model = Leaky(eqx.nn.Linear(I, N, key=keys[0]), nn.LeakyRateReadout(N, O, tau=3.0, key=keys[1]))

@@ -57,6 +57,7 @@ def test_ostl(window):
     )
 
 
+@pytest.mark.slow
 def test_one_recurrent_layer_gets_rtrl_and_independent_units_get_d_rtrl():
     def one_layer(m, x, h):
         h = jnp.tanh(m["a"] @ h + m["in"] @ x)

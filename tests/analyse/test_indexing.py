@@ -112,7 +112,7 @@ CASES = (
     + [(f"sparse {name}, outside", f, pairs) for name, f in OF_SPARSE.items()]
 )
 IDS = [name for name, _, _ in CASES]
-OFTEN = ("gather, fill", "scatter_add, clip", "sparse after a vector")
+OFTEN = ("gather, fill", "scatter_add, clip")
 
 
 def non_zeros(f, at):

@@ -438,6 +438,7 @@ def test_dense_is_limited_to_what_the_operation_reads():
     np.testing.assert_array_equal(pattern, expected)
 
 
+@pytest.mark.slow
 def test_a_dense_operation_still_gives_the_true_gradient():
     def step(model, x, h):
         h = without_rule(h) * 0.3 + model["w"] * x

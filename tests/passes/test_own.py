@@ -13,7 +13,7 @@ from etpc.ir import Change, terms_of
 from etpc.plan import DEFAULT, Pass, chosen
 from etpc.testing import check_pass
 from tests.helpers import distance, loss, normal
-from tests.marks import few
+from tests.marks import few, first
 from tests.passes.test_passes import (
     BATCH,
     NETWORKS,
@@ -63,13 +63,14 @@ NARROW = [
 ]
 
 
-@pytest.mark.parametrize(("network", "rule"), few(NARROW, NARROW[0], NARROW[1]))
+@pytest.mark.parametrize(("network", "rule"), first(NARROW))
 def test_traces_in_another_dtype_change_no_more_than_its_rounding(network, rule):
     report = checked(in_dtype("float32"), network, rule, tolerance=1e-5)
     whole = compiled(network, rule, ())
     assert 2 * report.bytes == sum(node.bytes for node in whole.ir.traces)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "rule"), few(NARROW, NARROW[0]))
 def test_their_carry_has_that_dtype_after_all_other_passes_too(network, rule):
     program = compiled(network, rule, (*DEFAULT, in_dtype("float32")))
@@ -80,6 +81,7 @@ def test_their_carry_has_that_dtype_after_all_other_passes_too(network, rule):
         assert array.dtype in (jnp.float32, jnp.complex64)  # two states as one number
 
 
+@pytest.mark.slow
 def test_a_layer_alone_may_be_in_half_precision():
     narrow = in_dtype("float16", ".weight_hh")
     checked(narrow, "GRU", "windows", tolerance=1e-2)
@@ -118,6 +120,7 @@ def test_a_pass_that_changes_a_gradient_is_found():
         checked(in_dtype("float32"), "GRU", "windows")
 
 
+@pytest.mark.slow
 def test_a_pass_is_checked_beside_the_default_ones_too():
     """A pass that finds something there alone, and takes it for what it is not."""
 
@@ -174,6 +177,7 @@ def in_form(form):
     return Pass("other", "another form", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", few(["steps", "decay", "decay, steps"], "steps"))
 def test_a_form_that_a_pass_puts_there_is_asked_for_what_it_has_alone(rule):
     other = in_form(Same)
