@@ -43,7 +43,7 @@ def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
         return equation.bind(*values)
 
     def call_jvp(values: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        # Only what moves: a rule may refuse the derivative by what it closes over.
+        # Only what varies: a rule may refuse the derivative by what it closes over.
         zero = jax.custom_derivatives.SymbolicZero
         moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, zero)]
 

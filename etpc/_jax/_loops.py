@@ -4,7 +4,7 @@ JAX can push a tangent through a `while`, and cannot pull a cotangent back, as i
 iterations. Enough tangents give the whole Jacobian. The tangent map of the loop is then the product with it, which has
 a transpose:
 
-    columns[k] = the loop's tangent, where all elements of colour k move     (of values alone)
+    columns[k] = the loop's tangent, where all elements of colour k vary     (of values alone)
     t  ->  sum_k columns[k] * t[owners[k]]                                   (linear in t)
 
 Elements of the operands have one colour where no element of a result depends on two of them. So a loop in which each
@@ -36,7 +36,7 @@ class ColumnTangents:
     """Which columns of the Jacobian of a function of n real numbers one tangent gives."""
 
     colour: np.ndarray
-    """The tangent, of K, in which each number moves; int [n]."""
+    """The tangent, of K, in which each number varies; int [n]."""
     owners: Sequence[np.ndarray]
     """For each result, whose column each element of each tangent is of, n for none; int [K, size]."""
 
@@ -164,10 +164,10 @@ class _Loop:
             return self.values(*values)
 
         def loop_jvp(values: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-            moved = iter(self.tangents(values, tangents) if any(self.wanted) else [])
+            found = iter(self.tangents(values, tangents) if any(self.wanted) else [])
             results = loop(*values)
             pairs = zip(results, self.wanted, strict=True)
-            return results, [next(moved) if moves else _still(y) for y, moves in pairs]
+            return results, [next(found) if wanted else _still(y) for y, wanted in pairs]
 
         loop.defjvp(loop_jvp, symbolic_zeros=True)
         return loop
@@ -175,23 +175,23 @@ class _Loop:
     def tangents(self, values: Sequence[Any], tangents: Sequence[Any]) -> list[Array]:
         """The tangents of the results that are wanted."""
         zero = jax.custom_derivatives.SymbolicZero
-        moving = [i for i, t in enumerate(tangents) if not isinstance(t, zero)]
-        parts = [part for i in moving for part in _parts(tangents[i])]
+        varying = [i for i, t in enumerate(tangents) if not isinstance(t, zero)]
+        parts = [part for i in varying for part in _parts(tangents[i])]
 
         def push(values: Sequence[Any], parts: Sequence[Array]) -> list[Array]:
-            def results(*moved: Any) -> list[Any]:
+            def results(*changed: Any) -> list[Any]:
                 full = list(values)
-                for i, value in zip(moving, moved, strict=True):
+                for i, value in zip(varying, changed, strict=True):
                     full[i] = value
                 found = zip(self.function(*full), self.wanted, strict=True)
-                return [y for y, moves in found if moves]
+                return [y for y, wanted in found if wanted]
 
             given = iter(parts)
             dots = [
                 jax.lax.complex(next(given), next(given)) if is_complex(values[i]) else next(given)
-                for i in moving
+                for i in varying
             ]
-            return jax.jvp(results, [values[i] for i in moving], dots)[1]
+            return jax.jvp(results, [values[i] for i in varying], dots)[1]
 
         program = self.traced(push, values, parts)
         found = self.choose(program, [part.size for part in parts])
@@ -230,15 +230,15 @@ def _parts(a: Array) -> list[Array]:
 
 
 def _still(a: Array) -> Any:
-    """The tangent of a result that does not move."""
+    """The tangent of a result that does not vary."""
     is_float = jnp.issubdtype(a.dtype, jnp.inexact)
     return jnp.zeros_like(a) if is_float else np.zeros(a.shape, jax.dtypes.float0)
 
 
 def _seeds(colour: np.ndarray, parts: Sequence[Array]) -> list[np.ndarray]:
     """For each array the tangents of all colours, [K, ...]."""
-    moves = colour == np.arange(colour.max() + 1)[:, None]
-    each = np.split(moves, np.cumsum([part.size for part in parts])[:-1], axis=1)
+    varying = colour == np.arange(colour.max() + 1)[:, None]
+    each = np.split(varying, np.cumsum([part.size for part in parts])[:-1], axis=1)
     return [
         a.reshape(-1, *part.shape).astype(part.dtype) for a, part in zip(each, parts, strict=True)
     ]

@@ -36,7 +36,7 @@ class Facts:
     """Each element of the result is one function of the elements at its place in the operands."""
     rearranges: Any = None
     """The results have the elements of the operands, or copies of them, at places that data does not change: a
-    function of NumPy arrays that makes the same moves, `rearranges(*arrays, **params) -> [arrays]`."""
+    function of NumPy arrays that does the same, `rearranges(*arrays, **params) -> [arrays]`."""
     data_movement: bool = False
     """It does not change values, but for a conversion that rounds; data may say where they go."""
     keeps: bool = False

@@ -204,8 +204,8 @@ class _Rewriting:
         numbers = np.concatenate(self.numbers[: self.parts], axis=1)
         table[self.slot[members], :, self.lane[members]] = numbers[:, members].T
         flat = table.reshape(-1, self.op.size)
-        moves, classes = np.unique(flat, axis=1, return_inverse=True)
-        self.transition, self.of_lane = moves.reshape(*table.shape[:2], -1), classes.reshape(-1)
+        columns, classes = np.unique(flat, axis=1, return_inverse=True)
+        self.transition, self.of_lane = columns.reshape(*table.shape[:2], -1), classes.reshape(-1)
         """The numbers by which each state of a class moves, [slots, runs, classes]; and the class of each output."""
         count = self.transition.shape[2]
         return count == 1 or 2 * count <= self.op.size

@@ -118,8 +118,8 @@ def _forwarded_states(a: Analysis, sources: Collection[int]) -> ForwardedStates:
     old: set[Variable] = {*a.hidden.old}
     fixed = {*a.step.constants, *a.split.weights, *a.split.others}
     for eqn in a.split.body:
-        moving = [v for v in eqn.inputs if v.is_float and v not in fixed]
-        if _is_data_movement(eqn) and moving and all(v in old for v in moving):
+        varying = [v for v in eqn.inputs if v.is_float and v not in fixed]
+        if _is_data_movement(eqn) and varying and all(v in old for v in varying):
             old.update(v for v in eqn.outputs if v.is_float)
     computed = {v for eqn in a.split.body for v in eqn.outputs}
     new_states: dict[Variable, int] = {}
@@ -144,15 +144,15 @@ def _forwarded_states(a: Analysis, sources: Collection[int]) -> ForwardedStates:
 
 
 def _given(eqn: Equation, operand: int, given: Mapping[Variable, np.ndarray]) -> np.ndarray:
-    """Which elements of the operand of a move are given, as some of its outputs are: for certain, so none of those that
-    data moves."""
+    """Which elements of an operand of data movement are given, as some of its outputs are: for certain, so none whose
+    place depends on data."""
     v, record = eqn.inputs[operand], facts(eqn.primitive)
     if record.rearranges is None:
         return given[eqn.outputs[0]] if record.keeps else np.zeros(v.shape, bool)
     numbers = [np.full(other.shape, v.size) for other in eqn.inputs]
     numbers[operand] = np.arange(v.size).reshape(v.shape)
     found = np.zeros(v.size + 1, bool)  # the last one stands for the elements of other operands
-    for out, moved in zip(eqn.outputs, record.rearranges(*numbers, **eqn.params), strict=True):
+    for out, places in zip(eqn.outputs, record.rearranges(*numbers, **eqn.params), strict=True):
         if out in given:
-            found[np.asarray(moved)[given[out]]] = True
+            found[np.asarray(places)[given[out]]] = True
     return found[:-1].reshape(v.shape)
