@@ -78,6 +78,7 @@ def test_rounded_products_are_those_that_a_setting_leaves_to_be_rounded():
     assert "-" in precision.TABLE.markdown([bptt])
 
 
+@pytest.mark.slow
 def test_a_rule_that_does_not_apply_has_an_empty_row(monkeypatch):
     def refuses(*_, **__):
         raise etpc.AlgorithmError("It does not apply.")
@@ -170,6 +171,7 @@ def test_rules_by_hand_are_those_of_the_programs(name):
     assert row["hand_bytes"] <= row["etpc_bytes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", first([False, True]))
 @pytest.mark.parametrize("cell", ["LIF", "LRU"])
 def test_bptt_by_hand_is_bptt(cell, checkpoint):
@@ -191,6 +193,7 @@ def test_difference_is_relative_and_refuses_zeros():
         measure.difference({"w": jnp.ones(2)}, {"w": jnp.zeros(2)})
 
 
+@pytest.mark.slow
 def test_silent_network_is_refused(problem):
     silent = Problem(problem.model, jnp.zeros_like(problem.xs), problem.targets)
     with pytest.raises(ValueError, match="No neuron spikes"):

@@ -121,6 +121,7 @@ def test_bptt_is_a_loop_over_windows(window, batch):
     assert (distance(grads, whole) > 1e-3) == (length < steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", few([None, 3], None))
 @pytest.mark.parametrize("learns_start", few([True, False], True))
 def test_streams_begin_inside_a_sequence(learns_start, window):

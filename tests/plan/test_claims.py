@@ -10,6 +10,7 @@ import etpc
 from etpc.cli import main
 from tests import models
 from tests.helpers import normal
+from tests.marks import first
 
 N = 3
 STATE = jnp.zeros(N)
@@ -122,16 +123,18 @@ def cut_to_steps(m, x, h):
 
 @pytest.mark.parametrize(
     ("algo", "claim", "back"),
-    [
-        ("d_rtrl", "current step", "the current step"),
-        (etpc.TBPTT(1), "current step", "the current step"),
-        (etpc.TBPTT(1, every=1), "current step", "the current step"),
-        (etpc.D_RTRL(window=1, backprop="full"), "current step", "the current step"),
-        (etpc.TBPTT(20), "approximate", "the last 20 steps"),
-        (etpc.TBPTT(20, every=5), "approximate", "the last 20 steps"),
-        (etpc.D_RTRL(window=5, backprop="full"), "approximate", "the last 5 steps"),
-        (etpc.D_RTRL(lookback=8), "approximate", "the last 8 steps"),
-    ],
+    first(
+        [
+            ("d_rtrl", "current step", "the current step"),
+            (etpc.TBPTT(1), "current step", "the current step"),
+            (etpc.TBPTT(1, every=1), "current step", "the current step"),
+            (etpc.D_RTRL(window=1, backprop="full"), "current step", "the current step"),
+            (etpc.TBPTT(20), "approximate", "the last 20 steps"),
+            (etpc.TBPTT(20, every=5), "approximate", "the last 20 steps"),
+            (etpc.D_RTRL(window=5, backprop="full"), "approximate", "the last 5 steps"),
+            (etpc.D_RTRL(lookback=8), "approximate", "the last 8 steps"),
+        ]
+    ),
     ids=str,
 )
 def test_weights_without_a_trace_are_claimed_alike_everywhere(algo, claim, back):
