@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc._jax import mark
 from etpc.errors import InputError
-from etpc.nn._init import DType, float_dtype, known, positive_int
+from etpc.nn._init import DType, float_dtype, known, set_lengths
 from etpc.nn._linear import Projection
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -65,8 +65,7 @@ class SparseLinear(Projection):
         **Raises** `InputError` for a size below 1, connections that are none, lie outside of the
         matrix or are given twice, or a dtype that is not a float.
         """
-        I = self.in_features = positive_int("in_features", in_features)
-        O = self.out_features = positive_int("out_features", out_features)
+        I, O = set_lengths(self, in_features=in_features, out_features=out_features)
         dtype = float_dtype(dtype)
         keys = jax.random.split(key, 3)
         values = None
