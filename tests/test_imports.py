@@ -48,7 +48,7 @@ SEES = {
     # models
     "surrogate": "errors",
     "nn": "gradient errors _jax surrogate trace analyse",
-    "interop": "errors _jax nn surrogate",
+    "interop": "later errors _jax nn surrogate",
     "optim": "errors",
     "units": "errors",
     # the command line is above the package itself

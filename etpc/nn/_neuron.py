@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from etpc.nn._declared import constant, option
-from etpc.nn._dynamics import Leaky, Membrane, Plain, Reset, leak, reset_to
 from etpc.nn._init import Parameter
+from etpc.nn.dynamics import Leaky, Membrane, Plain, Reset, leak, reset_to
 
 
 class LIF(Plain):

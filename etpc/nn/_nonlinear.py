@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from etpc.errors import InputError
 from etpc.nn._declared import constant, option
-from etpc.nn._dynamics import (
+from etpc.nn._init import Parameter, known
+from etpc.nn.dynamics import (
     BELOW_THRESHOLD,
     Leaky,
     Membrane,
@@ -26,7 +27,6 @@ from etpc.nn._dynamics import (
     leak,
     reset_to,
 )
-from etpc.nn._init import Parameter, known
 
 
 class QIF(Plain):

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
-from etpc.nn._dynamics import leak
 from etpc.nn._init import (
     SCHEMES,
     DType,
@@ -22,6 +21,7 @@ from etpc.nn._init import (
     set_lengths,
     used,
 )
+from etpc.nn.dynamics import leak
 
 
 class Readout(eqx.Module):

@@ -1,5 +1,4 @@
-"""What layers with a state share: the decay of a step, and the spikes, resets and refractory period
-of neurons."""
+"""What layers with a state share: the decay of a step, and the spikes, resets and refractory period of neurons."""
 
 import abc
 import math
@@ -23,9 +22,12 @@ Surrogate = TypeAliasType("Surrogate", Callable[[Array], Array])
 State: TypeAlias = Any
 
 
-def leak(dt: Number, tau: Parameter) -> tuple[Any, Any]:
-    """The factor `exp(-dt / tau)` by which a state decays in a step, and what it lacks to 1."""
+def leak(dt: Number, tau: Parameter, method: str = "exact") -> tuple[Any, Any]:
+    """The factor `exp(-dt / tau)` by which a state decays in a step, `1 - dt / tau` by the method "euler"; and what it
+    lacks to 1."""
     steps = dt / tau
+    if method == "euler":
+        return 1 - steps, steps
     if isinstance(steps, jax.Array):
         return jnp.exp(-steps), -jnp.expm1(-steps)
     return math.exp(-steps), -math.expm1(-steps)
@@ -41,6 +43,7 @@ def reset_to(
 
 
 def check_reset(reset: str) -> None:
+    """**Raises** `InputError` for an unknown reset."""
     if reset not in ("soft", "hard"):
         raise InputError(
             f"reset={reset!r} is unknown. This is because a reset either subtracts or "
@@ -49,6 +52,7 @@ def check_reset(reset: str) -> None:
 
 
 def check_above(name: str, upper: Parameter, below: str, lower: Parameter, why: str) -> None:
+    """**Raises** `InputError` where a parameter is not above another one, with both names."""
     if known(upper, lower) and not np.all(np.asarray(upper) > np.asarray(lower)):
         raise InputError(
             f"{name} must be above {below}, got {name}={upper} and {below}={lower}. This is "
