@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import later
-from ._jax import mark
+from ._jax import FOREIGN, mark
 from .errors import (
     AlgorithmError,
     CheckpointError,
@@ -95,6 +95,9 @@ else:
     def __dir__() -> list[str]:
         return sorted({*globals(), *_FOLDERS, *" ".join(_NAMES.values()).split()})
 
+
+# What the primitives of these packages stand for is registered once one of them is imported.
+FOREIGN.update(dict.fromkeys(("brainevent", "braintrace"), "etpc.interop._primitives"))
 
 __version__ = "0.1.0"
 

@@ -50,7 +50,7 @@ SEES = {
     # models
     "surrogate": "errors",
     "nn": "gradient errors surrogate trace analyse",
-    "interop": "errors trace nn surrogate",
+    "interop": "later errors trace nn surrogate",
     "optim": "errors",
     "units": "errors",
     # the command line is above the package itself

@@ -51,10 +51,14 @@ def test_adapters_import_no_library_before_one_is_asked_for() -> None:
 
 @pytest.mark.slow
 def test_compiling_imports_no_extra() -> None:
-    found = new_modules("import etpc; etpc.compile; etpc.verify; etpc.compare; etpc.draw; etpc.nn")
+    found = new_modules(
+        "import etpc, jax.numpy as jnp; etpc.verify; etpc.compare; etpc.draw; etpc.nn\n"
+        "etpc.compile(etpc.nn.MinGRU(2, 2, key=jax.random.key(0)), inputs=jnp.zeros(2))"
+    )
     assert {"scipy", "networkx", "etpc.run", "etpc.draw"} <= found  # the control of the test
-    extras = ("rich", "matplotlib", "optax", "saiunit", "braintrace", "tqdm", "sklearn", "etpc.cli")
-    assert not [m for m in found if m.startswith((*extras, "scipy.optimize"))]
+    extras = ("rich", "matplotlib", "optax", "saiunit", "braintrace", "tqdm", "sklearn")
+    others = ("etpc.cli", "etpc.interop", "scipy.optimize")
+    assert not [m for m in found if m.startswith((*extras, *others))]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ What JAX can do is asked of the objects that it offers, and not of its version n
 - `params`: the parameters of JAX's equations, by name. A new version of JAX changes these.
 - `_listed`: primitives that `jax.extend` does not list.
 - `primitives`: what is known of each primitive.
+- `_meanings`: what operations stand for, those of other packages too, once they are registered.
 - `_flatten`: from a function or a jaxpr to such a program.
 - `_control`: loops, and functions with derivatives of their own.
 - `_loops`: loops of unknown length, with a reverse mode.
@@ -34,6 +35,7 @@ from ._listed import (
 )
 from ._loops import ColumnTangents, is_unbounded, with_loops_reversed, with_reverse_mode
 from ._marker import etp_p, mark, without_derivative
+from ._meanings import FOREIGN, register_meaning
 from ._program import (
     Equation,
     Flat,
@@ -55,6 +57,7 @@ from ._program import (
 )
 
 __all__ = [
+    "FOREIGN",
     "ColumnTangents",
     "Equation",
     "Flat",
@@ -91,6 +94,7 @@ __all__ = [
     "propagate",
     "prune",
     "pvary_p",
+    "register_meaning",
     "result_type",
     "scatter_sub_p",
     "shard_map_p",

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import importlib.util
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from jax.extend.core import primitives as prims
 
 from . import params
 from ._listed import bcoo_dot_general_primitive, scatter_sub_p, split_p
-from ._products import product_of
+from ._meanings import Meaning, meaning_of
 from ._program import NOWHERE, Equation, Flat, Primitive, Traceback, Variable
 
 # Lines that errors and tables name are the user's, not those of libraries in between.
@@ -154,16 +153,12 @@ def _line(info: Any) -> str | None:
     return text if text and text != "unknown" else None
 
 
-def _meaning(eqn: Any) -> Callable[..., Any] | None:
-    """The function that an operation stands for, such as the product of braintrace's marker `etp_mm`; `None` for
-    most."""
+def _meaning(eqn: Any) -> Meaning | None:
+    """The function that an operation stands for; `None` for most."""
     if eqn.primitive is split_p:
         sizes = {*params.sizes_of_parts(eqn)}
         return _split if len(sizes) == 1 and sizes != {1} else None
-    braintrace = sys.modules.get("braintrace")
-    if isinstance(eqn.primitive, getattr(braintrace, "ETPPrimitive", ())):
-        return eqn.primitive.impl
-    return product_of(eqn.primitive.name)
+    return meaning_of(eqn.primitive)
 
 
 def _split(array: jax.Array, *, sizes: Sequence[Any], axis: int) -> list[jax.Array]:

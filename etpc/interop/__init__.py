@@ -1,8 +1,8 @@
 """Models of other libraries as models of `etpc`. Nothing is imported before it is asked for."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from etpc import later
 from etpc.errors import UnsupportedError, not_installed
 
 if TYPE_CHECKING:
@@ -28,23 +28,20 @@ else:
     _EXTRAS = {"_linen": "flax", "_nir_export": "nir", "_nnx": "flax"}
     """Those that have another name than the module."""
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
+    _named = later.names(__name__, _NAMES)
 
     def __getattr__(name: str) -> Any:
-        if name not in _PLACES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        place = _PLACES[name]
         try:
-            value = getattr(importlib.import_module(f".{place}", __name__), name)
+            return _named(name)
         except ModuleNotFoundError as error:
             # Said where it is called, as `help` looks at all names.
+            place = _PLACES[name]
             text = not_installed(f"`{name}`", error.name, _EXTRAS.get(place, place[1:]))
 
             def missing(*_: Any, **__: Any) -> Any:
                 raise UnsupportedError(text)
 
             return missing
-        globals()[name] = value
-        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_PLACES})

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from etpc.errors import InputError, InputTypeError, ModelError, UnsupportedError, raise_together
+from etpc.nn.dynamics import leak, reset_to
 from etpc.surrogate import ReluGrad
 
 from ._graph import Layout, Path, layout_of
@@ -47,14 +48,6 @@ class Settings(NamedTuple):
     surrogate: Callable[[Array], Array]
 
 
-def _decay(tau: Array, settings: Settings) -> tuple[Array, Array]:
-    """The factor by which a leaky state decays in a step, and what it lacks to 1."""
-    steps = settings.dt / tau
-    if settings.method == "euler":
-        return 1 - steps, steps
-    return jnp.exp(-steps), -jnp.expm1(-steps)
-
-
 def _spike(p: Values, v: Array, settings: Settings) -> Array:
     # The argument of a surrogate is a distance in units of that from the reset to the threshold.
     gap = jax.lax.stop_gradient(p["v_threshold"] - p["v_reset"])
@@ -62,22 +55,8 @@ def _spike(p: Values, v: Array, settings: Settings) -> Array:
 
 
 def _leaky(p: Values, v: Array, current: Array, tau: Array, settings: Settings) -> Array:
-    decay, gain = _decay(tau, settings)
+    decay, gain = leak(settings.dt, tau, settings.method)
     return p["v_leak"] + decay * (v - p["v_leak"]) + gain * p["r"] * current
-
-
-def _current_based(p: Values, v: Array, i: Array, x: Array, settings: Settings) -> Values:
-    """Synaptic current and membrane, both one step on."""
-    drive = p["w_in"] * x
-    decay, gain = _decay(p["tau_syn"], settings)
-    new_i = decay * i + gain * drive
-    if settings.method == "euler":
-        return {"v": _leaky(p, v, i, p["tau_mem"], settings), "i": new_i}
-    # The current is `drive + (i - drive) exp(-t / tau_syn)` within the step.
-    new_v = _leaky(p, v, drive, p["tau_mem"], settings)
-    steps = settings.dt / p["tau_mem"]
-    overlap = jnp.exp(-steps) * steps * _growth(steps - settings.dt / p["tau_syn"])
-    return {"v": new_v + p["r"] * (i - drive) * overlap, "i": new_i}
 
 
 def _growth(x: Array) -> Array:
@@ -89,22 +68,17 @@ def _growth(x: Array) -> Array:
 
 def _matrix(node: Any, p: Values, x: Array) -> Array:
     y = jnp.einsum("...oi,...i->...o", p["weight"], x)
-    return _plus(y, p["bias"]) if "bias" in p else y
-
-
-def _plus(y: Array, bias: Array) -> Array:
-    _check_spread("bias", bias, y)
-    return y + bias
+    return y + _spread("bias", p["bias"], y) if "bias" in p else y
 
 
 def _scaled(node: Any, p: Values, x: Array) -> Array:
-    _check_spread("scale", p["scale"], x)
-    return p["scale"] * x
+    return _spread("scale", p["scale"], x) * x
 
 
-def _check_spread(name: str, value: Array, x: Array) -> None:
+def _spread(name: str, value: Array, x: Array) -> Array:
     if jnp.broadcast_shapes(value.shape, x.shape) != x.shape:
         raise ValueError(f"the {name} has the shape {list(value.shape)}, and meets {list(x.shape)}")
+    return value
 
 
 def _pair(value: Any, n: int) -> tuple[int, ...]:
@@ -117,21 +91,15 @@ def _convolution(node: Any, p: Values, x: Array) -> Array:
         padding: Any = node.padding.upper()
     else:
         padding = [(a, a) for a in _pair(node.padding, n)]
+    stride, dilation, groups = _pair(node.stride, n), _pair(node.dilation, n), int(node.groups)
     y = jax.lax.conv_general_dilated(
-        x[None],
-        p["weight"],
-        window_strides=_pair(node.stride, n),
-        padding=padding,
-        rhs_dilation=_pair(node.dilation, n),
-        feature_group_count=int(node.groups),
+        x[None], p["weight"], stride, padding, rhs_dilation=dilation, feature_group_count=groups
     )[0]
-    return _plus(y, p["bias"].reshape(-1, *[1] * n)) if "bias" in p else y
+    return y + _spread("bias", p["bias"].reshape(-1, *[1] * n), y) if "bias" in p else y
 
 
 def _pool(node: Any, p: Values, x: Array) -> Array:
-    window, stride, padding = (
-        _pair(value, 2) for value in (node.kernel_size, node.stride, node.padding)
-    )
+    window, stride, padding = (_pair(v, 2) for v in (node.kernel_size, node.stride, node.padding))
     ends = tuple((a, a) for a in padding)
     y = eqx.nn.Pool(jnp.zeros((), x.dtype), jax.lax.add, 2, window, stride, ends)(x)
     return y / math.prod(window) if isinstance(node, nir.AvgPool2d) else y
@@ -163,16 +131,12 @@ KNOWN = (*STATELESS, *NEURONS, nir.Threshold, nir.Delay, nir.Input, nir.Output)
 
 def _start(node: Any, p: Values, shape: tuple[int, ...]) -> Values:
     """The state of a neuron before the first step: at rest, and without a spike."""
-    if isinstance(node, nir.I):
-        rest = jnp.zeros_like(p["r"])
-    else:
-        rest = p["v_reset"] if isinstance(node, nir.IF) else p["v_leak"]
+    rest = p.get("v_leak", p.get("v_reset", jnp.zeros_like(p["r"])))
     if isinstance(node, SPIKING):
         above = rest > p["v_threshold"]
         rest = jnp.minimum(jnp.where(above, p["v_reset"], rest), p["v_threshold"])
     rest = jnp.broadcast_to(rest, shape)
-    current = {"i": jnp.zeros_like(rest)} if isinstance(node, nir.CubaLI | nir.CubaLIF) else {}
-    return {"v": rest, **current}
+    return {"v": rest} | ({"i": jnp.zeros_like(rest)} if "w_in" in p else {})
 
 
 def _output(node: Any, p: Values, state: Values, settings: Settings) -> Array:
@@ -182,15 +146,22 @@ def _output(node: Any, p: Values, state: Values, settings: Settings) -> Array:
 
 def _advance(node: Any, p: Values, state: Values, x: Array, settings: Settings) -> Values:
     """The state of a neuron after a step. It is that before the reset, which opens the next step."""
-    v = state["v"]
+    v, dt, method = state["v"], settings.dt, settings.method
     if isinstance(node, SPIKING):
-        z = _spike(p, v, settings)
-        v = (1 - z) * v + z * p["v_reset"]
-    if isinstance(node, nir.CubaLI | nir.CubaLIF):
-        return _current_based(p, v, state["i"], x, settings)
+        v = reset_to("hard", v, p["v_threshold"], p["v_reset"], _spike(p, v, settings))
     if isinstance(node, nir.I | nir.IF):
-        return {"v": v + settings.dt * p["r"] * x}
-    return {"v": _leaky(p, v, x, p["tau"], settings)}
+        return {"v": v + dt * p["r"] * x}
+    if not isinstance(node, nir.CubaLI | nir.CubaLIF):
+        return {"v": _leaky(p, v, x, p["tau"], settings)}
+    i, drive, tau = state["i"], p["w_in"] * x, p["tau_mem"]
+    decay, gain = leak(dt, p["tau_syn"], method)
+    new_i = decay * i + gain * drive
+    if method == "euler":
+        return {"v": _leaky(p, v, i, tau, settings), "i": new_i}
+    # The current is `drive + (i - drive) exp(-t / tau_syn)` within the step.
+    overlap = jnp.exp(-dt / tau) * (dt / tau) * _growth(dt / tau - dt / p["tau_syn"])
+    v = _leaky(p, v, drive, tau, settings) + p["r"] * (i - drive) * overlap
+    return {"v": v, "i": new_i}
 
 
 # --- from a graph to a model ------------------------------------------------------------------------
@@ -230,16 +201,14 @@ class NIRModel(eqx.Module):
                 f"The graph has several inputs, {', '.join(names)}, and x is {received}. Pass a dict with "
                 "an array for each of them."
             )
-        values: dict[Path, Array] = {}
-        last: dict[Path, Array] = {}
         after: dict[Path, Values] = {}
-        for path in layout.late:
-            values[path] = _read(before[path]["past"], layout.delays[path] - 1)
-        for path in layout.read_back:
-            if isinstance(layout.nodes[path], NEURONS):
-                last[path] = _output(layout.nodes[path], params[path], before[path], self.settings)
-            else:
-                last[path] = before[path]["last"]
+        values = {p: _read(before[p]["past"], layout.delays[p] - 1) for p in layout.late}
+        last = {
+            p: before[p]["last"]
+            if "last" in before[p]
+            else _output(layout.nodes[p], params[p], before[p], self.settings)
+            for p in layout.read_back
+        }
 
         def coming(path: Path) -> Array:
             if path in layout.inputs:
@@ -322,8 +291,7 @@ def _check_equal(path: Path, layout: Layout, several: list[Array]) -> None:
 
 def _read(line: Array, steps: np.ndarray) -> Array:
     """Of each element of a line of values, newest first, that of its own delay."""
-    flat = line.reshape(len(line), -1)
-    return flat[steps.reshape(-1), np.arange(steps.size)].reshape(steps.shape)
+    return jnp.take_along_axis(line, steps[None], axis=0)[0]
 
 
 def _by_node(tree: Named) -> dict[Path, Values]:
@@ -391,8 +359,7 @@ def from_nir(
         for path, node in layout.nodes.items()
         for name, value in parameters_of(node).items()
     }
-    tree = Named.of(params)
-    model = NIRModel(tree, settings, Held(layout), Held(graph))
+    model = NIRModel(Named.of(params), settings, Held(layout), Held(graph))
     model.init_state()  # finds shapes that do not fit
     return model
 

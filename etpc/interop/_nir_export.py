@@ -19,6 +19,7 @@ from etpc.errors import (
     raise_together,
     whole_number,
 )
+from etpc.nn.dynamics import leak
 
 from ._graph import check_graph
 from ._model import written
@@ -144,9 +145,8 @@ class _Writer:
     def nodes(self, n: int, layer: Any) -> list[tuple[str, Any]]:
         """The nodes of a layer, one after another."""
         where = f".layers[{n}]"
-        for kind, writer in WRITERS.items():
-            if type(layer) is kind:
-                return writer(self, where, layer)
+        if type(layer) in WRITERS:
+            return WRITERS[type(layer)](self, where, layer)
         name = getattr(layer, "__name__", type(layer).__name__)
         self.problems.append(
             f"{where} is {name}, for which NIR has no node. What can be written: "
@@ -164,10 +164,7 @@ class _Writer:
             dtype = next(v.dtype for v in vars(layer).values() if hasattr(v, "dtype"))
             eye = jnp.eye(layer.in_features, dtype=dtype)
             weight = np.asarray(jax.vmap(layer)(eye) - layer(jnp.zeros_like(eye[0]))).T
-        bias = getattr(layer, "bias", None)
-        if bias is None:
-            return [("linear", nir.Linear(weight))]
-        return [("linear", nir.Affine(weight, np.asarray(bias)))]
+        return [_matrix(weight, getattr(layer, "bias", None))]
 
     def conv(self, where: str, layer: eqx.nn.Conv) -> list[tuple[str, Any]]:
         n = layer.num_spatial_dims
@@ -237,19 +234,17 @@ class _Writer:
     def _filter(self, where: str, layer: Any, size: tuple[int, ...], gain: bool) -> Any:
         """A leaky integrator: `v' = d v + x`, or with `gain` `v' = d v + (1 - d) x`."""
         self.steps.setdefault(layer.dt, where)
-        tau = np.array(np.broadcast_to(np.asarray(layer.tau, layer.dtype), size))
-        r = np.ones_like(tau) if gain else (-1 / np.expm1(-layer.dt / tau)).astype(tau.dtype)
-        return nir.LI(tau=tau * MS, r=r, v_leak=np.zeros_like(tau))
+        tau = jnp.full(size, layer.tau, layer.dtype)
+        r = jnp.ones_like(tau) if gain else 1 / leak(layer.dt, tau)[1]
+        return nir.LI(tau=np.asarray(tau) * MS, r=np.asarray(r), v_leak=np.zeros_like(tau))
 
     def synapse(self, where: str, layer: Any) -> list[tuple[str, Any]]:
         return [("synapse", self._filter(where, layer, layer.shape, gain=False))]
 
     def readout(self, where: str, layer: Any) -> list[tuple[str, Any]]:
         gain = isinstance(layer, nn.MembraneReadout)
-        bias = getattr(layer, "bias", None)
-        weight = np.asarray(layer.weight)
-        matrix = nir.Linear(weight) if bias is None else nir.Affine(weight, np.asarray(bias))
-        return [("linear", matrix), ("li", self._filter(where, layer, weight.shape[:1], gain))]
+        matrix = _matrix(np.asarray(layer.weight), getattr(layer, "bias", None))
+        return [matrix, ("li", self._filter(where, layer, layer.weight.shape[:1], gain))]
 
     def delay(self, where: str, layer: nn.Delay) -> list[tuple[str, Any]]:
         if not self.steps:
@@ -260,6 +255,10 @@ class _Writer:
             return []
         steps = np.broadcast_to(np.asarray(layer.steps), layer.shape)
         return [("delay", nir.Delay(steps * next(iter(self.steps)) * MS))]
+
+
+def _matrix(weight: np.ndarray, bias: Any) -> tuple[str, Any]:
+    return "linear", nir.Linear(weight) if bias is None else nir.Affine(weight, np.asarray(bias))
 
 
 WRITERS: dict[type, Any] = {

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from etpc.nn._init import SCHEMES, DType, check_callable, check_shape, float_dtype, positive_int
+from etpc.nn._init import SCHEMES, DType, check_callable, check_shape, float_dtype, set_lengths
 from etpc.trace import mark
 
 
@@ -34,22 +34,6 @@ class Cell(eqx.Module):
     dtype: np.dtype = eqx.field(static=True)
 
     gates: ClassVar[int]
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        use_bias: bool = True,
-        *,
-        dtype: DType = None,
-        key: PRNGKeyArray,
-    ):
-        self.input_size = positive_int("input_size", input_size)
-        self.hidden_size = positive_int("hidden_size", hidden_size)
-        self.dtype = float_dtype(dtype)
-        G, I = self.gates * self.hidden_size, self.input_size
-        self.weight_ih = SCHEMES["lecun_normal"](jax.random.split(key)[0], (G, I), self.dtype)
-        self.bias = jnp.zeros((G,), self.dtype) if use_bias else None
 
     def init_state(self) -> Float[Array, " H"]:
         """**Returns** zeros."""
@@ -83,6 +67,27 @@ class RecurrentCell(Cell):
     weight_hh: Float[Array, "G H"]
     bias: Float[Array, " G"] | None
 
+    def _from_state(self, h: Array) -> list[Array]:
+        """What the last output gives to each gate."""
+        return jnp.split(mark(self.weight_hh) @ h, self.gates)
+
+
+def _begin(
+    cell: Cell, inputs: int, units: int, use_bias: bool, dtype: DType, key: PRNGKeyArray
+) -> None:
+    """Set the fields that all cells have."""
+    I, H = set_lengths(cell, input_size=inputs, hidden_size=units)
+    dtype = cell.dtype = float_dtype(dtype)
+    G, keys, drawn = cell.gates * H, jax.random.split(key), SCHEMES["lecun_normal"]
+    cell.weight_ih = drawn(keys[0], (G, I), dtype)
+    if isinstance(cell, RecurrentCell):
+        cell.weight_hh = drawn(keys[1], (G, H), dtype)
+    cell.bias = jnp.zeros((G,), dtype) if use_bias else None
+
+
+class GatedCell(Cell):
+    """A cell without settings of its own."""
+
     def __init__(
         self,
         input_size: int,
@@ -92,13 +97,7 @@ class RecurrentCell(Cell):
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
-        super().__init__(input_size, hidden_size, use_bias, dtype=dtype, key=key)
-        G, H = self.gates * self.hidden_size, self.hidden_size
-        self.weight_hh = SCHEMES["lecun_normal"](jax.random.split(key)[1], (G, H), self.dtype)
-
-    def _from_state(self, h: Array) -> list[Array]:
-        """What the last output gives to each gate."""
-        return jnp.split(mark(self.weight_hh) @ h, self.gates)
+        _begin(self, input_size, hidden_size, use_bias, dtype, key)
 
 
 class VanillaRNN(RecurrentCell):
@@ -144,14 +143,14 @@ class VanillaRNN(RecurrentCell):
         **Raises** `InputError` for a size below 1, a dtype that is not a float, or an activation that
         cannot be called.
         """
-        super().__init__(input_size, hidden_size, use_bias, dtype=dtype, key=key)
+        _begin(self, input_size, hidden_size, use_bias, dtype, key)
         self.activation = check_callable("activation", activation)
 
     def _next(self, drives: list[Array], h: Array) -> Array:
         return self.activation(drives[0] + self._from_state(h)[0])
 
 
-class MGU(RecurrentCell):
+class MGU(GatedCell, RecurrentCell):
     """The minimal gated unit: a GRU with one gate for both of its tasks.
 
     - `f = sigmoid(W_if x + b_f + W_hf h)`, `n = tanh(W_in x + b_n + f * (W_hn h))`
@@ -166,7 +165,7 @@ class MGU(RecurrentCell):
     """
 
     gates: ClassVar[int] = 2
-    __init__ = RecurrentCell.__init__
+    __init__ = GatedCell.__init__
 
     def _next(self, drives: list[Array], h: Array) -> Array:
         (xf, xn), (hf, hn) = drives, self._from_state(h)
@@ -174,15 +173,7 @@ class MGU(RecurrentCell):
         return h + f * (jnp.tanh(xn + f * hn) - h)
 
 
-class DiagonalCell(Cell):
-    """A cell without a weight of the last output."""
-
-    weight_ih: Float[Array, "G I"]
-    bias: Float[Array, " G"] | None
-    __init__ = Cell.__init__
-
-
-class MinGRU(DiagonalCell):
+class MinGRU(GatedCell):
     """A GRU whose gate and candidate read the input alone. Exact under D-RTRL.
 
     - `z = sigmoid(W_z x + b_z)`, `n = W_n x + b_n`
@@ -203,15 +194,17 @@ class MinGRU(DiagonalCell):
     **Source** Feng et al., "Were RNNs all we needed?", arXiv 2410.01201, 2024, section 3.1.
     """
 
+    weight_ih: Float[Array, "G I"]
+    bias: Float[Array, " G"] | None
     gates: ClassVar[int] = 2
-    __init__ = DiagonalCell.__init__
+    __init__ = GatedCell.__init__
 
     def _next(self, drives: list[Array], h: Array) -> Array:
         z, n = drives
         return h + jax.nn.sigmoid(z) * (n - h)
 
 
-class MinLSTM(DiagonalCell):
+class MinLSTM(GatedCell):
     """An LSTM whose gates and candidate read the input alone, and whose gates add up to one. Exact
     under D-RTRL.
 
@@ -225,15 +218,17 @@ class MinLSTM(DiagonalCell):
     normalised gate is computed as `sigmoid(log f - log i)`, which is finite where both are zero.
     """
 
+    weight_ih: Float[Array, "G I"]
+    bias: Float[Array, " G"] | None
     gates: ClassVar[int] = 3
-    __init__ = DiagonalCell.__init__
+    __init__ = GatedCell.__init__
 
     def _next(self, drives: list[Array], h: Array) -> Array:
         f, i, n = drives
         return n + jax.nn.sigmoid(jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)) * (h - n)
 
 
-class IndRNN(DiagonalCell):
+class IndRNN(Cell):
     """Independent recurrent units: `h' = f(W_ih x + u * h + b)`. The output is `h'`. Exact under
     D-RTRL.
 
@@ -242,6 +237,8 @@ class IndRNN(DiagonalCell):
     it after each update so that gradients stay bounded; that is left to the optimiser.
     """
 
+    weight_ih: Float[Array, "G I"]
+    bias: Float[Array, " G"] | None
     weight_hh: Float[Array, " H"]
     activation: Callable[[Array], Array] = eqx.field(static=True)
     gates: ClassVar[int] = 1
@@ -261,7 +258,7 @@ class IndRNN(DiagonalCell):
         **Raises** `InputError` as `VanillaRNN` does.
         """
         key, recurrent_key = jax.random.split(key)
-        super().__init__(input_size, hidden_size, use_bias, dtype=dtype, key=key)
+        _begin(self, input_size, hidden_size, use_bias, dtype, key)
         self.weight_hh = jax.random.uniform(recurrent_key, (self.hidden_size,), self.dtype)
         self.activation = check_callable("activation", activation)
 

@@ -10,6 +10,7 @@ is `LIF(size, *, tau=20.0, reset="soft", ...)`, whose `tau` is checked and conve
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import InitVar
 from typing import Any
 
@@ -41,12 +42,9 @@ def constant(default: Any, unit: str = "1", *, positive: bool = False) -> Any:
     return eqx.field(default=default, kw_only=True, metadata={"checked": checked})
 
 
-def duration(default: float) -> Any:
-    """A field for a fixed time above zero (ms)."""
-
-    def checked(layer: "Units", name: str, value: Any) -> float:
-        return positive_number(name, value, "ms")
-
+def duration(default: float, check: Callable[..., float] = positive_number) -> Any:
+    """A field for a fixed time (ms), above zero unless there is another check."""
+    checked = lambda layer, name, value: check(name, value, "ms")
     return eqx.field(default=default, kw_only=True, static=True, metadata={"checked": checked})
 
 

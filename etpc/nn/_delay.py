@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc.errors import InputError
-from etpc.nn._init import SCHEMES, DType, check_shape, float_dtype, layer_shape, positive_int
+from etpc.nn._init import SCHEMES, DType, check_shape, float_dtype, layer_shape, set_lengths
 from etpc.trace import mark
 
 Steps: TypeAlias = int | np.ndarray | Int[Array, "..."]
@@ -115,9 +115,7 @@ class DelayedLinear(eqx.Module):
         **Raises** `InputError` for a size below 1, delays that `Delay` would refuse, or a dtype that
         is not a float.
         """
-        self.in_features = positive_int("in_features", in_features)
-        self.out_features = positive_int("out_features", out_features)
-        shape = (self.out_features, self.in_features)
+        shape = set_lengths(self, out_features=out_features, in_features=in_features)
         self.delays, self.longest = _delays("delays", delays, shape)
         self.weight = SCHEMES["kaiming_normal"](key, shape, float_dtype(dtype))
 

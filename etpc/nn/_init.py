@@ -145,6 +145,13 @@ def positive_int(name: str, value: int) -> int:
     return int(value)
 
 
+def set_lengths(layer: eqx.Module, **lengths: int) -> tuple[int, ...]:
+    """Set fields that are lengths of axes, once they are checked; the lengths."""
+    for name, value in lengths.items():
+        setattr(layer, name, positive_int(name, value))
+    return tuple(getattr(layer, name) for name in lengths)
+
+
 def layer_shape(size: Size) -> tuple[int, ...]:
     """The shape of a layer that is given as a number of units or a shape."""
     return tuple(positive_int("size", n) for n in (size if isinstance(size, tuple) else (size,)))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc.errors import InputError
-from etpc.nn._init import SCHEMES, DType, check_shape, float_dtype, positive_int
+from etpc.nn._init import SCHEMES, DType, check_shape, float_dtype, set_lengths
 from etpc.trace import mark
 
 
@@ -77,8 +77,7 @@ class DaleLinear(Projection):
         **Raises** `InputError` for a size below 1, an `excitatory` that is out of range, or a dtype
         that is not a float.
         """
-        self.in_features = positive_int("in_features", in_features)
-        self.out_features = positive_int("out_features", out_features)
+        shape = set_lengths(self, out_features=out_features, in_features=in_features)
         number = isinstance(excitatory, int | np.integer) and not isinstance(excitatory, bool)
         if not number or not 0 <= excitatory <= in_features:
             raise InputError(
@@ -87,7 +86,6 @@ class DaleLinear(Projection):
                 f"weights above zero. Pass a count, such as excitatory={4 * in_features // 5}."
             )
         self.excitatory = int(excitatory)
-        shape = (self.out_features, self.in_features)
         self.weight = SCHEMES["kaiming_normal"](key, shape, float_dtype(dtype))
 
     def effective_weight(self) -> Float[Array, "O I"]:
@@ -142,9 +140,8 @@ class LowRankLinear(Projection):
 
         **Raises** `InputError` for a size below 1, or a dtype that is not a float.
         """
-        I = self.in_features = positive_int("in_features", in_features)
-        O = self.out_features = positive_int("out_features", out_features)
-        R = self.rank = positive_int("rank", rank)
+        lengths = dict(in_features=in_features, out_features=out_features, rank=rank)
+        I, O, R = set_lengths(self, **lengths)
         dtype = float_dtype(dtype)
         keys = jax.random.split(key)
         # So the elements of `U V` have the variance of those of `Linear`.

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from etpc.nn._declared import constant, option
-from etpc.nn._dynamics import Leaky, Reset, leak, reset_to
 from etpc.nn._init import Parameter
+from etpc.nn.dynamics import Leaky, Membrane, Plain, Reset, leak, reset_to
 
 
-class LIF(Leaky):
+class LIF(Plain):
     """Leaky integrate-and-fire neurons: `tau dV/dt = -(V - V_rest) + R I`, a spike and a reset
     where `V >= V_th`.
 
@@ -72,6 +72,9 @@ class LIF(Leaky):
 
     reset: Reset = option("soft")
 
+    def _advance(self, current: Array, state: Membrane) -> Membrane:
+        return state._replace(V=self._leaked(state.V, self._used(self.V_rest), current))
+
 
 class ALIFState(NamedTuple):
     """Potential (mV), adaptation (spikes) and, with a refractory period, its counter."""
@@ -131,14 +134,14 @@ class ALIF(Leaky):
     state_type: ClassVar[Any] = ALIFState
 
     def _distance(self, state: ALIFState) -> Array:
-        V_th = self._used(self.V_th)
-        return (state.V - V_th - self._used(self.beta) * state.a) / (
-            V_th - self._used(self.V_reset)
-        )
+        return self._above(state.V, self._used(self.beta) * state.a)
 
     def _jump(self, state: ALIFState, spike: Array, reset: Array) -> ALIFState:
         rho, _ = leak(self.dt, self._used(self.tau_a))
-        return super()._jump(state, spike, reset)._replace(a=rho * state.a + spike)
+        return state._replace(V=self._put_back(state.V, reset), a=rho * state.a + spike)
+
+    def _advance(self, current: Array, state: ALIFState) -> ALIFState:
+        return state._replace(V=self._leaked(state.V, self._used(self.V_rest), current))
 
 
 class GIFState(NamedTuple):
@@ -217,9 +220,6 @@ class GIF(Leaky):
 
     state_type: ClassVar[Any] = GIFState
 
-    def _rest(self) -> GIFState:
-        return super()._rest()._replace(V_th=self._full(self.V_th))
-
     def _distance(self, state: GIFState) -> Array:
         return (state.V - state.V_th) / (self._used(self.V_th) - self._used(self.V_reset))
 
@@ -236,14 +236,11 @@ class GIF(Leaky):
 
     def _advance(self, current: Array, state: GIFState) -> GIFState:
         V_rest, V_inf = self._used(self.V_rest), self._used(self.V_th)
-        decay, gain = leak(self.dt, self._used(self.tau))
         decay_th, gain_th = leak(self.dt, self._used(self.tau_th))
-        above = state.V - V_rest
+        driven = gain_th * self._used(self.tau_th) * self._used(self.a) * (state.V - V_rest)
         return state._replace(
-            V=V_rest + decay * above + gain * self._used(self.R) * (current + state.I1 + state.I2),
+            V=self._leaked(state.V, V_rest, current + state.I1 + state.I2),
             I1=leak(self.dt, self._used(self.tau_I1))[0] * state.I1,
             I2=leak(self.dt, self._used(self.tau_I2))[0] * state.I2,
-            V_th=V_inf
-            + decay_th * (state.V_th - V_inf)
-            + gain_th * self._used(self.tau_th) * self._used(self.a) * above,
+            V_th=V_inf + decay_th * (state.V_th - V_inf) + driven,
         )

@@ -14,30 +14,22 @@ from jaxtyping import Array, Float, Int
 
 from etpc.errors import InputError
 from etpc.nn._declared import constant, option
-from etpc.nn._dynamics import (
+from etpc.nn._init import Parameter, known
+from etpc.nn.dynamics import (
     BELOW_THRESHOLD,
     Leaky,
     Membrane,
     Neuron,
+    Plain,
     Reset,
     check_above,
     check_reset,
     leak,
     reset_to,
 )
-from etpc.nn._init import Parameter, known
 
 
-class Upswing(Leaky):
-    """What QIF, EIF and AdEx share: the potentials by default."""
-
-    tau: Parameter = constant(10.0, "ms", positive=True)
-    V_th: Parameter = constant(-45.0, "mV")
-    V_rest: Parameter = constant(-65.0, "mV")
-    V_reset: Parameter = constant(-68.0, "mV")
-
-
-class QIF(Upswing):
+class QIF(Plain):
     """Quadratic integrate-and-fire neurons: `tau dV/dt = c (V - V_rest) (V - V_c) + R I`, a spike and
     a reset to `V_reset` where `V >= V_th`.
 
@@ -72,7 +64,10 @@ class QIF(Upswing):
     2014, section 5.3.
     """
 
+    tau: Parameter = constant(10.0, "ms", positive=True)
     V_th: Parameter = constant(-30.0, "mV")
+    V_rest: Parameter = constant(-65.0, "mV")
+    V_reset: Parameter = constant(-68.0, "mV")
     c: Parameter = constant(0.07, "1/mV", positive=True)
     V_c: Parameter = constant(-50.0, "mV")
 
@@ -86,7 +81,7 @@ class QIF(Upswing):
         return state._replace(V=V + steps * (slope + self._used(self.R) * current))
 
 
-class EIF(Upswing):
+class EIF(Plain):
     """Exponential integrate-and-fire neurons: `tau dV/dt = -(V - V_rest) + delta_T exp((V - V_T) /
     delta_T) + R I`, a spike and a reset to `V_reset` where `V >= V_th`.
 
@@ -125,17 +120,17 @@ class EIF(Upswing):
     `delta_T` and `V_reset` are the defaults.
     """
 
+    tau: Parameter = constant(10.0, "ms", positive=True)
+    V_th: Parameter = constant(-45.0, "mV")
+    V_rest: Parameter = constant(-65.0, "mV")
+    V_reset: Parameter = constant(-68.0, "mV")
     delta_T: Parameter = constant(3.48, "mV", positive=True)
     V_T: Parameter = constant(-59.9, "mV")
 
     def _advance(self, current: Array, state: Membrane) -> Membrane:
+        upswing = _upswing(state.V, self._used(self.V_T), self._used(self.delta_T))
         V_rest = self._used(self.V_rest)
-        decay, gain = leak(self.dt, self._used(self.tau))
-        drive = (
-            _upswing(state.V, self._used(self.V_T), self._used(self.delta_T))
-            + self._used(self.R) * current
-        )
-        return state._replace(V=V_rest + decay * (state.V - V_rest) + gain * drive)
+        return state._replace(V=self._leaked(state.V, V_rest, current, upswing))
 
 
 class AdExState(NamedTuple):
@@ -146,7 +141,7 @@ class AdExState(NamedTuple):
     wait: Int[Array, "*K"] | None = None
 
 
-class AdEx(Upswing):
+class AdEx(Leaky):
     """Adaptive exponential integrate-and-fire neurons.
 
     ```text
@@ -203,19 +198,20 @@ class AdEx(Upswing):
 
     state_type: ClassVar[Any] = AdExState
 
+    def _distance(self, state: AdExState) -> Array:
+        return self._above(state.V)
+
     def _jump(self, state: AdExState, spike: Array, reset: Array) -> AdExState:
-        state = super()._jump(state, spike, reset)
-        return state._replace(w=state.w + spike * self._used(self.b))
+        w = state.w + spike * self._used(self.b)
+        return state._replace(V=self._put_back(state.V, reset), w=w)
 
     def _advance(self, current: Array, state: AdExState) -> AdExState:
         V_rest = self._used(self.V_rest)
-        above = state.V - V_rest
-        decay, gain = leak(self.dt, self._used(self.tau))
         decay_w, gain_w = leak(self.dt, self._used(self.tau_w))
         upswing = _upswing(state.V, self._used(self.V_T), self._used(self.delta_T))
         return state._replace(
-            V=V_rest + decay * above + gain * (upswing + self._used(self.R) * (current - state.w)),
-            w=decay_w * state.w + gain_w * self._used(self.a) * above,
+            V=self._leaked(state.V, V_rest, current - state.w, upswing),
+            w=decay_w * state.w + gain_w * self._used(self.a) * (state.V - V_rest),
         )
 
 
@@ -238,7 +234,8 @@ class Izhikevich(Neuron):
 
     One step from the state `(V, u)`: the jumps, with `z = H((V - V_th) / (V_th - c))`; then both equations
     by Euler; then the new spike. The state is that before the jumps, so the last spikes are a function of
-    it. Numbers and arrays are as in [`LIF`][etpc.nn.LIF].
+    it. It begins with V at `c` and u at `b c`, from where the source's program starts. Numbers and arrays are
+    as in [`LIF`][etpc.nn.LIF].
 
     **Arguments:**
 
@@ -281,12 +278,8 @@ class Izhikevich(Neuron):
     def __check_init__(self):
         check_above("V_th", self.V_th, "c", self.c, BELOW_THRESHOLD)
 
-    def init_state(self) -> Any:
-        """**Returns** V at `c` and u at `b c`, from where the source's program starts."""
-        return super().init_state()
-
-    def _rest(self) -> IzhikevichState:
-        return IzhikevichState(self._full(self.c), self._full(self.b) * self._full(self.c))
+    def _rest(self) -> dict[str, Any]:
+        return {"V": self.c, "u": self._full(self.b) * self._full(self.c)}
 
     def _distance(self, state: IzhikevichState) -> Array:
         V_th = self._used(self.V_th)
@@ -377,6 +370,9 @@ class ResonateAndFire(Neuron):
                 f"V_reset must not exceed V_th, got V_reset={V_reset} and V_th={V_th}. This is "
                 "because a reset must not take a neuron further above its threshold. Lower V_reset."
             )
+
+    def _rest(self) -> dict[str, Any]:
+        return {}
 
     def _distance(self, state: ResonatorState) -> Array:
         V_th = self._used(self.V_th)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from etpc.nn._dynamics import leak
 from etpc.nn._init import (
     SCHEMES,
     DType,
@@ -17,14 +16,49 @@ from etpc.nn._init import (
     check_shape,
     constant_or_parameter,
     float_dtype,
-    positive_int,
     positive_number,
+    set_lengths,
     used,
 )
+from etpc.nn.dynamics import leak
 from etpc.trace import mark
 
 
-class LeakyRateReadout(eqx.Module):
+class Readout(eqx.Module):
+    """Leaky sums of weighted inputs."""
+
+    weight: Float[Array, "O I"]
+    tau: Parameter
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+    dt: float = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    def init_state(self) -> Float[Array, " O"]:
+        """**Returns** zeros."""
+        return jnp.zeros(self.out_features, self.dtype)
+
+    def _decay(self, x: Array, **state: Array) -> tuple[Any, Any]:
+        """What a step leaves of the state, and what that lacks to 1, once the shapes are checked."""
+        name, shape = type(self).__name__, (self.out_features,)
+        check_shape(name, "x", x, (self.in_features,))
+        for part, array in state.items():
+            check_shape(name, part, array, shape)
+        return leak(self.dt, used(self.tau, shape))
+
+
+def _begin(
+    readout: Readout, inputs: int, outputs: int, tau: Parameter, dt: Number, dtype: DType, key: Any
+) -> None:
+    """Set the fields that all readouts have."""
+    I, O = set_lengths(readout, in_features=inputs, out_features=outputs)
+    dtype = readout.dtype = float_dtype(dtype)
+    readout.tau = constant_or_parameter("tau", tau, (O,), dtype, "ms", positive=True)
+    readout.dt = positive_number("dt", dt, "ms")
+    readout.weight = SCHEMES["kaiming_normal"](key, (O, I), dtype)
+
+
+class LeakyRateReadout(Readout):
     """Leaky sums of weighted spikes: `r' = exp(-dt / tau) r + W x`. The output is the new state
     `r'`.
 
@@ -47,13 +81,6 @@ class LeakyRateReadout(eqx.Module):
     as braintrace's `LeakyRateReadout`.
     """
 
-    weight: Float[Array, "O I"]
-    tau: Parameter
-    in_features: int = eqx.field(static=True)
-    out_features: int = eqx.field(static=True)
-    dt: float = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
-
     def __init__(
         self,
         in_features: int,
@@ -74,17 +101,7 @@ class LeakyRateReadout(eqx.Module):
         **Raises** `InputError` for a size below 1, `tau` or `dt` that is not positive or is a quantity
         other than a time, a `tau` that does not fit `(O,)`, or a dtype that is not a float.
         """
-        self.in_features = positive_int("in_features", in_features)
-        self.out_features = positive_int("out_features", out_features)
-        self.dtype = float_dtype(dtype)
-        shape = (self.out_features, self.in_features)
-        self.tau = constant_or_parameter("tau", tau, shape[:1], self.dtype, "ms", positive=True)
-        self.dt = positive_number("dt", dt, "ms")
-        self.weight = SCHEMES["kaiming_normal"](key, shape, self.dtype)
-
-    def init_state(self) -> Float[Array, " O"]:
-        """**Returns** zeros."""
-        return jnp.zeros(self.out_features, self.dtype)
+        _begin(self, in_features, out_features, tau, dt, dtype, key)
 
     def __call__(
         self, x: Float[Array, " I"], r: Float[Array, " O"]
@@ -99,16 +116,8 @@ class LeakyRateReadout(eqx.Module):
         r = decay * r + mark(self.weight) @ x
         return r, r
 
-    def _decay(self, x: Array, **state: Array) -> tuple[Any, Any]:
-        """What a step leaves of the state, and what that lacks to 1, once the shapes are checked."""
-        name, shape = type(self).__name__, (self.out_features,)
-        check_shape(name, "x", x, (self.in_features,))
-        for part, array in state.items():
-            check_shape(name, part, array, shape)
-        return leak(self.dt, used(self.tau, shape))
 
-
-class MembraneReadout(LeakyRateReadout):
+class MembraneReadout(Readout):
     """Membranes that do not spike: `tau dV/dt = -V + W x + b`, so `V' = d V + (1 - d) (W x + b)` with
     `d = exp(-dt / tau)`. The output is the new state `V'`.
 
@@ -146,8 +155,7 @@ class MembraneReadout(LeakyRateReadout):
 
         **Raises** `InputError` as `LeakyRateReadout` does.
         """
-        key = jax.random.split(key)[0]
-        super().__init__(in_features, out_features, tau=tau, dt=dt, dtype=dtype, key=key)
+        _begin(self, in_features, out_features, tau, dt, dtype, jax.random.split(key)[0])
         self.bias = jnp.zeros(self.out_features, self.dtype) if use_bias else None
 
     def __call__(

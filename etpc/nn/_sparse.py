@@ -11,7 +11,7 @@ from jax.experimental import sparse
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc.errors import InputError
-from etpc.nn._init import DType, float_dtype, known, positive_int
+from etpc.nn._init import DType, float_dtype, known, set_lengths
 from etpc.nn._linear import Projection
 from etpc.trace import mark
 
@@ -65,8 +65,7 @@ class SparseLinear(Projection):
         **Raises** `InputError` for a size below 1, connections that are none, lie outside of the
         matrix or are given twice, or a dtype that is not a float.
         """
-        I = self.in_features = positive_int("in_features", in_features)
-        O = self.out_features = positive_int("out_features", out_features)
+        I, O = set_lengths(self, in_features=in_features, out_features=out_features)
         dtype = float_dtype(dtype)
         keys = jax.random.split(key, 3)
         values = None

@@ -12,6 +12,7 @@ Parameters are real arrays, as optimisers want them.
 import abc
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -28,8 +29,8 @@ from etpc.nn._init import (
     check_callable,
     check_shape,
     float_dtype,
-    positive_int,
     positive_number,
+    set_lengths,
 )
 from etpc.trace import mark
 
@@ -41,14 +42,12 @@ class Diagonal(eqx.Module):
     state_size: int = eqx.field(static=True)
     dtype: np.dtype = eqx.field(static=True)
 
-    @property
-    def _states(self) -> int:
-        """N."""
-        return self.state_size
+    reals: ClassVar[int] = 1
+    """How many of `state_size` a complex state stands for."""
 
     def init_state(self) -> Complex[Array, " N"]:
         """**Returns** zeros."""
-        return jnp.zeros(self._states, np.result_type(self.dtype, np.complex64))
+        return jnp.zeros(self.state_size // self.reals, np.result_type(self.dtype, np.complex64))
 
     def __call__(
         self, x: Float[Array, " I"], h: Complex[Array, " N"]
@@ -58,7 +57,7 @@ class Diagonal(eqx.Module):
         **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
         """
         check_shape(type(self).__name__, "x", x, (self.in_features,))
-        check_shape(type(self).__name__, "h", h, (self._states,))
+        check_shape(type(self).__name__, "h", h, (self.state_size // self.reals,))
         return self._next(x, h)
 
     @abc.abstractmethod
@@ -134,9 +133,8 @@ class LRU(Diagonal):
         **Raises** `InputError` for a size below 1, radii or a phase out of range, or a dtype without a
         complex counterpart.
         """
-        I = self.in_features = positive_int("in_features", in_features)
-        O = self.out_features = positive_int("out_features", out_features)
-        N = self.state_size = positive_int("state_size", state_size)
+        lengths = dict(in_features=in_features, out_features=out_features, state_size=state_size)
+        I, O, N = set_lengths(self, **lengths)
         self.dtype = _paired_dtype(dtype)
         keys = jax.random.split(key, 7)
         self.nu_log, self.theta_log = _ring(keys[:2], N, r_min, r_max, max_phase, self.dtype)
@@ -219,8 +217,7 @@ class RTU(Diagonal):
 
         **Raises** `InputError` as `LRU` does, and for an activation that is no function.
         """
-        I = self.in_features = positive_int("in_features", in_features)
-        N = self.state_size = positive_int("state_size", state_size)
+        I, N = set_lengths(self, in_features=in_features, state_size=state_size)
         self.linear = bool(linear)
         self.activation = check_callable("activation", activation)
         self.dtype = _paired_dtype(dtype)
@@ -267,6 +264,7 @@ class S5(Diagonal):
     C_im: Float[Array, "O N"]
     D: Float[Array, "O I"]
     out_features: int = eqx.field(static=True)
+    reals: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -287,9 +285,8 @@ class S5(Diagonal):
 
         **Raises** `InputError` as `LRU` does, and for an odd `state_size` or steps out of range.
         """
-        I = self.in_features = positive_int("in_features", in_features)
-        O = self.out_features = positive_int("out_features", out_features)
-        P = self.state_size = positive_int("state_size", state_size)
+        lengths = dict(in_features=in_features, out_features=out_features, state_size=state_size)
+        I, O, P = set_lengths(self, **lengths)
         self.dtype = _paired_dtype(dtype)
         if P % 2:
             raise InputError(
@@ -314,10 +311,6 @@ class S5(Diagonal):
         self.B_re, self.B_im = turn_re.T @ B, -turn_im.T @ B
         self.C_re, self.C_im = C @ turn_re, C @ turn_im
         self.D = SCHEMES["lecun_normal"](keys[3], (O, I), self.dtype)
-
-    @property
-    def _states(self) -> int:
-        return self.state_size // 2
 
     def _next(self, x: Array, h: Array) -> tuple[Array, Array]:
         rate = jax.lax.complex(-jnp.exp(mark(self.log_decay)), mark(self.frequency))

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from etpc.errors import InputError
 from etpc.nn._declared import Units, constant, duration, option
-from etpc.nn._dynamics import check_above, leak
 from etpc.nn._init import Number, Parameter, known
+from etpc.nn.dynamics import check_above, leak
 
 
 class ExponentialSynapse(Units):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from .. import later
 from .._jax import (
     Equation,
+    Primitive,
     Tracer,
     Variable,
     canonicalise,
@@ -20,6 +21,7 @@ from .._jax import (
     prims,
     propagate,
     prune,
+    register_meaning,
 )
 from .._jax.primitives import IDENTITIES, facts
 from ._known import Known
@@ -47,6 +49,7 @@ __all__ = [
     "Equation",
     "Known",
     "Leaves",
+    "Primitive",
     "Step",
     "StepFunction",
     "Tracer",
@@ -73,6 +76,7 @@ __all__ = [
     "prims",
     "propagate",
     "prune",
+    "register_meaning",
     "repeat",
     "shape_of",
     "silent_layers",

@@ -1,5 +1,4 @@
-"""What layers with a state share: the decay of a step, and the spikes, resets and refractory period
-of neurons."""
+"""What layers with a state share: the decay of a step, and the spikes, resets and refractory period of neurons."""
 
 import abc
 import math
@@ -14,7 +13,7 @@ from typing_extensions import TypeAliasType
 
 from etpc.errors import InputError
 from etpc.nn._declared import Units, constant, duration, option
-from etpc.nn._init import Number, Parameter, Size, in_unit, known
+from etpc.nn._init import Number, Parameter, in_unit, known
 from etpc.surrogate import ReluGrad
 
 Reset: TypeAlias = Literal["soft", "hard"]
@@ -23,9 +22,12 @@ Surrogate = TypeAliasType("Surrogate", Callable[[Array], Array])
 State: TypeAlias = Any
 
 
-def leak(dt: Number, tau: Parameter) -> tuple[Any, Any]:
-    """The factor `exp(-dt / tau)` by which a state decays in a step, and what it lacks to 1."""
+def leak(dt: Number, tau: Parameter, method: str = "exact") -> tuple[Any, Any]:
+    """The factor `exp(-dt / tau)` by which a state decays in a step, `1 - dt / tau` by the method "euler"; and what it
+    lacks to 1."""
     steps = dt / tau
+    if method == "euler":
+        return 1 - steps, steps
     if isinstance(steps, jax.Array):
         return jnp.exp(-steps), -jnp.expm1(-steps)
     return math.exp(-steps), -math.expm1(-steps)
@@ -41,6 +43,7 @@ def reset_to(
 
 
 def check_reset(reset: str) -> None:
+    """**Raises** `InputError` for an unknown reset."""
     if reset not in ("soft", "hard"):
         raise InputError(
             f"reset={reset!r} is unknown. This is because a reset either subtracts or "
@@ -49,11 +52,22 @@ def check_reset(reset: str) -> None:
 
 
 def check_above(name: str, upper: Parameter, below: str, lower: Parameter, why: str) -> None:
+    """**Raises** `InputError` where a parameter is not above another one, with both names."""
     if known(upper, lower) and not np.all(np.asarray(upper) > np.asarray(lower)):
         raise InputError(
             f"{name} must be above {below}, got {name}={upper} and {below}={lower}. This is "
             f"because {why}. Raise {name} or lower {below}."
         )
+
+
+def _period(name: str, value: Any, unit: str) -> float:
+    value = in_unit(name, value, unit)
+    if not (isinstance(value, int | float | np.number) and 0 <= value < np.inf):
+        raise InputError(
+            f"{name} must be a finite number >= 0, got {value!r}. This is because it "
+            "is the time for which a neuron is held after a spike. Pass a number of ms, or 0."
+        )
+    return float(value)
 
 
 class Membrane(NamedTuple):
@@ -77,21 +91,11 @@ class Neuron(Units):
     dt: Number = duration(1.0)
     surrogate: Surrogate = option(ReluGrad())
     detach_reset: bool = option(False)
-    refractory: Number = option(0.0)
+    refractory: Number = duration(0.0, _period)
 
     # Membrane or a named tuple with the fields `V` and `wait`, and what a refractory period holds.
     state_type: ClassVar[Any] = Membrane
     held: ClassVar[tuple[str, ...]] = ("V",)
-
-    def __post_init__(self, size: Size):
-        super().__post_init__(size)
-        refractory = in_unit("refractory", self.refractory, "ms")
-        if not (isinstance(refractory, int | float | np.number) and 0 <= refractory < np.inf):
-            raise InputError(
-                f"refractory must be a finite number >= 0, got {refractory!r}. This is because it "
-                "is the time for which a neuron is held after a spike. Pass a number of ms, or 0."
-            )
-        self.refractory = float(refractory)
 
     def __check_init__(self):
         if isinstance(self.surrogate, type) or not callable(self.surrogate):
@@ -103,7 +107,9 @@ class Neuron(Units):
 
     def init_state(self) -> State:
         """**Returns** the state at rest."""
-        state = self._rest()
+        rest = self._rest()
+        names = self.state_type._fields[:-1]
+        state = self.state_type(*(self._full(rest.get(name, 0.0)) for name in names))
         if self.refractory:
             state = state._replace(wait=jnp.zeros(self.shape, jnp.int32))
         return self._packed(state)
@@ -147,13 +153,9 @@ class Neuron(Units):
 
     def _unpacked(self, state: State) -> Any:
         bare = self.state_type is Membrane and not self.refractory
-        fits = (
-            not isinstance(state, tuple)
-            if bare
-            else isinstance(state, self.state_type)
-            and (state.wait is None) != (self.refractory > 0)
-        )
-        if not fits:
+        unpacked = Membrane(state) if bare else state
+        fits = isinstance(unpacked, self.state_type) and isinstance(state, tuple) != bare
+        if not fits or (unpacked.wait is None) == bool(self.refractory):
             names = self.state_type._fields if self.refractory else self.state_type._fields[:-1]
             wanted = "an array" if bare else f"a {self.state_type.__name__} of {', '.join(names)}"
             raise InputError(
@@ -161,14 +163,14 @@ class Neuron(Units):
                 f"{wanted} is needed. This is because the state of a neuron has the structure that "
                 "`init_state()` gives it. Pass that, or the state that the step before returned."
             )
-        return Membrane(state) if bare else state
+        return unpacked
 
     def _packed(self, state: Any) -> State:
         return state.V if self.state_type is Membrane and not self.refractory else state
 
-    def _rest(self) -> Any:
-        """The state at rest, without a counter: zeros."""
-        return self.state_type(*(self._full(0.0) for _ in self.state_type._fields[:-1]))
+    @abc.abstractmethod
+    def _rest(self) -> dict[str, Any]:
+        """The values at rest that are not zero, by the name of the variable."""
 
     @abc.abstractmethod
     def _distance(self, state: Any) -> Array:
@@ -201,26 +203,34 @@ class Leaky(Neuron):
 
     def __check_init__(self):
         check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
-        check_reset(self._reset_kind)
+        check_reset(getattr(self, "reset", "hard"))
 
-    @property
-    def _reset_kind(self) -> Reset:
-        return getattr(self, "reset", "hard")
+    def _rest(self) -> dict[str, Any]:
+        return {"V": self.V_rest, "V_th": self.V_th}  # for those whose threshold is a state
 
-    def _rest(self) -> Any:
-        return super()._rest()._replace(V=self._full(self.V_rest))
-
-    def _distance(self, state: Any) -> Array:
+    def _above(self, V: Array, raised: Array | None = None) -> Array:
+        """The distance of V from the threshold, which may be raised, in units of that of the reset potential."""
         V_th = self._used(self.V_th)
-        return (state.V - V_th) / (V_th - self._used(self.V_reset))
+        above = V - V_th if raised is None else V - V_th - raised
+        return above / (V_th - self._used(self.V_reset))
 
-    def _jump(self, state: Any, spike: Array, reset: Array) -> Any:
+    def _put_back(self, V: Array, reset: Array) -> Array:
         V_th, V_reset = self._used(self.V_th), self._used(self.V_reset)
-        return state._replace(V=reset_to(self._reset_kind, state.V, V_th, V_reset, reset))
+        return reset_to(getattr(self, "reset", "hard"), V, V_th, V_reset, reset)
 
-    def _advance(self, current: Array, state: Any) -> Any:
-        """That of `tau dV/dt = -(V - V_rest) + R I`, by the exact solution."""
-        V_rest = self._used(self.V_rest)
+    def _leaked(self, V: Array, V_rest: Any, current: Array, upswing: Array | None = None) -> Array:
+        """V after a step of `tau dV/dt = -(V - V_rest) + R I`, and an upswing, by the exact solution."""
         decay, gain = leak(self.dt, self._used(self.tau))
-        V = V_rest + decay * (state.V - V_rest) + gain * self._used(self.R) * current
-        return state._replace(V=V)
+        R = self._used(self.R)
+        driven = gain * R * current if upswing is None else gain * (upswing + R * current)
+        return V_rest + decay * (V - V_rest) + driven
+
+
+class Plain(Leaky):
+    """Those whose state is the potential alone."""
+
+    def _distance(self, state: Membrane) -> Array:
+        return self._above(state.V)
+
+    def _jump(self, state: Membrane, spike: Array, reset: Array) -> Membrane:
+        return state._replace(V=self._put_back(state.V, reset))
