@@ -147,7 +147,9 @@ class Pieces(Schedule):
     def varying(self, immediate: Array, like: Array) -> Array:
         # If what is added to a trace does not vary, as that of LIF neurons, XLA computes the trace a second time in the
         # loop that reads it, and copies the old one for that. The zero is computed from the credit of each example.
-        zero = jnp.minimum(jnp.isnan(like[..., :1]).astype(jnp.int32), 0)
+        # Of one example it would be a number, which XLA multiplies with the data first: there each output has its own.
+        like = like if like.shape[1] == 1 else like[..., :1]
+        zero = jnp.minimum(jnp.isnan(like).astype(jnp.int32), 0)
         return immediate + zero.astype(immediate.dtype)
 
     def stored(self, a: Array) -> Array:

@@ -172,3 +172,22 @@ def test_credit_that_is_not_finite_gives_nothing_to_an_entry_that_is_zero(batch)
     for path in model:
         assert np.isfinite(wanted[path]).all()
         np.testing.assert_allclose(found[path], wanted[path], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_no_trace_of_leaky_neurons_is_copied(batch):
+    """Their F is constant. XLA would compute the new trace a second time where it is read, from a copy of the old."""
+
+    def step(m, x, h):
+        return m["U"] @ jnp.tanh(new := m["a"] * h + m["W"] @ x + m["V"] @ jnp.tanh(h)), new
+
+    model = {name: MODEL[name] for name in "WVaU"}
+    program = etpc.compile(model, D_RTRL(window=1), inputs=XS[0, 0], state=jnp.zeros(N), step=step)
+    assert "grad ['W'] = end t" in str(program.ir)
+    assert "of several examples" not in str(program.ir)
+    run = jax.jit(program.value_and_grad(loss, "sum"), donate_argnums=3)
+    xs, targets = (jnp.tile(a[:1, :1], (1, batch, 1)) for a in (XS, TARGETS))
+    text = run.lower(model, xs, targets, program.init(batch)).compile().as_text()
+    entry = [line for line in text[text.index("ENTRY") :].splitlines() if " copy(" in line]
+    for inputs in (I, N):
+        assert not [line for line in entry if f"f64[{batch},{N},{inputs}]" in line]
