@@ -60,7 +60,7 @@ SEES = {
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
-COMPILER, RULES = "_jax ops trace analyse forms algorithms ir plan emit definition run", "rules"
+COMPILER = "_jax ops trace analyse forms algorithms ir plan emit definition run"
 OUTER = set(
     "show draw equations export rules checking checkpoint training plot testing nn interop optim units cli".split()  # noqa: SIM905
 )
@@ -198,15 +198,6 @@ def test_parts_see_what_is_before_them() -> None:
 
 def test_what_is_private_stays_where_it_is() -> None:
     assert not private_imports(PACKAGE)
-
-
-def test_published_rules_import_public_names_alone() -> None:
-    """As a rule of a user does; the compiler sees none of them."""
-    assert not [part for part, seen in SEES.items() if RULES in seen and part in COMPILER.split()]
-    for module, tree in modules(PACKAGE).items():
-        inside = f"etpc.{RULES}"
-        for name in imports(module, ast.walk(tree)) if within(module, inside) else ():
-            assert "._" not in name or within(name, inside), f"{module} imports {name}"
 
 
 def test_no_two_classes_of_the_core_share_a_name() -> None:

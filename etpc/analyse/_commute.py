@@ -515,6 +515,3 @@ def _positions(op: WeightOp) -> np.ndarray:
         numbers = jnp.arange(op.size, dtype=jnp.float32).reshape(op.kind.groups, op.kind.outputs)
         zeros = jnp.zeros(output.shape, jnp.float32)
         return np.argsort(np.asarray(op.kind.shift_outputs([zeros], numbers)[0]).reshape(-1))
-
-
-__all__ = ["Commuted", "commuted", "through"]

@@ -55,6 +55,3 @@ class Runs:
                 env[v] = self.numbering.zeros(v.aval)
         self.numbering.run(self._moving, env, self.tangents)
         return env
-
-
-__all__ = ["Runs"]

@@ -207,6 +207,3 @@ class StepSignals:
         rows, old = rows_of(self.credit.residuals.jacobians.transition), self.old()
         (of_block,) = apply_back(layout.pairs, take_rows(rows, layout.transition), self.new())
         return by_output, of_block if old is None else of_block + old[0]
-
-
-__all__ = ["backward", "forward"]

@@ -218,6 +218,3 @@ def into_op(colours: Colouring, op: WeightOp, immediate: Arrays, credit: Sequenc
     if owner.at.shape[-1] == 0:
         return jnp.zeros(jacobian.shape[1:], jacobian.dtype)
     return weighted(credit, owner, jacobian)
-
-
-__all__ = ["ByOp", "CutSteps", "Jacobians", "OutputPull", "into_op"]

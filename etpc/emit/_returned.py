@@ -22,6 +22,3 @@ def checked_gradient(node: TraceNode, method: str, found: Any, others: str = "")
     if getattr(found, "shape", None) == shape:
         return found
     raise wrong_return(node, method, found, f"{others}the gradient of the weight, {list(shape)}")
-
-
-__all__ = ["checked_gradient", "wrong_return"]

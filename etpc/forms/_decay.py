@@ -149,6 +149,3 @@ def _decays(decay: float, steps: int, begins: Bool[Array, "W B"] | None) -> tupl
 def _positive(norm: Array) -> Array:
     """The normaliser, or one where there is no past, as the trace is zero there."""
     return jnp.where(norm > 0, norm, jnp.ones((), norm.dtype))  # 0 / 0 would be NaN
-
-
-__all__ = ["Decay"]

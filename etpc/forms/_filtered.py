@@ -158,6 +158,3 @@ class Filtered(Trace):
         data = self._data(site, carry)[0]  # [m, G, K, I]
         of_output = jnp.take_along_axis(data, self._places[None, ..., None], 2)
         return {"trace": Full().in_order(site, of_output.transpose(1, 3, 0, 2))}
-
-
-__all__ = ["Filtered"]

@@ -252,6 +252,3 @@ def _gathered(site: Site, entries: Array) -> Array:
         return kind.gather(entries.reshape(g, -1))
     entries = entries.reshape(g, *_ordered(site, i, o))
     return kind.gather(entries.swapaxes(1, 2) if _inputs_last(site) else entries)
-
-
-__all__ = ["Full"]

@@ -118,6 +118,3 @@ class Holomorphic(Trace):
         given = passage.factors, passage.xs, passage.after
         of_complex = ComplexPassage(*given, passage, site, self.real, self.imaginary)
         return self.inner.move(self._complex(site), of_complex, path, carry, start)
-
-
-__all__ = ["Holomorphic"]

@@ -45,6 +45,3 @@ class Joined:
         raise TypeError("each part has an equation and a weight of its own")
 
     shift_inputs = shift_outputs = contract = gather = factor
-
-
-__all__ = ["Joined"]

@@ -173,6 +173,3 @@ def _power_of_two(size: Inexact[Array, "..."]) -> Array:
 def _or_one(power: Inexact[Array, "..."]) -> Array:
     """A power of two, or one where it is zero or not finite."""
     return jnp.where((power > 0) & jnp.isfinite(power), power, jnp.ones((), power.dtype))
-
-
-__all__ = ["LowRank"]

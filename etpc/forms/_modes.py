@@ -144,6 +144,3 @@ def _of_length_one(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array
     independent = square > tolerance
     scale = jnp.where(independent, lax.rsqrt(jnp.where(independent, square, 1)), 0)
     return c * scale, image * scale
-
-
-__all__ = ["combined", "diagonal", "leading"]

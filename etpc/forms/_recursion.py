@@ -95,6 +95,3 @@ def where_no_stream_begins(factors: Factors, value: float, dtype: Any) -> Inexac
     """A number for each step, which is zero where a stream begins."""
     kept = jnp.full(factors.immediate.shape[:2], value, dtype)
     return kept if factors.begins is None else jnp.where(factors.begins, 0, kept)
-
-
-__all__ = ["Recursion", "where_no_stream_begins"]

@@ -300,21 +300,3 @@ def size_of(form: Trace, site: Site) -> int:
 def zeros(batch: int, shapes: Sequence[tuple[int, ...]], dtype: Any) -> Carry:
     """Arrays of zeros with a leading batch axis."""
     return tuple(jnp.zeros((batch, *shape), dtype) for shape in shapes)
-
-
-__all__ = [
-    "AddsToFirst",
-    "Carry",
-    "Factors",
-    "Passage",
-    "ReadsEnd",
-    "Rows",
-    "Settles",
-    "Signals",
-    "Site",
-    "Trace",
-    "Traces",
-    "bytes_of",
-    "size_of",
-    "zeros",
-]

@@ -267,17 +267,3 @@ def _square(transition: Array, m: int, axis: int = -2) -> Array:
     """A transition that has all pairs, with its numbers along two axes in the place of one."""
     shape = transition.shape
     return transition.reshape(*shape[:axis], m, m, *shape[len(shape) + axis + 1 :])
-
-
-__all__ = [
-    "apply",
-    "apply_back",
-    "apply_columns",
-    "compose",
-    "identity",
-    "in_columns",
-    "paired",
-    "recurrence",
-    "suffix_products",
-    "times",
-]

@@ -190,6 +190,3 @@ def _placed(node: TraceNode, does: str) -> str:
     """Where the pass that gave a trace its form is to run."""
     form, example = type(node.form).__name__, "as in `passes=(mine, *etpc.plan.DEFAULT)`"
     return f"Let the pass that puts {form} there run before the one that {does}, {example}"
-
-
-__all__ = ["check"]

@@ -96,6 +96,3 @@ def form_text(form: Any) -> str:
     ]
     text = f"{type(form).__name__}({', '.join(shown)})" if shown else type(form).__name__
     return text if len(text) <= 40 else f"{type(form).__name__}(...)"
-
-
-__all__ = ["Feed", "TraceNode", "form_text"]

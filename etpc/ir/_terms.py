@@ -150,24 +150,3 @@ def sum_in_words(terms: tuple[Product, ...], name: Any = repr) -> str:
     summed = lambda of: of[0] if len(of) == 1 else f"({' + '.join(of)})"
     products = [f"{words(data, name)} * {summed(of)}" for data, of in credits.items()]
     return " + ".join(products) or "0"
-
-
-__all__ = [
-    "AtEnd",
-    "AtStart",
-    "Carried",
-    "Credit",
-    "CreditFlow",
-    "Data",
-    "Direct",
-    "Grads",
-    "Product",
-    "Signal",
-    "Steps",
-    "Through",
-    "end_of",
-    "past_of",
-    "sum_in_words",
-    "terms_of",
-    "words",
-]

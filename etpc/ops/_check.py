@@ -130,6 +130,3 @@ def _random(key: Array, leaves: Sequence[Any]) -> list[Any]:
     draw = lambda n, a: jax.random.normal(jax.random.fold_in(key, n), a.shape, a.dtype)
     arrays = map(jnp.asarray, leaves)
     return [draw(n, a) if is_float(a.dtype) else a for n, a in enumerate(arrays)]
-
-
-__all__ = ["register_kind"]

@@ -83,6 +83,3 @@ def _problems(form: Trace, site: Site) -> Iterator[str]:
         yield f"`init` returns {text} for 2 examples. Let it return a tuple of arrays [2, ...]."
     elif carry and not gives("past"):
         yield "It has no `past`, so that nothing of what it carries enters the gradient."
-
-
-__all__ = ["check_choice", "check_form", "settled"]

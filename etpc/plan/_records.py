@@ -137,6 +137,3 @@ class Plan:
         without = [p for p in self.ops if p.node is None]
         reasons = [f"no trace for {p.path}, {p.kind}: {p.reason}" for p in without]
         return "\n".join([f"{self.algorithm}", str(self.ir), *reasons])
-
-
-__all__ = ["Group", "OpPlan", "Plan"]

@@ -50,6 +50,3 @@ class PassReports(tuple[PassReport, ...]):
         return "\n".join(texts)
 
     __repr__ = __str__
-
-
-__all__ = ["PassReport", "PassReports"]

@@ -39,6 +39,3 @@ class FixedLeak(Recursion):
         kept = where_no_stream_begins(factors, self.kept, factors.transition.dtype)[..., None, None]
         shape = (*kept.shape[:2], site.block, 1)
         return jnp.broadcast_to(kept, shape), factors.immediate
-
-
-__all__ = ["FixedLeak"]

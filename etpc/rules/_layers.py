@@ -129,6 +129,3 @@ def _with_feedback(op: WeightOp, rng: Any) -> tuple[list[Equation], tuple[Variab
     ]
     drawn = rng.normal(size=other.shape) / np.sqrt(op.kind.inputs)
     return equations, (other, np.asarray(drawn, other.aval.dtype))
-
-
-__all__ = ["before_readouts", "reading", "readouts", "with_random_feedback", "within_layers"]

@@ -62,6 +62,3 @@ def low_passed_before_readouts(context: Context, decay: float) -> Choice:
     before = before_readouts(context.analysis)
     form = lambda op: LowPassed(decay) if op.number in before else Full()
     return Choice({op.number: form(op) for op in context.ops})
-
-
-__all__ = ["LowPassed", "low_passed_before_readouts"]

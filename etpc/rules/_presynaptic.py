@@ -77,6 +77,3 @@ class Presynaptic(Trace):
             return decay.reshape(-1, *[1] * (a.ndim - 1)) * a + x.reshape(a.shape), None
 
         return (lax.scan(step, carry[0], (site.data(passage.xs[0]), path[1]))[0],)
-
-
-__all__ = ["Presynaptic"]

@@ -146,6 +146,3 @@ def least_variance(a: Array, b: Array, signs: Array) -> tuple[Array, Array]:
     scale = jnp.where(mixed, signs * jnp.sqrt(rest / k), jnp.sqrt(d))
     mix = scale[:, None] * mirror[:, :-1]  # its columns are orthogonal to z
     return (qa @ u @ mix).T, (qb @ vt.T @ mix).T
-
-
-__all__ = ["KroneckerFactor", "KroneckerSum", "least_variance", "random_signs"]

@@ -553,6 +553,3 @@ def online(
         raise InputTypeError(f"program is a {kind}. Pass what `etpc.compile` returns.")
     check_optimizer("optimizer", optimizer)
     return Online(program, loss_fn, optimizer, steps, reduction, has_aux, skip_nonfinite)
-
-
-__all__ = ["Online", "online"]

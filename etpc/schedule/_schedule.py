@@ -74,6 +74,3 @@ class Schedule:
 
     def __str__(self) -> str:
         return "whole traces at once"
-
-
-__all__ = ["Operand", "Product", "Schedule"]

@@ -78,6 +78,3 @@ def target_of(target: Any) -> Target:
             f"There is no platform {target!r}.{hint} Pass one of {', '.join(PLATFORMS)}."
         )
     return Target(target)
-
-
-__all__ = ["PLATFORMS", "Target", "target_of"]

@@ -44,6 +44,3 @@ class Costs:
     def _whole(self, op: WeightOp) -> int:
         """The bytes of a whole trace, or of what is proved to hold it and takes its place."""
         return self._proofs.whole_size(op) * jnp.dtype(trace_dtype(self.analysis, op)).itemsize
-
-
-__all__ = ["Costs"]

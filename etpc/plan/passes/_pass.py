@@ -30,5 +30,3 @@ class Pass:
 
 REGROUPING = ("drop_ended", "share_uses", "filtered", "join_products")
 """Passes after which the operations of a trace have the terms of a plain one."""
-
-__all__ = ["REGROUPING", "Pass"]
