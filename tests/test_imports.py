@@ -36,7 +36,7 @@ SEES = {
     # what is shown of a plan, and of a program
     "show": "errors _jax files forms algorithms analyse ir plan",
     "draw": "errors files plan show run",
-    "equations": "errors files _jax forms algorithms analyse ir trace",
+    "equations": "later errors files _jax forms algorithms analyse ir trace",
     "export": "errors files _jax schedule trace run",
     # rules with forms or an extension of their own
     "rules": "errors trace ops analyse forms algorithms",
