@@ -80,13 +80,14 @@ def bench(
 
     They take turns `repeats` times, so that what slows the machine down for a while slows all.
     """
+    batch_size = data.batch_size or 1
+    programs = [None if a.in_blocks else task.compile(a, memory, batch_size) for a in algorithms]
     calls = [_reverse("BPTT", None, task, data)]
-    for algorithm in algorithms:
+    for algorithm, program in zip(algorithms, programs, strict=True):
         name = short_name(algorithm)
-        if algorithm.in_blocks:
+        if program is None:
             calls.append(_reverse(name, algorithm.lookback, task, data))
         else:
-            program = task.compile(algorithm, memory, data.batch_size or 1)
             calls.append(_online(name, program, task, data))
     leaves = Leaves.of(task.model, "model")
     grads = [whole(flat_gradients(leaves, call())) for call in calls]

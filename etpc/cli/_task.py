@@ -131,10 +131,10 @@ def _made(value: Any, target: str, seed: int) -> Any:
     if isinstance(value, Task) or not callable(value):
         return value
     parameters = inspect.signature(value).parameters.values()
-    given = {"key": jax.random.key(seed), "seed": seed}
+    given = {"key": jax.random.key, "seed": int}
     own = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     keywords = {
-        p.name: given[p.name] for p in own if p.name in given and p.kind != p.POSITIONAL_ONLY
+        p.name: given[p.name](seed) for p in own if p.name in given and p.kind != p.POSITIONAL_ONLY
     }
     needed = [p.name for p in own if p.default is p.empty and p.name not in keywords]
     if not needed:
