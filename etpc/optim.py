@@ -56,8 +56,7 @@ def trace_of_gradient(decay: float) -> Any:
 
     _check_fraction("decay", decay)
 
-    def init(parameters: Any) -> GradientTrace:
-        return GradientTrace(jax.tree.map(jnp.zeros_like, parameters))
+    init = lambda parameters: GradientTrace(jax.tree.map(jnp.zeros_like, parameters))
 
     def update(
         gradients: Any,
@@ -126,9 +125,6 @@ def obgd(step_size: float = 1.0, kappa: float = 2.0) -> Any:
         if not 0 < _real(value) < math.inf:
             raise InputError(f"{name} must be a finite number > 0, and is {value!r}.")
 
-    def init(parameters: Any) -> Any:
-        return optax.EmptyState()
-
     def update(
         traces: Any, state: Any, parameters: Any = None, *, error: Any = None, **_: Any
     ) -> tuple[Any, Any]:
@@ -144,7 +140,7 @@ def obgd(step_size: float = 1.0, kappa: float = 2.0) -> Any:
         return jax.tree.map(lambda z: (size * error * z).astype(z.dtype), traces), state
 
     transformation: Any = optax.GradientTransformationExtraArgs
-    return transformation(init, update)
+    return transformation(lambda parameters: optax.EmptyState(), update)
 
 
 class RunningStatistics(eqx.Module):

@@ -19,45 +19,33 @@ def parse(text: str) -> Algorithm:
     **Raises** `CommandError` where there is no such algorithm or setting, and what the algorithm
     raises where a value is out of range.
     """
-    head, *rest = text.split(",")
-    name, _, value = head.partition(":")
+    head, *parts = text.split(",")
+    name, _, first = head.partition(":")
     rule: Any = TBPTT if name.strip().lower() == "tbptt" else named(name)
     if rule is None:
         known = [*registered(), "tbptt"]
         raise CommandError(
             f"There is no algorithm {name!r}.{near(name, known)} Known: {', '.join(known)}."
         )
-    name = rule.name
-    fields = [field for field in dataclasses.fields(rule) if field.init]
-    first = [field.name for field in fields if field.kw_only is not True][:1]
-    names = [field.name for field in fields]
+    fields = {field.name: field for field in dataclasses.fields(rule) if field.init}
+    unnamed = [setting for setting, field in fields.items() if field.kw_only is not True]
     settings: dict[str, Any] = {}
-    if "=" in value:
-        rest = [value, *rest]
-    elif value:
-        if not first:
-            raise CommandError(
-                f"{name} takes no value without a name, and {text!r} gives it {value!r}. Its settings: "
-                f"{', '.join(names)}. An algorithm is written {FORM}."
-            )
-        settings[first[0]] = _literal(value)
-    for part in rest:
+    for n, part in enumerate([first, *parts] if first else parts):
         setting, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or setting not in names:
+        why = f"{part!r} is no setting of {rule.name}.{near(setting, fields)}"
+        if first and n == 0 and not equals:
+            setting, value = next(iter(unnamed), ""), part
+            why = f"{rule.name} takes no value without a name, and {text!r} gives it {part!r}."
+        elif not equals:
+            setting = ""
+        if setting not in fields:
             raise CommandError(
-                f"{part!r} is no setting of {name}.{near(setting, names)} Its settings: "
-                f"{', '.join(names)}. An algorithm is written {FORM}."
+                f"{why} Its settings: {', '.join(fields)}. An algorithm is written {FORM}."
             )
         settings[setting] = _literal(value)
-    missing = [
-        field.name
-        for field in fields
-        if field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-        and field.name not in settings
-    ]
-    if missing:
-        raise CommandError(f"{name} needs {', '.join(missing)}: write {name}:VALUE.")
+    needed = [s for s, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [s for s in needed if s not in settings]:
+        raise CommandError(f"{rule.name} needs {', '.join(missing)}: write {rule.name}:VALUE.")
     return rule(**settings)
 
 

@@ -84,9 +84,8 @@ def _given(answer: Answer, as_json: bool) -> int:
     status = OK if answer.ok else FAILED
     if sys.stdout is None:
         raise CommandError("The answer cannot be written: stdout is closed.")
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # its encoding may lack a letter of a parameter's name
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Its encoding may lack a letter of a parameter's name.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         print(json.dumps(plain(answer.record), indent=2) if as_json else answer.text, flush=True)

@@ -130,19 +130,12 @@ def _made(value: Any, target: str, seed: int) -> Any:
     if isinstance(value, Task) or not callable(value):
         return value
     parameters = inspect.signature(value).parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    keywords: dict[str, Any] = {}
-    if any(p.name == "key" for p in named):
-        keywords["key"] = jax.random.key(seed)
-    if any(p.name == "seed" for p in named):
-        keywords["seed"] = seed
-    needed = [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.name not in keywords
-        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    given = {"key": jax.random.key, "seed": int}
+    own = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    keywords = {
+        p.name: given[p.name](seed) for p in own if p.name in given and p.kind != p.POSITIONAL_ONLY
+    }
+    needed = [p.name for p in own if p.default is p.empty and p.name not in keywords]
     if not needed:
         return value(**keywords)
     if inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, functools.partial):
@@ -237,17 +230,15 @@ def _own(task: Task, steps: int | None, batch: int | None) -> tuple[Any, int, in
 def _random(shapes: Any, lead: tuple[int, ...], key: Array) -> Any:
     leaves, treedef = jax.tree.flatten(shapes)
     keys = jax.random.split(key, max(1, len(leaves)))
-    return treedef.unflatten(
-        [_random_leaf(leaf, lead, k) for leaf, k in zip(leaves, keys, strict=False)]
-    )
 
+    def random(leaf: Any, key: Array) -> Array:
+        leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+        shape = (*lead, *leaf.shape)
+        if is_key(leaf):
+            return jax.random.split(key, shape)
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        if jnp.issubdtype(dtype, jnp.inexact):
+            return jax.random.normal(key, shape, dtype)
+        return jax.random.bernoulli(key, shape=shape).astype(dtype)
 
-def _random_leaf(leaf: Any, lead: tuple[int, ...], key: Array) -> Array:
-    leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    shape = (*lead, *leaf.shape)
-    if is_key(leaf):
-        return jax.random.split(key, shape)
-    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return jax.random.normal(key, shape, dtype)
-    return jax.random.bernoulli(key, shape=shape).astype(dtype)
+    return treedef.unflatten([*map(random, leaves, keys)])

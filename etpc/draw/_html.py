@@ -4,7 +4,7 @@ from html import escape
 
 from ..run import Program
 from ._picture import picture
-from ._svg import DARK, LIGHT, draw
+from ._svg import COLOURS, draw
 
 
 def fragment(program: Program) -> str:
@@ -27,9 +27,9 @@ def to_html(program: Program) -> str:
 
 
 _STYLE = f"""\
-.etpc-program {{ overflow-x: auto; background: {LIGHT["page"]}; color: {LIGHT["text"]}; }}
+.etpc-program {{ overflow-x: auto; background: {COLOURS["page"][0]}; color: {COLOURS["text"][0]}; }}
 .etpc-program pre {{ background: none; color: inherit; }}
 @media (prefers-color-scheme: dark) {{
-.etpc-program {{ background: {DARK["page"]}; color: {DARK["text"]}; }}
+.etpc-program {{ background: {COLOURS["page"][1]}; color: {COLOURS["text"][1]}; }}
 }}
 """

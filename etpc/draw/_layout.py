@@ -190,51 +190,42 @@ def _arrows(
     boxes: dict[Name, Box],
     centres: dict[Place, float],
 ) -> tuple[Arrow, ...]:
-    """Each edge as curves between rows, and straight lines through the rows that it passes."""
-    ports = _ports(picture, ways, boxes, centres)
-    arrows = []
-    for n, (e, way) in enumerate(zip(picture.edges, ways, strict=True)):
-        down = boxes[e.source].y < boxes[e.target].y
-        direction = 1.0 if down else -1.0
-        start, end = ports[n, e.source], ports[n, e.target]
-        stops = [start]
-        for place in way[1:-1]:
-            top = int(place[1]) * (HEIGHT + GAP)
-            sides = (top, top + HEIGHT) if down else (top + HEIGHT, top)
-            stops += [(centres[place], y) for y in sides]
-        stops.append((end[0], end[1] - direction * HEAD / 2))  # inside the head
-        parts: list[str | Point] = ["M", start]
-        for (x, y), (to_x, to_y) in zip(stops[::2], stops[1::2], strict=True):
-            middle = (y + to_y) / 2
-            if parts[-1] != (x, y):
-                parts += ["L", (x, y)]
-            parts += ["C", (x, middle), (to_x, middle), (to_x, to_y)]
-        path = " ".join(
-            p if isinstance(p, str) else f"{number(p[0])} {number(p[1])}" for p in parts
-        )
-        arrows.append(Arrow(e, path, end, (0.0, direction)))
-    return tuple(arrows)
+    """Each edge as curves between rows, and straight lines through the rows that it passes.
 
-
-def _ports(
-    picture: Picture,
-    ways: list[list[Place]],
-    boxes: dict[Name, Box],
-    centres: dict[Place, float],
-) -> dict[tuple[int, Name], Point]:
-    """Where each edge leaves and enters: spread along a side, in the order of the next places."""
+    Where edges leave and enter a box they are spread along a side, in the order of the next places.
+    """
+    edges = [
+        (n, e, way, boxes[e.source].y < boxes[e.target].y)
+        for n, (e, way) in enumerate(zip(picture.edges, ways, strict=True))
+    ]
     sides: dict[tuple[Name, float], list[tuple[float, int]]] = {}
-    for n, (e, way) in enumerate(zip(picture.edges, ways, strict=True)):
-        upper = e.source if boxes[e.source].y < boxes[e.target].y else e.target
-        for name, after in ((e.source, way[1]), (e.target, way[-2])):
-            y = boxes[name].y + (HEIGHT if name == upper else 0.0)
+    for n, e, way, down in edges:
+        for name, after, below in ((e.source, way[1], down), (e.target, way[-2], not down)):
+            y = boxes[name].y + HEIGHT * below
             sides.setdefault((name, y), []).append((centres[after], n))
     ports: dict[tuple[int, Name], Point] = {}
     for (name, y), ends in sides.items():
         step = min(14.0, (boxes[name].width - HEIGHT) / max(len(ends) - 1, 1))
         for i, (_, n) in enumerate(sorted(ends)):
             ports[n, name] = centres[name] + (i - (len(ends) - 1) / 2) * step, y
-    return ports
+    arrows = []
+    for n, e, way, down in edges:
+        direction = 1.0 if down else -1.0
+        start, end = ports[n, e.source], ports[n, e.target]
+        stops = [start]
+        for place in way[1:-1]:
+            top = int(place[1]) * (HEIGHT + GAP)
+            stops += [(centres[place], y) for y in (top, top + HEIGHT)[:: 1 if down else -1]]
+        stops.append((end[0], end[1] - direction * HEAD / 2))  # inside the head
+        path = ""
+        for (x, y), (to_x, to_y) in zip(stops[::2], stops[1::2], strict=True):
+            corners = (x, y), (x, (y + to_y) / 2), (to_x, (y + to_y) / 2), (to_x, to_y)
+            texts = [f"{number(a)} {number(b)}" for a, b in corners]
+            if not path.endswith(" " + texts[0]):
+                path += f" L {texts[0]}" if path else f"M {texts[0]}"
+            path += f" C {' '.join(texts[1:])}"
+        arrows.append(Arrow(e, path, end, (0.0, direction)))
+    return tuple(arrows)
 
 
 def number(value: float) -> str:

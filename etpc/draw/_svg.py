@@ -13,44 +13,47 @@ LINE = 26.0
 
 FONT = "ui-monospace, 'DejaVu Sans Mono', 'Liberation Mono', Menlo, Consolas, monospace"
 
-LIGHT = {
-    "page": "#ffffff",
-    "frame": "#dde2ea",
-    "text": "#17202e",
-    "muted": "#596579",
-    "op": "#eaf2fc",
-    "op-line": "#2f6db5",
-    "state": "#f2ebfb",
-    "state-line": "#7a4cb8",
-    "plain": "#f0f2f5",
-    "plain-line": "#7d8898",
-    "exact": "#1b7f4f",
-    "approximate": "#a86400",
-    "sign": "#ffffff",
-    "kept": "#475467",
-    "cut": "#8691a3",
-    "escape": "#d43a1a",
+COLOURS = {
+    "page": ("#ffffff", "#10151d"),
+    "frame": ("#dde2ea", "#2a3443"),
+    "text": ("#17202e", "#e8edf5"),
+    "muted": ("#596579", "#9ba8bb"),
+    "op": ("#eaf2fc", "#16283f"),
+    "op-line": ("#2f6db5", "#6aa9f0"),
+    "state": ("#f2ebfb", "#291d3d"),
+    "state-line": ("#7a4cb8", "#b48cf0"),
+    "plain": ("#f0f2f5", "#1c2430"),
+    "plain-line": ("#7d8898", "#8492a6"),
+    "exact": ("#1b7f4f", "#4cc38a"),
+    "approximate": ("#a86400", "#f0a63c"),
+    "sign": ("#ffffff", "#10151d"),
+    "kept": ("#475467", "#b3bfd0"),
+    "cut": ("#8691a3", "#76849a"),
+    "escape": ("#d43a1a", "#ff7a57"),
 }
-DARK = {
-    "page": "#10151d",
-    "frame": "#2a3443",
-    "text": "#e8edf5",
-    "muted": "#9ba8bb",
-    "op": "#16283f",
-    "op-line": "#6aa9f0",
-    "state": "#291d3d",
-    "state-line": "#b48cf0",
-    "plain": "#1c2430",
-    "plain-line": "#8492a6",
-    "exact": "#4cc38a",
-    "approximate": "#f0a63c",
-    "sign": "#10151d",
-    "kept": "#b3bfd0",
-    "cut": "#76849a",
-    "escape": "#ff7a57",
-}
+"""Each in a light and in a dark scheme."""
 
-SIGNS = {"exact": "=", "approximate": "≈"}
+CLAIMS = {"exact": ("=", "exact gradient"), "approximate": ("≈", "approximate gradient")}
+"""Of a gradient: the sign, and what the legend says."""
+KINDS = {
+    "op": "weight in its operation",
+    "state": "hidden state",
+    "input": "input or output",
+    "parameter": "parameter that nothing reads",
+}
+"""Of nodes: what the legend says."""
+ARROWS = {
+    "kept": ("kept by the traces", "kept: the traces follow it"),
+    "cut": (
+        "cut, nothing lost",
+        "cut, and nothing is lost: no influence of a weight passes here",
+    ),
+    "escape": (
+        "influence left out",
+        "left out: influence of a weight leaves its trace here",
+    ),
+}
+"""Of edges, the weakest first: what the legend says, and what is shown on pointing at one."""
 
 
 class Svg(str):
@@ -64,7 +67,7 @@ class Svg(str):
 
 def style() -> str:
     """The style sheet of a picture: light, and dark where that is preferred."""
-    return f"{_SHAPES}{_colours(LIGHT)}@media (prefers-color-scheme: dark) {{\n{_colours(DARK)}}}\n"
+    return f"{_SHAPES}{_colours(0)}@media (prefers-color-scheme: dark) {{\n{_colours(1)}}}\n"
 
 
 _SHAPES = """\
@@ -84,7 +87,8 @@ _SHAPES = """\
 """
 
 
-def _colours(c: Mapping[str, str]) -> str:
+def _colours(scheme: int) -> str:
+    c = {name: of_each[scheme] for name, of_each in COLOURS.items()}
     rules = {
         ".page": f"fill: {c['page']}; stroke: {c['frame']};",
         "text": f"fill: {c['text']};",
@@ -95,7 +99,7 @@ def _colours(c: Mapping[str, str]) -> str:
             f"fill: {c['plain']}; stroke: {c['plain-line']};"
         ),
         ".sign": f"fill: {c['sign']};",
-        **{f".{claim} .badge": f"fill: {c[claim]};" for claim in SIGNS},
+        **{f".{claim} .badge": f"fill: {c[claim]};" for claim in CLAIMS},
         **{f".edge.{kind} .line": f"stroke: {c[kind]};" for kind in ARROWS},
         **{f".edge.{kind} .head": f"fill: {c[kind]}; stroke: none;" for kind in ARROWS},
     }
@@ -175,20 +179,13 @@ def _hover(lines: Iterable[str]) -> str:
 def _arrow(arrow: Arrow, labels: Mapping[Name, str]) -> str:
     e = arrow.edge
     lines = (
-        _hover((f"{labels[e.source]} → {labels[e.target]}", MEANING[e.kind])),
+        _hover((f"{labels[e.source]} → {labels[e.target]}", ARROWS[e.kind][1])),
         _element("path", "", "hit", d=arrow.path),
         _element("path", "", "line", d=arrow.path),
         _head(arrow.tip, arrow.direction),
     )
     ends = {"data_from": _key(e.source), "data_to": _key(e.target)}
     return _element("g", "".join(lines), f"edge {e.kind}", **ends)
-
-
-MEANING = {
-    "kept": "kept: the traces follow it",
-    "cut": "cut, and nothing is lost: no influence of a weight passes here",
-    "escape": "left out: influence of a weight leaves its trace here",
-}
 
 
 def _head(tip: tuple[float, float], direction: tuple[float, float]) -> str:
@@ -234,7 +231,7 @@ def _shape(kind: str, x: float, y: float, w: float, h: float) -> str:
 
 def _badge(x: float, y: float, claim: str) -> str:
     square = _element("rect", "", "badge", x=x, y=y, width=24, height=24, rx=4)
-    return square + _text("sign", x + 12, y + 17, SIGNS[claim])
+    return square + _text("sign", x + 12, y + 17, CLAIMS[claim][0])
 
 
 def _loop(x: float, y: float, kind: str, **ends: str) -> str:
@@ -253,14 +250,20 @@ def _legend(picture: Picture, width: float) -> tuple[list[str], float]:
     kinds = {node.kind for node in picture.nodes}
     loops = {node.loop for node in picture.nodes} - {""}
     arrows = {e.kind for e in picture.edges} | loops
+    sample_box = lambda kind: _element("g", _shape(kind, 1.0, -11.0, 26.0, 14.0), f"node {kind}")
+    shaft = _element("path", "", "line", d="M0 -4L22 -4") + _head((28.0, -4.0), (1.0, 0.0))
     entries = [
         *(
             (_element("g", _badge(2.0, -16.0, c), c), text)
-            for c, text in CLAIMS.items()
+            for c, (_, text) in CLAIMS.items()
             if c in claims
         ),
-        *((_sample_box(k), text) for k, text in KINDS.items() if k in kinds),
-        *((_sample_arrow(k), text) for k, text in ARROWS.items() if k in arrows),
+        *((sample_box(k), text) for k, text in KINDS.items() if k in kinds),
+        *(
+            (_element("g", shaft, f"edge {k}"), text)
+            for k, (text, _) in ARROWS.items()
+            if k in arrows
+        ),
     ]
     if loops:
         entries.append((_loop(14.0, -4.0, "kept"), "depends on itself"))
@@ -273,26 +276,3 @@ def _legend(picture: Picture, width: float) -> tuple[list[str], float]:
         lines.append(_moved(x, y, sample + _text("detail", 36.0, 0.0, text)))
         x += size + 22
     return lines, y
-
-
-CLAIMS = {"exact": "exact gradient", "approximate": "approximate gradient"}
-KINDS = {
-    "op": "weight in its operation",
-    "state": "hidden state",
-    "input": "input or output",
-    "parameter": "parameter that nothing reads",
-}
-ARROWS = {
-    "kept": "kept by the traces",
-    "cut": "cut, nothing lost",
-    "escape": "influence left out",
-}
-
-
-def _sample_box(kind: str) -> str:
-    return _element("g", _shape(kind, 1.0, -11.0, 26.0, 14.0), f"node {kind}")
-
-
-def _sample_arrow(kind: str) -> str:
-    line = _element("path", "", "line", d="M0 -4L22 -4")
-    return _element("g", line + _head((28.0, -4.0), (1.0, 0.0)), f"edge {kind}")

@@ -7,8 +7,9 @@ learning signals from these, and finds which elements have one expression, so th
 stage reads them. SymPy is imported when equations are asked for.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .. import later
 from ..errors import UnsupportedError, not_installed
 from ..ir import TraceProgram
 
@@ -31,12 +32,6 @@ def equations(program: TraceProgram, path: str | None = None) -> "Equations":
     return Equations(program, path)
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("Equations", "Evaluated"):
-        from . import _equations
-
-        return getattr(_equations, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+__getattr__ = later.names(__name__, {"_equations": "Equations Evaluated"})
 
 __all__ = ["Equations", "Evaluated", "equations"]

@@ -252,11 +252,8 @@ class Nodes:
         """The nodes, by expression; or by derivative, where it is said how far that passes."""
         groups: dict[Any, tuple[list[int], list[list[int]]]] = {}
         for place, node in enumerate(nodes.reshape(-1).tolist()):
-            order: dict[int, int] = {}
-            signature: list[Any] = []
-            touched: list[int] = []
-            self._visit(node, reach, order, signature, touched)
-            where, rows = groups.setdefault(tuple(signature), ([], []))
+            signature, touched = self._signature(node, reach)
+            where, rows = groups.setdefault(signature, ([], []))
             where.append(place)
             rows.append(touched)
         return [
@@ -264,34 +261,33 @@ class Nodes:
             for where, rows in groups.values()
         ]
 
-    def _visit(
-        self,
-        node: int,
-        reach: int | None,
-        order: dict[int, int],
-        signature: list[Any],
-        touched: list[int],
-    ) -> int:
-        if node in order:
+    def _signature(self, root: int, reach: int | None) -> tuple[tuple[Any, ...], list[int]]:
+        """What is alike in nodes of one expression, and the elements of arrays that this one depends on."""
+        order, signature, touched = dict[int, int](), list[Any](), list[int]()
+
+        def visit(node: int) -> int:
+            if node in order:
+                return order[node]
+            found = self.element(node)
+            if found is None:
+                name, arguments = self._functions[node]
+                record = (name, arguments if name == "number" else tuple(map(visit, arguments)))
+            else:
+                array, place = found
+                touched.append(node)
+                inside: list[int] = []
+                if reach is not None:
+                    if array.nodes is not None and array.kind not in STOPS[reach]:
+                        inside.append(visit(int(array.nodes[place])))
+                    for _, *pair in self.factors(array, place, reach):
+                        inside += map(visit, pair)
+                record = (id(array), tuple(inside))
+            signature.append(record)
+            order[node] = len(order)
             return order[node]
-        visit = lambda n: self._visit(n, reach, order, signature, touched)
-        found = self.element(node)
-        if found is None:
-            name, arguments = self._functions[node]
-            record = (name, arguments if name == "number" else tuple(map(visit, arguments)))
-        else:
-            array, place = found
-            touched.append(node)
-            inside: list[int] = []
-            if reach is not None:
-                if array.nodes is not None and array.kind not in STOPS[reach]:
-                    inside.append(visit(int(array.nodes[place])))
-                for _, *pair in self.factors(array, place, reach):
-                    inside += map(visit, pair)
-            record = (id(array), tuple(inside))
-        signature.append(record)
-        order[node] = len(order)
-        return order[node]
+
+        visit(root)
+        return tuple(signature), touched
 
 
 def _add(total: Partials, slope: Any, inner: Partials) -> None:

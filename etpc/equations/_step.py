@@ -536,9 +536,8 @@ class _Origins(Evaluation):
         ]
         if moving and all(np.isin(ids, self._old).all() for parts in moving for ids in parts):
             return found
-        own = lambda ids, new: np.where(
-            ids < self._first, new, ids
-        )  # what it moves on of old states is its own
+        # What it moves on of old states is its own.
+        own = lambda ids, new: np.where(ids < self._first, new, ids)
         return [tuple(map(own, *pair)) for pair in zip(found, fresh, strict=True)]
 
     def new_states(self, v: Variable, part: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,7 +186,9 @@ def _without_calls(
 ) -> export.Exported:
     """A compiled function as portable StableHLO, which calls nothing outside of itself."""
     lowered = function.trace(*avals).lower(lowering_platforms=tuple(platforms))
-    calls = _calls(lowered.as_text(debug_info=True))
+    lowered_module: Any = lowered.compiler_ir("stablehlo")
+    with lowered_module.context:
+        calls = dict.fromkeys(_calls(lowered_module.operation))
     if calls:
         raise UnsupportedError(
             f"The learner can't be exported: it calls {', '.join(calls)}, which is outside of what StableHLO "
@@ -197,18 +199,12 @@ def _without_calls(
     return export.export(function, platforms=tuple(platforms))(*avals)
 
 
-def _calls(text: str) -> list[str]:
-    """What a module, as text with places, calls that is not in it: each with JAX's operation and its place."""
-    places: dict[str, str] = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", text, re.M))
-
-    def spelled(place: str, depth: int = 0) -> str:
-        inner = places.get(place, "")
-        if depth < 20:
-            inner = re.sub(r"#loc\d*", lambda part: spelled(part[0], depth + 1), inner)
-        return inner
-
-    calls = re.findall(r"custom_call @([\w.$]+).*?loc\((#loc\d*)\)$", text, re.M)
-    return list(dict.fromkeys(target + place_of(spelled(place)) for target, place in calls))
+def _calls(operation: Any) -> Iterator[str]:
+    """What an operation calls that is not in the module: each with JAX's operation and its place."""
+    for op in (o for region in operation.regions for block in region.blocks for o in block):
+        if op.operation.name == "stablehlo.custom_call":
+            yield str(op.attributes["call_target_name"]).strip('"') + place_of(str(op.location))
+        yield from _calls(op)
 
 
 def place_of(location: str) -> str:

@@ -98,18 +98,12 @@ def _own_folder(folder: Path) -> Iterator[Path]:
             if is_there:  # or else another process had it, and has removed it
                 try:
                     for left in folder.iterdir():
-                        _remove(left)
+                        is_folder = left.is_dir() and not left.is_symlink()
+                        shutil.rmtree(left) if is_folder else left.unlink()
                     yield folder
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
                 return
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 @contextlib.contextmanager
