@@ -375,7 +375,8 @@ class Source:
             text = " + ".join(self.code(v) for v in whole)
             full = any(self._fills(v, target) for v in whole)
             text = text if full or begun else f"{text} + {zeros}"
-            text = f"{text}.copy()" if text.isidentifier() else text
+            # A slice would be a view, and what is added to it below would be added to the other array too.
+            text = f"{text}.copy()" if text == self.code(whole[0]) and whole[0].is_Symbol else text
             self.line(f"{target.name} {'+=' if begun else '='} {text}{note}")
         elif not begun:
             self.line(f"{target.name} = {zeros}")

@@ -125,8 +125,8 @@ def run(program, model, xs, state=None):
     return carry, grads, given
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", few(NETWORKS))
+@pytest.mark.parametrize("rule", few(RULES, "decay"))
+@pytest.mark.parametrize("name", few(NETWORKS, "a synapse that rises, and a delay"))
 def test_equations_of_layers_give_the_gradient_of_the_program(name, rule):
     layers, xs, *_ = NETWORKS[name]()
     model = nn.Sequential(layers)

@@ -156,5 +156,5 @@ def test_recurrent_delays_are_cut_at_the_projection() -> None:
     state = layer.init_state(), lif.init_state()
     (op,) = etpc.compile(layer, "d_rtrl", inputs=jnp.zeros(3), state=state, step=step).ops
     assert not op.exact
-    # The potential and the last two spikes of its neuron; the third is read by data that is cut, alone.
-    assert op.block == 3
+    # The potential alone: spikes, however old, are read by data that is cut.
+    assert op.block == 1
