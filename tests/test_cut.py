@@ -137,7 +137,7 @@ def flat(model, p, start):
     return w, s, step, of_w
 
 
-@pytest.mark.parametrize("name", few(MODELS, "layers", "gated"))
+@pytest.mark.parametrize("name", few(MODELS, "gated"))
 def test_d_rtrl(name):
     """`eps' = D eps + F` in the cut step, and `g += dl/dw + dl/ds eps` in the step as it is read."""
     w, s, step, of_w = flat(*MODELS[name])

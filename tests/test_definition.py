@@ -99,9 +99,7 @@ def online(rule, several=False):
 CASES = [(name, several) for name in RULES for several in (False, True)]
 
 
-@pytest.mark.parametrize(
-    ("name", "several"), few(CASES, ("d_rtrl", False), ("decay", True), ("two decays", False))
-)
+@pytest.mark.parametrize(("name", "several"), few(CASES, ("two decays", False)))
 def test_complex_states_batches_masks_and_learned_initial_states(name, several):
     """Also of several streams, one after the other."""
     close(online(RULES[name], several), defined(name, several))
@@ -118,6 +116,7 @@ def test_ranks(name, several, monkeypatch):
     close(online(RANKS[name], several), defined(name, several), 1e-7)
 
 
+@pytest.mark.slow
 def test_rules_that_are_random_have_their_mean():
     exact = etpc.bptt(NET, *DATA, loss, **OPTIONS)
     for rule in (etpc.KFRTRL(), etpc.OK(2), etpc.UORO(window=2)):

@@ -46,6 +46,7 @@ def test_no_window_has_a_mark_and_a_question_about_it() -> None:
     assert (windows[0] != windows[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", few(RULES, TRACES))
 def test_the_updates_that_are_counted_move_the_weights(rule: demo.Rule) -> None:
     learner, model = demo.learner_of(rule), demo.Network(jax.random.key(0))

@@ -99,6 +99,7 @@ def test_blocks_as_dicts_with_masks_and_resets_and_an_auxiliary_output():
     np.testing.assert_array_equal(run.aux["y"], aux["y"])
 
 
+@pytest.mark.slow
 def test_streams_that_are_left_out_have_no_part_in_the_history():
     model, learner = build()
     learner = etpc.online(learner.program, loss, optax.adam(1e-2), 5, skip_nonfinite=True)

@@ -63,6 +63,7 @@ CASES += [("D", 3, cause) for cause in BREAKS if cause != "input"] + [("D", 1, "
 CASES += [("credit", 3, "gradient of the step"), ("decay", 3, "target")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "every", "cause"), first(CASES))
 def test_an_update_is_that_without_the_stream(name, every, cause):
     learner, plain = learners(name, every)

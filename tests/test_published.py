@@ -112,6 +112,7 @@ def test_updates_at_each_step_are_those_of_nest_but_for_its_cutoff(name):
 # --- chaotic series ---
 
 
+@pytest.mark.slow
 def test_the_series_follow_their_equations():
     x = chaotic_series.henon(0)
     np.testing.assert_allclose(x[2:], 1 - 1.4 * x[1:-1] ** 2 + 0.3 * x[:-2], rtol=1e-12)
@@ -164,6 +165,7 @@ def test_the_pattern_is_wanted_at_the_end():
     np.testing.assert_array_equal(xs[..., -1], np.broadcast_to(marker[:, None], shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", few([1, 2], 1))
 def test_the_last_layer_is_exact_and_the_encoder_is_not(depth):
     model = copy_lru.Network(depth, jax.random.key(0))

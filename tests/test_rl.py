@@ -53,6 +53,7 @@ def test_the_page_has_the_tables_of_the_runs(name):
     assert f"(rl/{name}.svg)" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", few([3, 10], 3))
 def test_the_maze(length):
     """Of 16 agents, half turn to the side of the sign at the junction, a quarter to the other, and a quarter wait."""

@@ -133,6 +133,7 @@ def test_the_label_is_whether_the_first_two_bits_are_equal() -> None:
     assert (targets == (xs[0, :, 0] == xs[0, :, 1])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few([m.__name__.split(".")[-1] for m in MODULES], "dms"))
 def test_networks_are_alive(name) -> None:
     (task,) = (m.TASK for m in MODULES if m.__name__.endswith(name))
@@ -270,6 +271,7 @@ def test_new_rows_replace_those_of_their_arm() -> None:
     assert found == [("BPTT", 0.9), ("TBPTT(2)", 0.5), ("D-RTRL", 0.5)]
 
 
+@pytest.mark.slow
 def test_backpropagation_is_that_of_the_package() -> None:
     model = tiny_model(jax.random.key(0))
     xs, targets, mask = tiny_batch(jax.random.key(1))
@@ -351,6 +353,7 @@ def test_the_table_of_scores_is_that_of_the_results() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_answers_of_new_tasks() -> None:
     """Each follows from what was shown, and is asked last."""
     drawn = {}

@@ -22,6 +22,7 @@ pytest_plugins = ["pytester"]
 T, B = 20, 3
 
 
+@pytest.mark.slow
 def test_assert_gradient():
     model, (xs, targets) = by_hand.rate(), by_hand.sequence(T, B)
     options = dict(batch_size=B)

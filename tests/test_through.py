@@ -305,7 +305,7 @@ def exact(program):
     return {c.claim for c in program.claims.values()} - {"unused"} == {"exact"}
 
 
-@pytest.mark.parametrize("name", few(EXACT, "a leaky readout", "packed", "the lower layer"))
+@pytest.mark.parametrize("name", few(EXACT, "packed"))
 def test_the_gradient_is_that_of_bptt_and_says_so(name):
     net = EXACT[name]
     assert not exact(program_of(net, etpc.D_RTRL()))
@@ -354,7 +354,7 @@ def test_as_a_pass_it_changes_no_gradient_and_no_claim(name, rule):
     assert numbers(program) <= numbers(other)
 
 
-@pytest.mark.parametrize("rule", [THROUGH, etpc.EProp()], ids=str)
+@pytest.mark.parametrize("rule", first([THROUGH, etpc.EProp()]), ids=str)
 @pytest.mark.parametrize("name", few(["a learned leak", "two states", "packed"], "a learned leak"))
 def test_float32_where_jax_promotes_no_dtype_by_itself(name, rule):
     narrow = lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a
@@ -408,6 +408,7 @@ def test_what_is_not_exact_says_so_and_is_the_definition(name, options):
     )
 
 
+@pytest.mark.slow
 def test_further_than_the_published_rule():
     """Of the weights before two layers with memory, the gradient is nearer to that of BPTT."""
     net = PARTLY["deep"]
@@ -417,7 +418,7 @@ def test_further_than_the_published_rule():
     assert after > before
 
 
-REWRITTEN = "adaptive", "chain", "recurrent", "sparse", "two states", "the other style"
+REWRITTEN = "adaptive", "recurrent", "the other style"
 
 
 @pytest.mark.parametrize("name", few([*EXACT, *PARTLY], *REWRITTEN))
@@ -492,7 +493,7 @@ APART = {
 }
 
 
-@pytest.mark.parametrize("name", few(APART, "other constants", "live reset"))
+@pytest.mark.parametrize("name", few(APART, "live reset"))
 def test_where_the_memory_does_not_commute(name):
     net = APART[name]
     program = program_of(net, THROUGH)

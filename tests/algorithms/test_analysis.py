@@ -98,6 +98,7 @@ def held(given):
     return dataclasses.replace(found, reach=reach, given=given) if given else found
 
 
+@pytest.mark.slow
 def test_another_step_is_refused_unless_the_rule_answers_for_it():
     for of in (
         lambda s: held(None),

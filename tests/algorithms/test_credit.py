@@ -92,6 +92,7 @@ def test_moment_lasts_through_windows_without_credit():
     assert with_credit == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(["alif", "two_layer_lif", "reset_gate", "mlp", "lstm"], "mlp"))
 def test_directions_that_span_all_states_lose_nothing(name):
     """Where influence does not grow too much; there are no more directions than states."""

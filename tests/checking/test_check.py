@@ -89,7 +89,7 @@ def test_in_the_dtype_of_the_model(dtype):
     ("every", "steps", "when_moved"),
     few(
         [(e, s, m) for e, s in ((1, 3), (4, 12), (24, 48)) for m in (False, True)],
-        *((1, 3, True), (24, 48, False)),
+        (1, 3, True),
     ),
 )
 def test_a_wrong_trace_is_refused(every, steps, when_moved):

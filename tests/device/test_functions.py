@@ -51,6 +51,7 @@ def test_what_a_function_leaves_as_it_is_is_not_written() -> None:
     assert functions.temporaries("act.mlirbc") > 0
 
 
+@pytest.mark.slow
 def test_copies() -> None:
     _, functions = exported_agent()
     _, (action,) = functions.act(functions.state, XS[0])

@@ -137,6 +137,7 @@ def test_equations_of_layers_give_the_gradient_of_the_program(name, rule):
     assert difference(given.gradient, grads) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", few(["d_rtrl", "everywhere"], "everywhere"))
 def test_traces_of_a_gru_are_those_of_the_program(rule):
     model, state = CELLS["GRU"]()
@@ -363,7 +364,7 @@ WRITTEN = {
 LARGE = jnp.array([[-2.5, 1e20, jnp.nan], [300.7, -1e20, 70000.5], [1e9, -129.0, 0.9], [2, 7, 127]])
 
 
-@pytest.mark.parametrize("dtype", few(INTEGERS, "int32", "uint8"))
+@pytest.mark.parametrize("dtype", few(INTEGERS, "uint8"))
 def test_integers_are_those_of_the_program(dtype):
     state = {"h": jnp.zeros(3), "n": dict.fromkeys(WRITTEN, jnp.array([1, 2, 100], dtype))}
 

@@ -102,10 +102,7 @@ CASES = [(model, rule) for model in MODELS for rule in RULES]
     ("name", "rule"),
     few(
         CASES,
-        ("two layers", "kappa"),
         ("adaptive", "rflo"),
-        ("reset in the step", "ottt"),
-        ("GRU", "two decays"),
     ),
 )
 def test_equations_are_those_of_the_rule(name, rule):

@@ -131,7 +131,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", few(NETWORKS, "GRUCell", "MinLSTM"))
+@pytest.mark.parametrize("name", few(NETWORKS, "GRUCell"))
 def test_d_rtrl(name) -> None:
     layers, xs, path, block = NETWORKS[name]()
     model = nn.Sequential(layers)

@@ -63,6 +63,7 @@ NARROW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "rule"), first(NARROW))
 def test_traces_in_another_dtype_change_no_more_than_its_rounding(network, rule):
     report = checked(in_dtype("float32"), network, rule, tolerance=1e-5)
