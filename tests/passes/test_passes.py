@@ -30,6 +30,7 @@ RULES = {
 }
 DEFINED = ("steps", "windows", "whole", "full windows")
 NETWORKS = networks()
+COMMUTED = "readout", "complex cascade"
 OFTEN = (
     ("spiking", "steps"),
     ("gated", "steps"),
@@ -69,7 +70,7 @@ def results(program, network, batch=BATCH):
     """The gradients of two sequences, one after the other, with other parameters, and the state at the end."""
     model, xs, targets = NETWORKS[network][0], *data(batch)
     # After an update `commute` reads what was summed before with the new weights (`tests/test_through.py`).
-    scale = 1.0 if network == "readout" else 0.9
+    scale = 1.0 if network in COMMUTED else 0.9
     moved = jax.tree.map(lambda p: scale * p if eqx.is_inexact_array(p) else p, model)
     run = program.value_and_grad(loss, reduction="sum")
     carry, grads = program.init(batch), []
