@@ -99,7 +99,7 @@ def online(rule, several=False):
 CASES = [(name, several) for name in RULES for several in (False, True)]
 
 
-@pytest.mark.parametrize(("name", "several"), few(CASES, ("two decays", False)))
+@pytest.mark.parametrize(("name", "several"), few(CASES, ("full windows and a decay", False)))
 def test_complex_states_batches_masks_and_learned_initial_states(name, several):
     """Also of several streams, one after the other."""
     close(online(RULES[name], several), defined(name, several))

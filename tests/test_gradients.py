@@ -45,7 +45,7 @@ class Case:
         return etpc.reference(self.model, *self.data, models.loss, algo, reduction="sum")[1]
 
 
-@pytest.mark.parametrize("name", few(models.ALL_NAMED, "mingru"))
+@pytest.mark.parametrize("name", few(models.ALL_NAMED, "op_readout"))
 def test_named_models(name):
     case = Case(name)
     program = check(case.model, case.data[0], case.state, every=True)
