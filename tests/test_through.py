@@ -339,7 +339,7 @@ UNCUT = {"e-prop": etpc.EProp(window=3), "RTRL": etpc.RTRL(window=3), "SnAp": et
     ("name", "rule"),
     few(
         [(name, rule) for name in EXACT | PARTLY for rule in (*UNCUT, "D-RTRL")],
-        ("a leaky readout", "e-prop"),
+        ("recurrent", "e-prop"),
     ),
 )
 def test_as_a_pass_it_changes_no_gradient_and_no_claim(name, rule):
