@@ -23,7 +23,6 @@ from benchmarks import (
 )
 from benchmarks.network import Problem
 from tests.helpers import ROOT, distance, in_a_process
-from tests.marks import first
 
 DECAY = 0.9
 
@@ -172,7 +171,7 @@ def test_rules_by_hand_are_those_of_the_programs(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoint", first([False, True]))
+@pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("cell", ["LIF", "LRU"])
 def test_bptt_by_hand_is_bptt(cell, checkpoint):
     """It is what every time is compared with."""

@@ -11,7 +11,6 @@ import pytest
 
 from examples import marked_digit as demo
 from examples.marked_digit import BPTT, IMMEDIATE, RULES, TRACES, TRUNCATED
-from tests.marks import few
 from tests.pages import ROOT
 
 RECORD = json.loads((ROOT / "docs/demo.json").read_text())
@@ -47,7 +46,7 @@ def test_no_window_has_a_mark_and_a_question_about_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", few(RULES, TRACES))
+@pytest.mark.parametrize("rule", RULES)
 def test_the_updates_that_are_counted_move_the_weights(rule: demo.Rule) -> None:
     learner, model = demo.learner_of(rule), demo.Network(jax.random.key(0))
     opt_state, carry = learner.init(model, batch_size=demo.BATCH)

@@ -11,7 +11,6 @@ import pytest
 
 import etpc
 from examples.published import chaotic_series, copy_lru, eprop, eprop_online, study, tmaze
-from tests.marks import few
 
 # --- runs and tables ---
 
@@ -166,7 +165,7 @@ def test_the_pattern_is_wanted_at_the_end():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("depth", few([1, 2], 1))
+@pytest.mark.parametrize("depth", [1, 2])
 def test_the_last_layer_is_exact_and_the_encoder_is_not(depth):
     model = copy_lru.Network(depth, jax.random.key(0))
     program = etpc.compile(model, etpc.D_RTRL(), inputs=jnp.zeros(8))

@@ -14,7 +14,6 @@ from examples.published import tmaze
 from examples.rl import conditioning, encoder, ppo, runs, streaming
 from examples.rl.environments import evaluate, memory_chain
 from examples.rl.runs import Arm
-from tests.marks import few
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -54,7 +53,7 @@ def test_the_page_has_the_tables_of_the_runs(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", few([3, 10], 3))
+@pytest.mark.parametrize("length", [3, 10])
 def test_the_maze(length):
     """Of 16 agents, half turn to the side of the sign at the junction, a quarter to the other, and a quarter wait."""
     keys = jax.random.split(jax.random.key(0), 2 * length)

@@ -33,7 +33,6 @@ from examples.tasks import (
     suggested,
     tmaze_encoder,
 )
-from tests.marks import few
 
 DOCS = Path(__file__).parents[1] / "docs"
 MODULES = [copying, dms, memory_chain, evidence, conductance]
@@ -134,7 +133,7 @@ def test_the_label_is_whether_the_first_two_bits_are_equal() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", few([m.__name__.split(".")[-1] for m in MODULES], "dms"))
+@pytest.mark.parametrize("name", [m.__name__.split(".")[-1] for m in MODULES])
 def test_networks_are_alive(name) -> None:
     (task,) = (m.TASK for m in MODULES if m.__name__.endswith(name))
     learner_key, data_key = jax.random.split(jax.random.key(0))

@@ -127,9 +127,8 @@ class _Rewriting:
         self.lane[block.indices[kept]] = np.repeat(np.arange(op.size), np.diff(block.indptr))[kept]
         values = propagate(self.step.equations, [*self.hidden.old, *op.equation.outputs])
         every = (*self.hidden.old, *(v for eqn in self.step.equations for v in eqn.outputs))
-        self.values = [
-            v for v in every if v.is_float and v in values
-        ]  # in order, as they are looked up in it
+        # In the order of the program: among equal entries the first is taken.
+        self.values = [v for v in every if v.is_float and v in values]
         self.tangents = linearise(self.step, a.split, self.hidden, a.cut, self.values)
         sizes = [int(np.prod(part.shape)) for part in self.hidden.parts] + [o.size for o in a.ops]
         self.patterns, _, _ = patterns_of(self.tangents, self.step, sizes)

@@ -13,7 +13,6 @@ from etpc.ir import Change, terms_of
 from etpc.plan import DEFAULT, Pass, chosen
 from etpc.testing import check_pass
 from tests.helpers import distance, loss, normal
-from tests.marks import few, first
 from tests.passes.test_passes import (
     BATCH,
     NETWORKS,
@@ -64,7 +63,7 @@ NARROW = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "rule"), first(NARROW))
+@pytest.mark.parametrize(("network", "rule"), NARROW)
 def test_traces_in_another_dtype_change_no_more_than_its_rounding(network, rule):
     report = checked(in_dtype("float32"), network, rule, tolerance=1e-5)
     whole = compiled(network, rule, ())
@@ -72,7 +71,7 @@ def test_traces_in_another_dtype_change_no_more_than_its_rounding(network, rule)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "rule"), few(NARROW, NARROW[0]))
+@pytest.mark.parametrize(("network", "rule"), NARROW)
 def test_their_carry_has_that_dtype_after_all_other_passes_too(network, rule):
     program = compiled(network, rule, (*DEFAULT, in_dtype("float32")))
     carry, run = program.init(BATCH), program.value_and_grad(loss)
@@ -179,7 +178,7 @@ def in_form(form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", few(["steps", "decay", "decay, steps"], "steps"))
+@pytest.mark.parametrize("rule", ["steps", "decay", "decay, steps"])
 def test_a_form_that_a_pass_puts_there_is_asked_for_what_it_has_alone(rule):
     other = in_form(Same)
     assert checked(other, "GRU", rule).changes

@@ -15,7 +15,7 @@ from tests.helpers import alive, distance, loss, normal
 from tests.marks import few
 from tests.passes.networks import INPUTS, networks
 
-T, BATCH, TOLERANCE = 6, 3, 1e-11
+T, BATCH, TOLERANCE = 7, 3, 1e-11
 RULES = {
     "steps": etpc.D_RTRL(window=1),
     "windows": etpc.D_RTRL(window=3),
