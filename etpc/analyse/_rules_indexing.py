@@ -30,11 +30,11 @@ def _gather(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: 
     if patterns[0] is None:
         return None
     pattern, positions = patterns[0], known(indices)
-    numbers = jnp.asarray(numbering(operand.shape) + 1, jnp.int32)
     if positions is None:
         positions = np.zeros(indices.shape, indices.aval.dtype)
         pattern = spread(pattern, operand.shape, params.gather(eqn).indexed)
     with jax.ensure_compile_time_eval():  # the numbers of elements, and 0 where there is none
+        numbers = jnp.asarray(numbering(operand.shape) + 1, jnp.int32)
         (moved,) = params.with_fill_value(eqn, 0).bind(numbers, jnp.asarray(positions))
     return [pick(pattern, np.asarray(moved) - 1)]
 
