@@ -96,9 +96,12 @@ def test_an_export_is_planned_for_its_platform():
     code = [exported(to, target=target).modules["update.mlirbc"] for to, target in cases]
     assert code[0] == code[1]
     assert code[2] == code[3]
-    with pytest.raises(etpc.InputError, match="Export once for each"):
+    with pytest.raises(
+        etpc.InputError, match="by the passes schedule, unroll. Export once for each"
+    ):
         exported(("cpu", "tpu"))
-    plain = tuple(p.name for p in DEFAULT if p.name != "schedule")
+    of_target = "schedule", "unroll", "states_apart"
+    plain = tuple(p.name for p in DEFAULT if p.name not in of_target)
     assert exported(("cpu", "tpu"), passes=plain).manifest["platforms"] == ["cpu", "tpu"]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from ..analyse import WeightOp
 from ..forms import Traces, apply_back
@@ -173,7 +173,8 @@ class StepCredit(Credits):
 
         last = [jnp.zeros_like(part[0]) for part in self.by.new]  # spread over devices as these
         transition = [by_step(j) for j in self.residuals.jacobians.transition]
-        start, credit = lax.scan(back, last, (transition, self.old, self.by.new), reverse=True)
+        steps, schedule = (transition, self.old, self.by.new), self.program.schedule
+        start, credit = schedule.scan(back, last, steps, reverse=True)
         return credit, start
 
 

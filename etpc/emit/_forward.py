@@ -17,6 +17,7 @@ from jax import Array, lax
 from .._jax import Equation, Rule, Variable, evaluate, leading, prune
 from .._jax.primitives import facts
 from ..analyse import Analysis
+from ..schedule import Schedule
 from ._records import Arrays, Begins, Taken, Weights
 
 Values = dict[Variable, Any]
@@ -60,14 +61,19 @@ class Forward:
 
     - `saved`: the values that each step saves beside new states and outputs.
     - `acting`: the rule of one step of one example, from what is added where live operations act.
+    - `schedule`: how the loops over steps are laid out.
     - `after`: what remains for the outputs after all stages; `passing`: for the transient states.
     """
 
     def __init__(
-        self, analysis: Analysis, saved: tuple[Variable, ...], acting: Callable[[Arrays], Rule]
+        self,
+        analysis: Analysis,
+        saved: tuple[Variable, ...],
+        acting: Callable[[Arrays], Rule],
+        schedule: Schedule,
     ):
         a = self.analysis = analysis
-        self.saved, self.acting = saved, acting
+        self.saved, self.acting, self.schedule = saved, acting, schedule
         self.transient = a.hidden.new[a.hidden.stored :]
         self.stages, known = _stages(a, (*saved, *self.transient))
         self.after = prune(a.split.body, a.split.outputs, known=known)
@@ -121,7 +127,7 @@ class Forward:
                 known = Stored([stored.states[i] for i in stage.leaves], stored.first)
             inputs = [over[v] for v in stage.inputs], list(shifts), known, reset
             body = self._loop_body(stage, fixed, begins)
-            end, (states, saved) = lax.scan(body, start, inputs, length=lead[0])
+            end, (states, saved) = self.schedule.scan(body, start, inputs, length=lead[0])
             over.update(zip(stage.saved, saved, strict=True))
             # The new states one step later, so that the loop does not write the old ones as well.
             ended = [jnp.concatenate([a[None], b[:-1]]) for a, b in zip(start, states, strict=True)]

@@ -182,7 +182,8 @@ class Mover:
         def products(layout: Layout) -> Products:
             node = next(n for n in self.program.traces if self._layout(n) is layout)
             transition = factors[self._place[node]][0].transition
-            return suffix_products(layout.pairs, transition, self._entered[layout])
+            entered, schedule = self._entered[layout], self.program.schedule
+            return suffix_products(layout.pairs, transition, entered, schedule)
 
         return lambda node: CutPassage(
             factors[self._place[node]], functools.partial(products, self._layout(node)), after

@@ -34,7 +34,8 @@ class StepFunctions:
         self.saved = [op for op in self.live if op.number in a.cut]
         self.saved_equations = {op.equation: i for i, op in enumerate(self.saved)}
         self.live_by_equation = by_equation(self.live)
-        self.forward = Forward(a, tuple(op.equation.outputs[0] for op in self.saved), self.acting)
+        saved = tuple(op.equation.outputs[0] for op in self.saved)
+        self.forward = Forward(a, saved, self.acting, schedule)
         self._cut_body = prune(body, a.hidden.new, self.saved_equations)
 
     # --- parts and leaves ---

@@ -199,11 +199,12 @@ def _planned_for(learner: Online, platforms: Sequence[str]) -> Online:
     ]
     programs = [learner.program if t == given else learner.program.for_target(t) for t in targets]
     first, *others = ({**p.ir.as_dict(), "target": None} for p in programs)
-    if different := [p for p, other in zip(platforms[1:], others, strict=True) if other != first]:
+    if any(other != first for other in others):
+        by = [{change.by for change in p.ir.changes} for p in programs]
+        names = ", ".join(sorted(set.union(*by) - set.intersection(*by)))
         raise InputError(
-            f"platforms={tuple(platforms)}: a module has one program, and those for {platforms[0]} and "
-            f"{different[0]} differ, as loops over traces are cut into pieces on a CPU alone. Export once for each, or "
-            "leave the pass `schedule` out of `passes=`."
+            f"platforms={tuple(platforms)}: a module has one program, and these platforms have different ones, by the "
+            f"passes {names or 'that go by the target'}. Export once for each, or leave these passes out of `passes=`."
         )
     if programs[0] is learner.program:
         return learner

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool, Inexact
 
 from ._defined import Line, Meaning
@@ -66,7 +66,8 @@ class Decay(Trace):
         """The values of the second factor and the normaliser after 0 to W steps, the last of the former, and where
         streams begin."""
         eps_f, norm, (_, of_states, of_norm) = _state_factor(site, carry), carry[2], self.decays
-        last, rest = recurrence(site.pairs, factors.transition, factors.immediate, eps_f, of_states)
+        steps = factors.transition, factors.immediate
+        last, rest = recurrence(site.pairs, *steps, eps_f, site.schedule, of_states)
         powers, weights = _decays(of_norm, len(rest), factors.begins)
         new = jnp.asarray(weights.sum(1), norm.dtype)
         norms = jnp.asarray(powers, norm.dtype) * norm[None] + new
@@ -98,7 +99,8 @@ class Decay(Trace):
             return earlier if begins is None else jnp.where(begins[:, None], 0, earlier), total
 
         none = jnp.zeros_like(credit[0])
-        start, credits = lax.scan(back, none, (credit, old_credit, begins), reverse=True)
+        steps = credit, old_credit, begins
+        start, credits = site.schedule.scan(back, none, steps, reverse=True)
         return credits, start
 
     def past(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Inexact
 
 from .._jax import by_parts
@@ -104,8 +104,8 @@ class Filtered(Trace):
 
             # Axes of length one would leave the layouts of the arrays open, and XLA copies them for the loop.
             narrow = [a.reshape(*a.shape[:2], *(n for n in a.shape[2:] if n > 1)) for a in steps]
-            return lax.scan(step, filtered, narrow)[0]
-        move, whole = suffix_products(site.pairs, transition, range(m))
+            return site.schedule.scan(step, filtered, narrow)[0]
+        move, whole = suffix_products(site.pairs, transition, range(m), site.schedule)
         moved = move(added).reshape(*added.shape[:3], g, k)
         sums = functools.partial(jnp.einsum, "wbmgk,wbgi->bmgki")
         new = by_parts(sums, moved, x)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
-from .._jax import by_parts, result_type
+from .._jax import by_parts, is_complex, result_type
 from ._defined import WHOLE_TRACE, Meaning
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import UNROLLED, apply, apply_columns, in_columns, times
@@ -24,9 +24,11 @@ class Full(Trace):
     The trace of an element-wise operation is [B, m, O].
 
     - `as_complex`: carry the entries of two states as the parts of one complex number, [B, O, I].
+    - `apart`: carry the entries of each state of a dense operation as an array of its own, [B, O, I].
     """
 
     as_complex: bool = False
+    apart: bool = False
     exact = True
 
     @property
@@ -45,24 +47,26 @@ class Full(Trace):
         return ((*site.group, *site.states, *_ordered(site, kind.inputs, kind.outputs)),)
 
     def init(self, site: Site, batch: int) -> Carry:
-        if not self.as_complex:
-            return zeros(batch, self.shapes(site), site.dtype)
-        (shape,) = self.shapes(dataclasses.replace(site, block=1))
-        return zeros(batch, (shape,), result_type(site.dtype, jnp.complex64))
+        shapes, of_state = self.shapes(site), self.shapes(dataclasses.replace(site, block=1))
+        if self.as_complex:
+            return zeros(batch, of_state, result_type(site.dtype, jnp.complex64))
+        return zeros(batch, of_state * site.block if self.apart else shapes, site.dtype)
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
-        (trace,) = carry
-        if self.as_complex:
-            trace = jnp.stack([trace.real, trace.imag], len(site.group))
-        return {"trace": trace}
+        states = _by_state(site, carry)
+        return {"trace": carry[0] if states is None else jnp.stack(states, len(site.group))}
 
     def pairs_states(self, site: Site) -> bool:
         """Whether the entries of the block's states can be the parts of complex numbers."""
+        return self.parts_states(site) and site.block == 2 and not is_complex(site)
+
+    def parts_states(self, site: Site) -> bool:
+        """Whether the entries of the block's states can be arrays of their own."""
         is_dense = site.factored and site.kind.links is None
-        return site.block == 2 and is_dense and jnp.issubdtype(site.dtype, jnp.floating)
+        return is_dense and 1 < site.block <= UNROLLED
 
     def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return _read(site, start, carry[0])
+        return _read(site, start, carry)
 
     def reads_end(self, site: Site, batch: int) -> bool:
         """Of one example, XLA would compute the parts of a complex number a second time where they are read: 1.4 times
@@ -70,17 +74,16 @@ class Full(Trace):
         return batch > 1 or not self.as_complex
 
     def read_end(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return _read(site, credit, carry[0], at_each_step=True)
+        return _read(site, credit, carry, at_each_step=True)
 
     def move(
         self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
     ) -> Carry:
-        (eps,) = carry
         if not site.factored:
-            return (_element_wise(site, passage, eps),)
+            return (_element_wise(site, passage, carry[0]),)
         if site.kind.links is not None:
-            return (_with_links(site, passage, eps),)
-        return (_dense(site, passage, eps, self.as_complex),)
+            return (_with_links(site, passage, carry[0]),)
+        return _dense(site, passage, carry)
 
     def in_order(self, site: Site, trace: Inexact[Array, "G I m O"]) -> Array:
         """The trace of one example, in the shape that it is carried in."""
@@ -114,7 +117,7 @@ def _joined(parts: Sequence[Array], axis: int) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
 
-def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
+def _dense(site: Site, passage: Passage, carry: Carry) -> Carry:
     """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`.
 
     For two steps of a layer `h' = d h + w x`, which has one group, one block state and F = 1:
@@ -127,7 +130,7 @@ def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
     The sum over steps is one matrix product, [m * O, W] x [W, I], for each example and group. The update is
     done in pieces, in place.
     """
-    kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
+    kind, m, pairs, batch = site.kind, site.block, site.pairs, len(carry[0])
     g, i, o = kind.groups, kind.inputs, kind.outputs
     last = _inputs_last(site)
     moved = [_joined(parts, 2) for parts in passage.moved()]
@@ -149,22 +152,22 @@ def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
         terms = [at(left, t, -1) * at(right, t, -2) for t in range(steps)]
         return sum(terms[1:], terms[0])
 
-    def update(eps: Array, left: Array, right: Array, *columns: Array) -> Array:
+    by_state = _by_state(site, carry) is not None
+
+    def update(carry: Carry, left: Array, right: Array, *columns: Array) -> Carry:
+        states = _by_state(site, carry)
         if m == 1:
-            return times(columns[0], eps) + added_up(left, right)
-        if not paired:
-            return apply_columns(pairs, columns, eps, -3) + added_up(left, right)
-        # Element by element: XLA would copy the trace for an index into an array of both new entries.
-        if few:
-            added = [added_up(_of_state(left, n), _of_state(right, n)) for n in (0, 1)]
-        else:
-            product = added_up(left, right)
-            added = [_of_state(product, n) for n in (0, 1)]
-        by = [[_of_state(column, n) for column in columns] for n in (0, 1)]
-        moved = [times(first, eps.real) + times(second, eps.imag) for first, second in by]
-        # Each part depends on both old ones, and XLA overwrites an array only where an entry depends on old entries at
-        # its own place: it would copy a trace [B, m, O, I] at every step.
-        return lax.complex(*(a + b for a, b in zip(moved, added, strict=True)))
+            return (times(columns[0], carry[0]) + added_up(left, right),)
+        if states is None:
+            return (apply_columns(pairs, columns, carry[0], -3) + added_up(left, right),)
+        # Element by element: XLA would copy the trace for an index into an array of all new entries.
+        new: list[Array] = []
+        for n in range(m):
+            terms = [times(_of_state(c, n), eps) for c, eps in zip(columns, states, strict=True)]
+            new.append(sum(terms[1:], terms[0]) + added_up(_of_state(left, n), _of_state(right, n)))
+        # An entry depends on all old ones at its place, and XLA overwrites an array only where it depends on no other
+        # place: it would copy a trace [B, m, O, I] at every step.
+        return tuple(new) if len(carry) > 1 else (lax.complex(*new),)
 
     columns = in_columns(pairs, whole, -3) if m > 1 else [whole]
     # Large traces are cut along groups, or along the first axis of the weight; on several devices along that of inputs,
@@ -173,14 +176,26 @@ def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
     place = lambda a: 1 if by_group else a.ndim + axis
     cut = [(left, axis == -2), (right, axis == -1), *((c, (axis == -2) == last) for c in columns)]
     operands = [(a, place(a) if by_group or has_axis else None) for a, has_axis in cut]
-    at_once = steps == 1 and (m == 1 or paired)  # one loop over the entries, which needs no memory
-    return site.schedule.overwrite(eps, place(eps), update, operands, passage.after, at_once)
+    at_once = steps == 1 and (
+        m == 1 or by_state
+    )  # one loop over the entries, which needs no memory
+    axis = place(carry[0])
+    return site.schedule.overwrite(carry, axis, update, operands, passage.after, at_once)
 
 
 def _of_state(a: Inexact[Array, "... m p q"], n: int) -> Array:
     """What belongs to a state of the block, or to all of them where the axis has length one."""
     axis = a.ndim - 3
     return lax.index_in_dim(a, min(n, a.shape[axis] - 1), axis, keepdims=False)
+
+
+def _by_state(site: Site, carry: Carry) -> Sequence[Array] | None:
+    """The entries of each state, where they are not along an axis of one array."""
+    if len(carry) > 1:
+        return carry
+    (trace,) = carry
+    is_pair = jnp.issubdtype(trace.dtype, jnp.complexfloating) and not is_complex(site)
+    return (trace.real, trace.imag) if is_pair else None
 
 
 def _without_ones(site: Site, a: Inexact[Array, "B G m ..."]) -> Array:
@@ -201,7 +216,8 @@ def _with_links(site: Site, passage: Passage, eps: Array) -> Array:
         return total + new.reshape(total.shape), None
 
     for x, parts in zip(passage.xs, passage.moved(), strict=True):
-        eps = lax.scan(add, eps, (x.astype(eps.dtype), _joined(parts, 2)))[0]
+        steps = x.astype(eps.dtype), _joined(parts, 2)
+        eps = site.schedule.scan(add, eps, steps, moves_traces=True)[0]
     return eps
 
 
@@ -219,29 +235,29 @@ def _by_entry(site: Site, a: Inexact[Array, "B n o"]) -> Inexact[Array, "B g n .
 
 
 def _read(
-    site: Site, credit: Inexact[Array, "B m GO"], trace: Array, at_each_step: bool = False
+    site: Site, credit: Inexact[Array, "B m GO"], carry: Carry, at_each_step: bool = False
 ) -> Array:
     """The gradient of the weight from a trace and the credit of its block. `at_each_step`: in a window of one step."""
     signal = _without_ones(site, _by_entry(site, credit))  # as it is multiplied with the entries
     if site.block == 1:  # `times` compares each entry with zero
-        is_real = jnp.issubdtype(trace.dtype, jnp.floating)
+        is_real = jnp.issubdtype(site.dtype, jnp.floating)
         finite = operator.mul if is_real else times
-        sums = (times, signal, trace, finite if at_each_step else None)
+        sums = (times, signal, carry, finite if at_each_step else None)
         return _gathered(site, site.schedule.sum_over_examples(*sums))
     axis = 1 + len(site.group) - signal.ndim
     at = lambda a, n: lax.index_in_dim(a, n, a.ndim + axis, keepdims=False)
 
-    def product(signal: Array, trace: Array) -> Array:
-        if trace.ndim < signal.ndim:  # two states, as the parts of a complex number
-            return times(at(signal, 0), trace.real) + times(at(signal, 1), trace.imag)
-        if site.block > UNROLLED:
-            return times(signal, trace).sum(axis)
+    def product(signal: Array, *carry: Array) -> Array:
+        if len(carry) == 1 and site.block > UNROLLED:
+            return times(signal, carry[0]).sum(axis)
         # Without a reduction over the states, with which the loop takes up to twice as long on a CPU.
-        terms = [times(at(signal, n), at(trace, n)) for n in range(site.block)]
+        states = _by_state(site, carry)
+        states = [at(carry[0], n) for n in range(site.block)] if states is None else states
+        terms = [times(at(signal, n), eps) for n, eps in enumerate(states)]
         return sum(terms[1:], terms[0])
 
     finite = product if at_each_step else None
-    return _gathered(site, site.schedule.sum_over_examples(product, signal, trace, finite))
+    return _gathered(site, site.schedule.sum_over_examples(product, signal, carry, finite))
 
 
 def _gathered(site: Site, entries: Array) -> Array:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Inexact
 
 from ._full import Full
@@ -59,7 +59,8 @@ class Recursion(Trace):
             return earlier, paired(credit, immediate)
 
         new, old = self.taken(new), self.taken(old)
-        start, credits = lax.scan(back, jnp.zeros_like(new[0]), (new, old, *path), reverse=True)
+        steps, none = (new, old, *path), jnp.zeros_like(new[0])
+        start, credits = site.schedule.scan(back, none, steps, reverse=True)
         return credits, start
 
     def past(self, site: Site, start: Array, carry: Carry) -> Array:
@@ -69,7 +70,7 @@ class Recursion(Trace):
         self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
     ) -> Carry:
         site, (transition, immediate) = self.site_of(site), path
-        move, whole = suffix_products(site.pairs, transition, range(site.block))
+        move, whole = suffix_products(site.pairs, transition, range(site.block), site.schedule)
         own = _Own(passage.factors, passage.xs, move(immediate), whole, passage.after)
         return WHOLE.move(site, own, (), carry, start)
 

@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
+from ..schedule import Schedule
 from ._pairs import Pairs
 
 UNROLLED = 8
@@ -105,7 +106,10 @@ def apply_back(
 
 
 def suffix_products(
-    pairs: Pairs, transition: Inexact[Array, "W B P o"], entered: Sequence[int]
+    pairs: Pairs,
+    transition: Inexact[Array, "W B P o"],
+    entered: Sequence[int],
+    schedule: Schedule = Schedule(),
 ) -> tuple[Callable[[Array], Array], Array]:
     """The product of the transitions after each step, and the product of all transitions of the window.
 
@@ -125,12 +129,14 @@ def suffix_products(
     # With the zeros, the carry of the loop has the sharding that products with the transition have.
     last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
     if pairs.dense and 1 < m <= UNROLLED:
-        return _suffix_columns(_parts(transition, -2), _parts(_square(last, m), -2), entered)
+        return _suffix_columns(
+            _parts(transition, -2), _parts(_square(last, m), -2), entered, schedule
+        )
     product, start, steps = functools.partial(compose, pairs), last, transition
     if m == 1:  # arrays without an axis of length one share their zeros with those of other loops
         product, start, steps = times, last[:, 0], transition[:, :, 0]
     back = lambda later, step: (product(later, step), later)
-    total, suffixes = lax.scan(back, start, steps, reverse=True)
+    total, suffixes = schedule.scan(back, start, steps, reverse=True)
     suffixes = suffixes.reshape(transition.shape)
     return functools.partial(apply, pairs, suffixes), total.reshape(last.shape)
 
@@ -139,6 +145,7 @@ def _suffix_columns(
     entries: Sequence[Inexact[Array, "W B o"]],
     last: Sequence[Inexact[Array, "B m o"]],
     entered: Sequence[int],
+    schedule: Schedule,
 ) -> tuple[Callable[[Array], Array], Inexact[Array, "B P o"]]:
     """`suffix_products` of the entries of each transition, with products in columns, from those of the identity."""
     m = len(last)
@@ -152,7 +159,7 @@ def _suffix_columns(
 
     # Each entry is an array of its own, and so is each column that is entered: XLA's CPU backend vectorises no loop
     # that reads one array in several places, and to put them together before it would be a pass.
-    total, suffixes = lax.scan(back, list(last), list(entries), reverse=True)
+    total, suffixes = schedule.scan(back, list(last), list(entries), reverse=True)
     whole = jnp.stack(total, -2)
     move = lambda added: _sum_of_columns(suffixes, added, entered)
     return move, whole.reshape(*whole.shape[:-3], m * m, whole.shape[-1])
@@ -163,6 +170,7 @@ def recurrence(
     transition: Inexact[Array, "W B P o"],
     added: Inexact[Array, "W B m O"],
     start: Inexact[Array, "B m O"],
+    schedule: Schedule,
     decay: float = 1.0,
 ) -> tuple[Inexact[Array, "B m O"], Inexact[Array, "W B m O"]]:
     """The block states of `eps' = a D eps + F`: the last ones, and those after each step."""
@@ -177,7 +185,7 @@ def recurrence(
         eps = (eps if decay == 1 else jnp.asarray(decay, _real(eps)) * eps) + new
         return eps, eps
 
-    last, rest = lax.scan(step, start, (moves, added))
+    last, rest = schedule.scan(step, start, (moves, added))
     return (last[:, None], rest[:, :, None]) if squeezed else (last, rest)
 
 

@@ -225,9 +225,17 @@ def finite_where_masked(x: Any, mask: Array | None) -> Any:
 
 
 def over_windows(
-    one_window: Callable[..., Any], scan_carry: Any, data: Any, steps: int, window: int
+    one_window: Callable[..., Any],
+    scan_carry: Any,
+    data: Any,
+    steps: int,
+    window: int,
+    by_step: Callable[..., tuple[Any, Any]] = jax.lax.scan,
 ) -> tuple[Any, Any]:
-    """Run `one_window(scan_carry, data) -> (scan_carry, aux)` over a sequence, whose last window may be shorter."""
+    """Run `one_window(scan_carry, data) -> (scan_carry, aux)` over a sequence, whose last window may be shorter.
+
+    - `by_step`: the loop over windows of one step.
+    """
     part = lambda start, stop: jax.tree.map(lambda a: a[start:stop], data)
     whole = steps // window
     cut = whole * window
@@ -239,7 +247,7 @@ def over_windows(
             step_carry, aux = one_window(step_carry, jax.tree.map(lambda a: a[None], step_data))
             return step_carry, jax.tree.map(lambda a: a[0], aux)
 
-        scan_carry, aux = jax.lax.scan(one_step, scan_carry, data)
+        scan_carry, aux = by_step(one_step, scan_carry, data)
     else:
         stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), data)
         scan_carry, aux = jax.lax.scan(one_window, scan_carry, stacked)

@@ -410,7 +410,8 @@ class Online(Compiled):
             after, results = update(start, jax.tree.map(lambda a: a[0], pieces))
             losses, aux, left_out = jax.tree.map(lambda a: a[None], results)
         else:
-            after, (losses, aux, left_out) = lax.scan(update, start, pieces)
+            over = program.runner.by_step if every == 1 else lax.scan
+            after, (losses, aux, left_out) = over(update, start, pieces)
         aux = jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux)
         return after, losses, aux, left_out
 

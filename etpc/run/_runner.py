@@ -62,6 +62,7 @@ class Runner:
         self.window, self.ir, self.id = window, window.program, id
         self.step = self.ir.analysis.step
         self.prefix = window.emitted(window.step.prefix)
+        self.by_step = functools.partial(self.ir.schedule.scan, moves_traces=True)
 
     def fresh(self, batch_size: int | None, parameters: Parameters | None = None) -> Carry:
         """The carry of a stream that begins, with the initial state of a model with these parameters."""
@@ -115,7 +116,9 @@ class Runner:
 
         steps = len(xs[0])
         window = 1 if self.ir.window.length == "step" else steps
-        (state, traces, _), ys = over_windows(one_window, tuple(start), (xs, begins), steps, window)
+        (state, traces, _), ys = over_windows(
+            one_window, tuple(start), (xs, begins), steps, window, self.by_step
+        )
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)
@@ -196,7 +199,7 @@ class Runner:
             (state, _, value, sums), moving, aux = learned(start, (xs, data))
             moved = functools.partial(self.window.moved, moving)
         else:
-            end, aux = over_windows(one_window, start, (xs, data), steps, window)
+            end, aux = over_windows(one_window, start, (xs, data), steps, window, self.by_step)
             state, traces, _, value, sums = end
             moved = lambda last, traces=traces: traces
         if not carry.batched:

@@ -2,14 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Inexact, Int
 
 Operand = tuple[Array, int | None]
 """An array [B, ...], and the axis along which it is cut when the trace is; `None` where it is taken whole."""
-Product = Callable[[Array, Array], Array]
-"""Of a signal and a trace, or of parts of them along leading axes: the axes that it sums are counted from the last."""
+Product = Callable[..., Array]
+"""Of a signal and the arrays of a trace, or of parts of them along leading axes: the axes that it sums are counted from
+the last."""
+Body = Callable[[Any, Any], tuple[Any, Any]]
+"""Of what a loop carries and what it reads at one step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,34 +25,46 @@ class Schedule:
 
     devices: int = 1
 
+    def scan(
+        self,
+        body: Body,
+        start: Any,
+        xs: Any,
+        length: int | None = None,
+        reverse: bool = False,
+        moves_traces: bool = False,
+    ) -> tuple[Any, Any]:
+        """`lax.scan` over the steps of a window, or over windows of one step, each of which `moves_traces`."""
+        return lax.scan(body, start, xs, length=length, reverse=reverse)
+
     def sum_over_examples(
         self,
         product: Product,
         signal: Inexact[Array, "B ..."],
-        trace: Inexact[Array, "B ..."],
+        trace: tuple[Array, ...],
         finite: Product | None = None,
     ) -> Inexact[Array, "..."]:
-        """`product(signal, trace).sum(0)`.
+        """`product(signal, *trace).sum(0)`, of the arrays of a trace, [B, ...].
 
         - `finite`: the same product where all of the signal is finite, in a window of one step, which runs so often
             that its time counts for more than XLA's; else `None`.
 
         A batch may be spread over devices, each of which holds a run of it and sums that first.
         """
-        return product(signal, trace).sum(0)
+        return product(signal, *trace).sum(0)
 
     def overwrite(
         self,
-        trace: Inexact[Array, "B ..."],
+        trace: tuple[Array, ...],
         axis: int,
-        update: Callable[..., Array],
+        update: Callable[..., tuple[Array, ...]],
         operands: Sequence[Operand],
         zero: Int[Array, ""] | None = None,
         at_once: bool = False,
-    ) -> Array:
-        """`update(trace, *operands)`, in place.
+    ) -> tuple[Array, ...]:
+        """`update(trace, *operands)`, in place: the arrays of a trace, [B, ...], of one shape.
 
-        - `axis`: of the trace, along which it may be cut, and each operand along its own.
+        - `axis`: of these arrays, along which they may be cut, and each operand along its own.
         - `zero`: from `after`.
         - `at_once`: nothing is gained by pieces.
         """

@@ -27,7 +27,11 @@ RULES = {
     "decay, full windows": etpc.ES_D_RTRL(decay=0.8, window=3, backprop="full"),
     "look-back": etpc.D_RTRL(window=1, lookback=3),
     "chosen": etpc.D_RTRL(),
+    "steps, tpu": etpc.D_RTRL(window=1),
+    "windows, tpu": etpc.D_RTRL(window=6),
+    "decay, tpu": etpc.ES_D_RTRL(decay=0.8, window=6),
 }
+"""By name, after which the target may stand; it is the CPU otherwise."""
 DEFINED = ("steps", "windows", "whole", "full windows")
 NETWORKS = networks()
 COMMUTED = "readout", "complex cascade"
@@ -47,6 +51,9 @@ OFTEN = (
     ("matrix", "windows"),
     ("readout", "whole"),
     ("readout", "look-back"),
+    ("adaptive", "steps, tpu"),
+    ("LSTM", "windows, tpu"),
+    ("spiking", "decay, tpu"),
 )
 """Each pass changes one of these, and each rule is in one."""
 
@@ -58,8 +65,9 @@ def often(rules):
 
 def compiled(network, rule, passes):
     model, state, step = NETWORKS[network]
-    x = jnp.zeros(INPUTS)
-    return etpc.compile(model, RULES[rule], inputs=x, state=state, step=step, passes=passes)
+    target = "tpu" if "tpu" in rule else None
+    options = dict(inputs=jnp.zeros(INPUTS), state=state, step=step, target=target)
+    return etpc.compile(model, RULES[rule], passes=passes, **options)
 
 
 def data(batch=BATCH):

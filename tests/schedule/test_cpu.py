@@ -60,7 +60,7 @@ def test_sum_over_examples(batch, devices):
         trace = draw((batch, *SHAPE[1:]), dtype)
         for shape in shapes_of_signal(2, dtype):
             signal = draw((batch, *shape[1:]), dtype, seed=1)
-            for found in (of_examples(signal, trace), jax.jit(in_a_step)(signal, trace)):
+            for found in (of_examples(signal, (trace,)), jax.jit(in_a_step)(signal, (trace,))):
                 close(found, (signal * trace).sum(0))
 
 
@@ -75,11 +75,11 @@ def test_sum_over_examples_and_states(states, batch, devices):
         shape[states] = length
         trace, signal = draw(shape, "float64"), draw(shape, "float64", seed=1)
         found = jax.jit(functools.partial(Pieces(devices, 1).sum_over_examples, product))
-        close(found(signal, trace), (signal * trace).sum((0, states)))
+        close(found(signal, (trace,)), (signal * trace).sum((0, states)))
 
 
 def test_nothing_is_summed_over_no_examples_but_one():
-    found = Pieces().sum_over_examples(operator.mul, jnp.ones((1, 2)), jnp.full((1, 2), 3.0))
+    found = Pieces().sum_over_examples(operator.mul, jnp.ones((1, 2)), (jnp.full((1, 2), 3.0),))
     np.testing.assert_array_equal(found, [3, 3])
 
 
@@ -95,20 +95,22 @@ def test_overwrite(axis, piece, devices):
     along = [places if n == axis else 1 for n in range(1, len(SHAPE))]
     axes = [2, 1, None]
 
-    def update(part, gain, shift, whole):
+    def update(parts, gain, shift, whole):
         cut = [-1 if n == axis else 1 for n in range(1, len(SHAPE))]
         gain = gain[:, 1].reshape(gain.shape[0], *cut)
-        return gain * part + shift[:, 0, 1].reshape(-1, 1, 1, 1) + whole
+        first, *others = parts
+        first = gain * first + shift[:, 0, 1].reshape(-1, 1, 1, 1) + whole
+        return first, *(part + first for part in others)
 
     @jax.jit
-    def alone(trace, given):
+    def alone(*trace, given):
         return schedule.overwrite(trace, axis, update, list(zip(given, axes, strict=True)))
 
     @jax.jit
     def both(trace, signal, given):
         given = list(zip(given, axes, strict=True))
-        read = schedule.sum_over_examples(operator.mul, signal, trace)
-        return schedule.overwrite(trace, axis, update, given, zero_after(read)), read
+        read = schedule.sum_over_examples(operator.mul, signal, (trace,))
+        return *schedule.overwrite((trace,), axis, update, given, zero_after(read)), read
 
     for dtype in DTYPES:
         trace = draw(SHAPE, dtype)
@@ -118,7 +120,9 @@ def test_overwrite(axis, piece, devices):
         wanted = (
             gain[:, 1].reshape(-1, *along) * trace + shift[:, 0, 1].reshape(-1, 1, 1, 1) + whole
         )
-        close(alone(trace, given), wanted)
+        close(alone(trace, given=given)[0], wanted)
+        for found in alone(trace, trace, given=given)[1:]:
+            close(found, trace + wanted)
         for shape in shapes_of_signal(axis, dtype):
             signal = draw(shape, dtype, seed=3)
             found, read = both(trace, signal, given)
@@ -133,8 +137,8 @@ def test_what_is_no_number_stays_in_its_example(axis, piece):
     trace[1] = [[[np.nan]]]
     trace[1, 0] = np.inf
     others = np.arange(SHAPE[0]) != 1
-    moved = lambda part: 0.5 * part + 1
-    found = jax.jit(lambda t: Pieces(1, piece).overwrite(t, axis, moved, []))(trace)
+    moved = lambda parts: (0.5 * parts[0] + 1,)
+    (found,) = jax.jit(lambda t: Pieces(1, piece).overwrite((t,), axis, moved, []))(trace)
     np.testing.assert_array_equal(found[others], 0.5 * trace[others] + 1)
     assert not np.isfinite(found[1]).any()
 
@@ -148,11 +152,11 @@ def test_every_piece_is_some_share(piece, devices):
         for places in (1, 2, 15, 17, 100, 257):
             trace, shapes = jnp.zeros((batch, places, 3)), []
 
-            def update(part, shapes=shapes):
-                shapes.append(part.shape)
-                return part
+            def update(parts, shapes=shapes):
+                shapes.append(parts[0].shape)
+                return parts
 
-            Pieces(devices, piece).overwrite(trace, 1, update, [])
+            Pieces(devices, piece).overwrite((trace,), 1, update, [])
             share = np.gcd(batch, devices)
             by_example = share == 1 and trace.nbytes / batch <= cpu.LARGE * piece
             axis, cut = (0, batch) if by_example else (1, places)
@@ -166,8 +170,8 @@ def test_every_piece_is_some_share(piece, devices):
 
 def test_at_once_is_in_one_piece():
     shapes = []
-    seen = lambda part: shapes.append(part.shape) or part
-    Pieces(1, 1).overwrite(jnp.zeros((6, 5, 3)), 1, seen, [], at_once=True)
+    seen = lambda parts: shapes.append(parts[0].shape) or parts
+    Pieces(1, 1).overwrite((jnp.zeros((6, 5, 3)),), 1, seen, [], at_once=True)
     assert shapes == [(6, 5, 3)]
 
 

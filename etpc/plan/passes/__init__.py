@@ -18,6 +18,8 @@ from .pair_states import PAIR_STATES
 from .read_after import READ_AFTER
 from .schedule import SCHEDULE
 from .share_uses import SHARE_USES
+from .states_apart import STATES_APART
+from .unroll import UNROLL
 
 DEFAULT = (
     COMMUTE,
@@ -27,12 +29,14 @@ DEFAULT = (
     FILTERED,
     HOLOMORPHIC,
     JOIN_PRODUCTS,
+    STATES_APART,
     PAIR_STATES,
     BY_COLUMNS,
     CHOOSE_WINDOW,
     READ_AFTER,
     JOIN_PAST,
     SCHEDULE,
+    UNROLL,
 )
 """All passes, in the order in which they run."""
 PASSES = {p.name: p.does for p in DEFAULT}
