@@ -28,7 +28,7 @@ SEEDS ?= 1
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 AGENTS := streaming ppo conditioning encoder
 
-.PHONY: demo examples results test fuzz test-peer test-third-party test-device on-device test-leaks test-newest test-wheel test-affected-jaxlib coverage bench bench-versions api dist release-check lint lock docs docs-dev docs-release notebooks paper clean
+.PHONY: demo examples results test fuzz test-peer test-third-party test-device test-accelerators accelerators on-device test-leaks test-newest test-wheel test-affected-jaxlib coverage bench bench-versions api dist release-check lint lock docs docs-dev docs-release notebooks paper clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
@@ -85,6 +85,15 @@ test-third-party: .venv-third-party/.test
 
 test-device: .venv-device/.test
 	.venv-device/bin/python -m pytest tests/device tests/peer/test_nest.py -m "device or peer" $(PYTEST_ARGS)
+
+# Compiled by the compilers of accelerators, which need no device.
+test-accelerators: .venv-accelerators/.test
+	JAX_PLATFORMS=cpu .venv-accelerators/bin/python -m pytest tests/accelerators -m accelerators $(PYTEST_ARGS)
+
+# What programs cost there, for example: make accelerators ACCELERATORS="--sizes 128 --steps 50 --batches 32 --on h100"
+ACCELERATORS ?= --sizes 128,512,2048
+accelerators: .venv-accelerators/.test
+	JAX_PLATFORMS=cpu .venv-accelerators/bin/python -m benchmarks accelerators $(ACCELERATORS) --record
 
 test-leaks: .venv/.test
 	JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest tests/test_docs.py -m leaks $(PYTEST_ARGS)
@@ -151,10 +160,10 @@ lint: .venv/.dev
 # Makes environments anew, of the newest packages, and writes these down for each Python.
 FREEZE = $(1)/bin/python -m pip freeze --exclude-editable
 lock:
-	rm -rf .venv .venv-device .venv-peer
-	$(MAKE) LOCKED= .venv/.dev .venv/.docs .venv-device/.test .venv-peer/.peer
+	rm -rf .venv .venv-device .venv-peer .venv-accelerators
+	$(MAKE) LOCKED= .venv/.dev .venv/.docs .venv-device/.test .venv-peer/.peer .venv-accelerators/.test
 	($(call FREEZE,.venv) && $(call FREEZE,.venv-device)) | sort -u > $$($(call LOCK,.venv))
-	$(call FREEZE,.venv-peer) | sort > $$($(call LOCK,.venv-peer))
+	($(call FREEZE,.venv-peer) && $(call FREEZE,.venv-accelerators)) | sort -u > $$($(call LOCK,.venv-peer))
 
 notebooks: .venv/.test
 	$(BIN)/python -m tests.notebooks
@@ -176,7 +185,7 @@ paper: .venv/.paper
 	$(BIN)/python paper/build.py
 
 clean:
-	rm -rf .venv .venv-peer .venv-device .venv-third-party .venv-newest .venv-wheel .venv-affected dist site paper/paper.pdf .asv .coverage .hypothesis .pytest_cache .ruff_cache benchmarks/out
+	rm -rf .venv .venv-peer .venv-device .venv-third-party .venv-newest .venv-accelerators .venv-wheel .venv-affected dist site paper/paper.pdf .asv .coverage .hypothesis .pytest_cache .ruff_cache benchmarks/out
 	find etpc tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # With LOCKED=1, as continuous integration has it, the Pythons that have a file of versions get these; others the newest.
@@ -193,6 +202,7 @@ LOCK = $(1)/bin/python -c 'import sys; print(".ci/lock-%d.%d.txt" % sys.version_
 .venv-newest/.test: EXTRAS = demo,test
 .venv-device/.test: EXTRAS = test,device,nest
 .venv-third-party/.test: EXTRAS = test
+.venv-accelerators/.test: EXTRAS = demo,test,bench,tpu,cuda
 
 # Packages of which an example reads a data file only: what they depend on stays away.
 .venv/.demo .venv/.test: DATA = aeon==1.6.0
@@ -207,10 +217,10 @@ LOCK = $(1)/bin/python -c 'import sys; print(".ci/lock-%d.%d.txt" % sys.version_
 .venv-third-party/.test: DATA = memorax==1.0.1 noxton==0.1.4 rnn-jax==0.0.2 spyx==1.0.0
 
 .venv/.demo .venv/.test .venv/.dev .venv/.docs .venv/.paper .venv-device/.test: BASE = $(PYTHON)
-.venv-newest/.test .venv-peer/.peer .venv-third-party/.test: BASE = $(PYTHON_NEWEST)
+.venv-newest/.test .venv-peer/.peer .venv-third-party/.test .venv-accelerators/.test: BASE = $(PYTHON_NEWEST)
 .venv-third-party/.test: tests/interop/requirements.txt
 
-.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv/.paper .venv-peer/.peer .venv-device/.test .venv-newest/.test .venv-third-party/.test: pyproject.toml
+.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv/.paper .venv-peer/.peer .venv-device/.test .venv-newest/.test .venv-third-party/.test .venv-accelerators/.test: pyproject.toml
 	test -x $(@D)/bin/python || $(BASE) -m venv $(@D)
 	lock=$$($(call LOCK,$(@D))); test -n '$(LOCKED)' -a -f $$lock || lock=/dev/null; \
 		$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $$lock --editable '.[$(EXTRAS)]' $(PINNED)

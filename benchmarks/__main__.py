@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import (
+    accelerators,
     by_hand,
     cells,
     compile_time,
@@ -90,10 +91,16 @@ def main(arguments: list[str] | None = None) -> None:
         "what",
         nargs="*",
         default=["all"],
-        help="speed, cells, step, memory, compile, passes, low-rank, precision, interop, norse or all",
+        help="speed, cells, step, memory, compile, passes, low-rank, precision, interop, norse or all; accelerators is "
+        "asked for by name, in the environment of `make accelerators`",
     )
     parser.add_argument("--sizes", type=_sizes, help="neurons of the network, as in 128,512,1024")
     parser.add_argument("--cells", type=_names, help="which, as in LIF,LSTM; without it all")
+    parser.add_argument(
+        "--on", type=_names, default=accelerators.ON, help="accelerators, as in v5e:2x2,h100"
+    )
+    parser.add_argument("--steps", type=_sizes, default=(50, 1000), help="of accelerators: lengths")
+    parser.add_argument("--batches", type=_sizes, default=(1, 32), help="of accelerators")
     parser.add_argument("--repeats", type=int, help="how often each gradient is timed")
     parser.add_argument("--quick", action="store_true", help="a small run, to see that it works")
     parser.add_argument("--json", type=Path, help="file of runs, in which these take their place")
@@ -113,10 +120,14 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = options.sizes or ((32,) if options.quick else (128,))
     repeats = options.repeats or (2 if options.quick else 20)
     if options.record:
-        if options.quick or options.cells:
+        if options.quick or (options.cells and options.what != ["accelerators"]):
             parser.error("--record is for a whole run: leave --quick and --cells out")
         options.json, options.plots = record.RECORD, record.FOLDER
     benchmarks = (_quick if options.quick else _full)(console, sizes, repeats, options.cells)
+    if "accelerators" in options.what:
+        benchmarks["accelerators"] = lambda: accelerators.run(
+            console, sizes, options.steps, options.batches, options.on, options.cells
+        )
     for name, available in (("interop", peer.available()), ("norse", norse.available())):
         for key in [key for key in benchmarks if key.startswith(name) and not available]:
             del benchmarks[key]

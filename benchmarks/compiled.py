@@ -5,8 +5,9 @@ run. The optimised HLO says of a TPU how many cycles XLA estimates for each inst
 launched; here they are multiplied by the trips of the loops around them, where XLA's own totals count the body of a
 loop once.
 
-Not in it: on a TPU, transfers that overlap with work and the start of a loop; on a GPU any time at all, and the launches
-of a loop's condition. A conditional counts as its last branch, which is the one that is taken where its predicate holds.
+Not in it: on a TPU, transfers that overlap with work and the start of a loop; on a GPU any time at all, and the
+launches of a loop's condition. A conditional counts as its last branch, which is the one that is taken where its
+predicate holds.
 """
 
 import dataclasses
@@ -40,8 +41,18 @@ LIBTPU = {  # without a TPU, libtpu asks for these
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-KERNELS = "fusion custom-call copy dot convolution reduce sort scatter transpose".split()
-COLLECTIVES = "all-reduce all-gather reduce-scatter collective-permute all-to-all".split()
+KERNELS = [
+    "fusion",
+    "custom-call",
+    "copy",
+    "dot",
+    "convolution",
+    "reduce",
+    "sort",
+    "scatter",
+    "transpose",
+]
+COLLECTIVES = ["all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"]
 BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 FAST = "S(1)"
 """An array that XLA keeps in the memory of a TPU's core, VMEM, in place of HBM."""

@@ -104,14 +104,14 @@ def difference(got: Mapping[str, Any], want: Mapping[str, Any]) -> dict[str, dic
 def environment(kept: bool = False) -> dict[str, str]:
     """What the numbers were measured on. `kept`: what `keep_memory` said."""
     device = jax.devices()[0]
-    packages = ("jax", "jaxlib", "equinox", "etpc", "braintrace", "brainstate", "norse", "torch")
+    packages = "jax jaxlib equinox etpc braintrace brainstate norse torch libtpu jax-cuda12-plugin"
     return {
         "device": f"{device.platform}, {device.device_kind} x {jax.device_count()}",
         "cpu": _cpu(),
         "cores": str(_cores()),
         "allocator": "keeps its memory" if kept else "as the system has it",
         "python": platform.python_version(),
-        **{name: version for name in packages if (version := _version(name))},
+        **{name: version for name in packages.split() if (version := _version(name))},
         "matmul precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
     }
 

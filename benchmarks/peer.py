@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jax import Array
 
@@ -176,6 +177,13 @@ class Program:
     def lowered(self, *shapes: Any) -> jax.stages.Lowered:
         with _environment():
             return self._run.lower(*shapes)
+
+    def as_function(self, *arguments: Any) -> tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]:
+        """A function of arrays that writes no states, and the shapes of these arrays: `jax.jit` takes no other one."""
+        with _environment():
+            closed, _ = _load("brainstate").transform.make_jaxpr(self._run)(*arguments)
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
+        return jax.extend.core.jaxpr_as_fun(closed), shapes
 
 
 class Gradient:

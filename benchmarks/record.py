@@ -39,14 +39,17 @@ def save(runs: Iterable[Run], path: Path) -> None:
 
 
 def merged(runs: Iterable[Run], new: Run) -> list[Run]:
-    """The runs with a new one in the place of what they have of its benchmark at its sizes."""
-    sizes = {row.get("size") for row in new.rows}
+    """The runs with a new one in the place of what they have of its benchmark at its sizes; of accelerators, what they
+    have of the same one at the same length and batch."""
+    keys = ("on", "size", "steps", "batch") if new.benchmark == "accelerators" else ("size",)
+    place = lambda row: tuple(row.get(key) for key in keys)
+    places = set(map(place, new.rows))
     older = []
     for run in runs:
-        old = [row for row in run.rows if row.get("size") not in sizes]
+        old = [row for row in run.rows if place(row) not in places]
         if run.benchmark != new.benchmark:
             older.append(run)
         elif old:
             older.append(dataclasses.replace(run, rows=old))
-    first = lambda run: run.rows[0].get("size") or 0
+    first = lambda run: [run.rows[0].get(key) or 0 for key in ("size", "steps", "batch")]
     return sorted([*older, new], key=lambda run: (run.benchmark, first(run)))

@@ -97,7 +97,7 @@ def test_an_export_is_planned_for_its_platform():
     assert code[0] == code[1]
     assert code[2] == code[3]
     with pytest.raises(
-        etpc.InputError, match="by the passes schedule, unroll. Export once for each"
+        etpc.InputError, match=r"by the passes schedule, unroll\. Export once for each"
     ):
         exported(("cpu", "tpu"))
     of_target = "schedule", "unroll", "states_apart"

@@ -19,12 +19,12 @@ class Unrolled(Schedule):
     """Loops over steps with several steps in their body.
 
     - `steps`: how many of a window.
-    - `updates`: how many windows of one step, each of which moves the traces. With 4, XLA computes a large trace a
-        second time where it is read.
+    - `updates`: how many windows of one step, each of which moves the traces. For 2, a TPU writes a trace once, and a
+        GPU copies it. For 4, XLA computes a large trace a second time where it is read.
     """
 
     steps: int = 4
-    updates: int = 2
+    updates: int = 1
 
     def scan(
         self,

@@ -19,9 +19,9 @@ SHORTEST, AT_MOST = 8, 64
 """Bounds of a window, in steps. With more than `AT_MOST`, a window saved less than the rest of a step takes, on every
 network that was measured. It is shorter than `AT_LEAST` only where the traces take less memory than one step."""
 AT_MOST_ELSEWHERE, KEPT_ELSEWHERE = 200, 4
-"""The same bound where there is no cache to stay in, as on a TPU, and how many times the bytes of the traces a window may
-keep there by `bytes_of_step`. That counts all arrays of a step; a TPU had a quarter to a half of them at a time, beside
-the two or three copies of the traces that a window takes in any case."""
+"""The same bound where there is no cache to stay in, as on a TPU, and how many times the bytes of the traces a window
+may keep there by `bytes_of_step`. That counts all arrays of a step; a TPU had a quarter to a half of them at a time,
+beside the copies of the traces that a window takes in any case."""
 CACHED = 640 << 10
 """Bytes that a window may keep of the steps of one example on a CPU where the traces are small; measured on the cells
 of the benchmarks in batches of 32, with windows of 8 to 50 steps."""

@@ -17,7 +17,7 @@ def _run(program: TraceProgram) -> TraceProgram:
     target = program.target
     if target.cache is not None:
         return program
-    schedule = Unrolled(target.devices)
+    schedule = Unrolled(target.devices, updates=2 if target.platform == "tpu" else 1)
     text = f"loops over steps have {schedule.steps} steps in their body"
     return dataclasses.replace(program, schedule=schedule).noted(Change(NAME, "", text))
 
