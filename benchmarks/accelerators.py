@@ -35,7 +35,7 @@ RULES: Mapping[str, etpc.algorithms.Algorithm] = {
     f"rank {RANK}": etpc.ES_D_RTRL(rank=RANK),
     "RTRL": etpc.RTRL(),
 }
-ADAM = "D-RTRL, Adam at each step"
+ADAM, UNROLLED = "D-RTRL, Adam at each step", "BPTT, 4 steps in a loop's body"
 LARGEST = 1 << 30
 """RTRL takes part where its traces have no more bytes than this."""
 OFTEN = ("LIF", "ALIF", "GIF", "GRU", "LSTM", "MinGRU", "LRU")
@@ -164,7 +164,7 @@ def of_cell(
 
     yield chip, steps, ("BPTT", {}, bptt, data)
     unrolled = functools.partial(bptt, unroll=4)
-    yield chip, steps, ("BPTT, 4 steps in a loop's body", {}, unrolled, data)
+    yield chip, steps, (UNROLLED, {}, unrolled, data)
     for rule_name, rule in RULES.items():
         program = etpc.compile(
             model, rule, inputs=shape(N_IN), weights="all", target=compiled.platform(chip)
@@ -230,8 +230,8 @@ def by_hand(
 def reference(
     chip: str, size: int, steps: int, batch: int
 ) -> Iterator[tuple[str, int, Contestant]]:
-    """etpc and braintrace on the reference network of the benchmarks. Its loss indexes, which etpc does for all steps of a
-    window at once, and a TPU by a loop over them."""
+    """etpc and braintrace on the reference network. Its loss indexes, which etpc does for all steps of a window at
+    once, and a TPU by a loop over them."""
     problem = Problem.make(size, steps, batch)
     arrays, static = eqx.partition(problem.model, eqx.is_array)
     targets = jnp.broadcast_to(problem.targets, (steps, batch))
@@ -261,3 +261,24 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             mean = float(jnp.exp(jnp.log(jnp.array([row["to_bptt"] for row in found])).mean()))
             means.append({"cell": f"mean of {len(found)}", "name": name, "to_bptt": mean})
     return means
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table for each accelerator, size, length and batch: a line for each cell, a column for each contestant."""
+    shapes = dict.fromkeys((row["on"], row["size"], row["steps"], row["batch"]) for row in rows)
+    sections: list[str] = []
+    for on, size, steps, batch in shapes:
+        here = [
+            row
+            for row in rows
+            if (row["on"], row["size"], row["steps"], row["batch"]) == (on, size, steps, batch)
+            and row["name"] in (UNROLLED, *RULES, ADAM)
+        ]
+        names = [name for name in (UNROLLED, *RULES, ADAM) if any(r["name"] == name for r in here)]
+        lines = [["cell", *names], ["---", *["---:"] * len(names)]]
+        for cell in dict.fromkeys(row["cell"] for row in here):
+            found = {row["name"]: f"{row['to_bptt']:.2f}" for row in here if row["cell"] == cell}
+            lines.append([cell, *(found.get(name, "-") for name in names)])
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        sections += [f"### {on}, N = {size}, T = {steps}, B = {batch}", table]
+    return "\n\n".join(sections)

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import passes, precision, quotes, record, report
+from benchmarks import accelerators, passes, precision, quotes, record, report
 from etpc.plan import PASSES
 from examples.published import study
 from examples.tasks import arms, suggested
@@ -29,7 +29,7 @@ def benchmarks_page() -> str:
     sections = [
         "# Benchmarks: all results",
         GENERATED.format("Benchmarks", "benchmarks"),
-        report.markdown(record.load()),
+        report.markdown([run for run in record.load() if run.benchmark != "accelerators"]),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -69,9 +69,23 @@ are within what the estimate does not know.
 | without a constant that is hidden from XLA | | 0.84 to 1.00 | 0.88 to 1.00 |
 
 So a TPU takes all passes but `schedule`, and what the last two rows name belongs to that schedule too: it was in the
-programs of this table, and is no longer in those for accelerators. `pair_states`, which was made for a CPU, helps
-there. `read_after` helps or costs by cell, and most of what it costs under ES-D-RTRL was the hidden constant.
+programs of this table, and is no longer in those for accelerators. `read_after` helps or costs by cell, and most of what it costs under ES-D-RTRL was the hidden constant.
 At N = 512 the pieces cost 1.14 (LSTM) to 1.93 (GRU) at each step, and 89 to 129 MB of temporaries.
+
+The passes that an accelerator alone has came later: B = 32, T = 1000, libtpu 0.0.50.1 and the compiler of JAX 0.12.0.1
+for an H100, of which kernels are counted. Without `unroll` windows have 20 steps, and with it too.
+
+| without | on | N | LIF | GRU | GIF | ALIF |
+| --- | --- | ---: | ---: | ---: | ---: | ---: |
+| `unroll`, D-RTRL | v5e | 128 | 2.20 | 1.54 | | |
+| `unroll`, a decay of 0.9 | v5e | 128 | 1.89 | 1.58 | | |
+| `unroll`, D-RTRL at each step | v5e | 128 | 1.31 | 1.11 | | |
+| `unroll`, D-RTRL | H100 | 128 | 2.14 | 2.13 | | |
+| `unroll`, a decay of 0.9 | H100 | 128 | 1.99 | 1.98 | | |
+| `states_apart`, D-RTRL at each step | v5e | 512 | | | 3.59 | 1.00 |
+| `states_apart`, windows of 50 | v5e | 128 | | | 1.07 | 1.00 |
+
+Two states are two arrays for a TPU as one complex array too, which is what `pair_states` makes of them.
 """
 
 
@@ -152,6 +166,57 @@ def precision_page() -> str:
         "## What rounded products lose",
         ABOUT_ROUNDED.format(window=precision.WINDOW),
         *(FOUND_PRECISION.format(precision.summary(run.rows)) for run in runs),
+        report.markdown(runs),
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+ABOUT_ACCELERATORS = """\
+**Nothing here ran on an accelerator.** Their compilers are packages that need no device: libtpu compiles for any TPU on
+a CPU, and JAX's CUDA plugin for a GPU that is described in text. They say what a program costs, without noise:
+
+- **Cycles** (TPU): XLA's estimate for each instruction, times the trips of the loops around it. XLA's own totals count
+  the body of a loop once.
+- **Kernels** (GPU): how many are launched, times trips. There is no estimate of time. A launch takes some microseconds,
+  which is the time of a step of a small network.
+- **Temporary bytes**, those of the traces beside them, and what the loops carry in the memory of a TPU's core, VMEM. A
+  program here begins with a new stream, so that its temporaries hold the traces too.
+
+What they are not: times. The estimates of a TPU's compiler leave out transfers that overlap with work, and their errors
+are not published; chips cannot be compared by them. Read a ratio of two programs on one chip, and not a number alone.
+
+`make accelerators` compiles all of it, which takes hours; `make accelerators ACCELERATORS="--sizes 128 --steps 1000
+--batches 32 --on h100 --cells LIF,GRU"` a part. `make test-accelerators` holds some programs to the bounds in
+`tests/accelerators/bounds.json`.
+
+## Advice
+
+- **A loss by one-hot targets.** `log_softmax(y)[target]` is an index for each example, and the derivative of a window
+  of them is a loop over steps and examples on a TPU: see the reference network below.
+- **Windows, where the weights need not move at each step.** A step of its own costs a pass over each trace.
+- **`target="tpu"` or `"cuda"`** where a program is compiled on another machine. Without `target=` it is for the
+  platform of the process.
+- **The carry as a donated argument** of your `jax.jit`, so that each step overwrites the traces. With windows, a TPU
+  lays a trace out another way inside of the program and keeps one copy.
+"""
+
+
+ACCELERATOR_MEANS = """\
+## Beside BPTT
+
+Cycles on TPUs, kernels on the H100, relative to plain BPTT of the same steps, of programs with all passes. *BPTT, 4
+steps in a loop's body* is `jax.lax.scan(unroll=4)`, which is what the pass `unroll` does to a program.
+"""
+
+
+def accelerators_page() -> str:
+    """What programs cost on accelerators, as the compilers of these say."""
+    runs = [run for run in record.load() if run.benchmark == "accelerators"]
+    sections = [
+        "# Accelerators",
+        ABOUT_ACCELERATORS,
+        ACCELERATOR_MEANS,
+        accelerators.summary([row for run in runs for row in run.rows]),
         report.markdown(runs),
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"
@@ -254,6 +319,7 @@ def measured(rows: list[study.Row]) -> str:
 PAGES = {
     "benchmarks/results.md": benchmarks_page,
     "passes.md": passes_page,
+    "accelerators.md": accelerators_page,
     "precision.md": precision_page,
     "tasks/results.md": tasks_page,
     "results.md": published_page,

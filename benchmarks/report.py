@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from benchmarks import (
+    accelerators,
     cells,
     compile_time,
     interop,
@@ -41,6 +42,7 @@ TABLES: dict[str, Table] = {
     "interop": interop.TABLE,
     "norse": norse.SPEED,
     "norse-memory": norse.MEMORY,
+    "accelerators": accelerators.TABLE,
 }
 COLOURS = {"BPTT": "#6b6b6b", "etpc": "#0072b2", "braintrace": "#d55e00"}
 STYLE: dict[Any, Any] = {

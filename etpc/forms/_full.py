@@ -161,10 +161,15 @@ def _dense(site: Site, passage: Passage, carry: Carry) -> Carry:
         if states is None:
             return (apply_columns(pairs, columns, carry[0], -3) + added_up(left, right),)
         # Element by element: XLA would copy the trace for an index into an array of all new entries.
+        if few or len(carry) > 1:
+            added = [added_up(_of_state(left, n), _of_state(right, n)) for n in range(m)]
+        else:
+            product = added_up(left, right)
+            added = [_of_state(product, n) for n in range(m)]
         new: list[Array] = []
         for n in range(m):
             terms = [times(_of_state(c, n), eps) for c, eps in zip(columns, states, strict=True)]
-            new.append(sum(terms[1:], terms[0]) + added_up(_of_state(left, n), _of_state(right, n)))
+            new.append(sum(terms[1:], terms[0]) + added[n])
         # An entry depends on all old ones at its place, and XLA overwrites an array only where it depends on no other
         # place: it would copy a trace [B, m, O, I] at every step.
         return tuple(new) if len(carry) > 1 else (lax.complex(*new),)
@@ -252,8 +257,8 @@ def _read(
             return times(signal, carry[0]).sum(axis)
         # Without a reduction over the states, with which the loop takes up to twice as long on a CPU.
         states = _by_state(site, carry)
-        states = [at(carry[0], n) for n in range(site.block)] if states is None else states
-        terms = [times(at(signal, n), eps) for n, eps in enumerate(states)]
+        eps = lambda n: at(carry[0], n) if states is None else states[n]
+        terms = [times(at(signal, n), eps(n)) for n in range(site.block)]
         return sum(terms[1:], terms[0])
 
     finite = product if at_each_step else None
