@@ -201,7 +201,7 @@ def by_hand(
     shape = lambda *axes: jax.ShapeDtypeStruct(axes, jnp.float32)
     data = shape(steps, batch, n_in), shape(steps, batch, n_out)
     of_state = jax.eval_shape(lambda: cell.state(size))
-    state = jax.tree.map(lambda a: shape(batch, *a.shape), of_state)
+    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape), a.dtype), of_state)
     traces = jax.eval_shape(lambda: cell.traces(weights, size, batch))
 
     def hand(weights: Any, state: Any, traces: Any, xs: Array, targets: Array) -> Any:

@@ -69,7 +69,8 @@ are within what the estimate does not know.
 | without a constant that is hidden from XLA | | 0.84 to 1.00 | 0.88 to 1.00 |
 
 So a TPU takes all passes but `schedule`, and what the last two rows name belongs to that schedule too: it was in the
-programs of this table, and is no longer in those for accelerators. `read_after` helps or costs by cell, and most of what it costs under ES-D-RTRL was the hidden constant.
+programs of this table, and is no longer in those for accelerators. `read_after` helps or costs by cell, and most of
+what it costs under ES-D-RTRL was the hidden constant.
 At N = 512 the pieces cost 1.14 (LSTM) to 1.93 (GRU) at each step, and 89 to 129 MB of temporaries.
 
 The passes that an accelerator alone has came later: B = 32, T = 1000, libtpu 0.0.50.1 and the compiler of JAX 0.12.0.1
