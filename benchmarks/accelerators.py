@@ -181,7 +181,7 @@ def of_cell(
         known = {"window": window, "traces": traces}
         yield chip, steps, (rule_name, known, grads, data)
         if rule_name == "D-RTRL, each step":
-            learner = etpc.online(program, loss, optax.adam(1e-3), every=1)
+            learner: Any = etpc.online(program, loss, optax.adam(1e-3), every=1)
             start = jax.eval_shape(functools.partial(learner.init, model, batch))
 
             def update(arrays: Any, start: Any, xs: Array, targets: Array, one=learner) -> Any:
@@ -220,7 +220,7 @@ def by_hand(
         step=cell.step,
         target=compiled.platform(chip),
     )
-    learner = etpc.online(program, squared, optax.sgd(rate), every=1)
+    learner: Any = etpc.online(program, squared, optax.sgd(rate), every=1)
     start = jax.eval_shape(lambda: learner.init(weights, batch))
     known = {"window": 1, "traces": sum(size for _, size in program.memory(batch).traces)}
     update = lambda weights, start, xs, ts: learner.update(weights, *start, xs, ts)
