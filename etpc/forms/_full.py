@@ -196,9 +196,9 @@ def _of_state(a: Inexact[Array, "... m p q"], n: int) -> Array:
 
 def _by_state(site: Site, carry: Carry) -> Sequence[Array] | None:
     """The entries of each state, where they are not along an axis of one array."""
-    if len(carry) > 1:
+    trace, *others = carry
+    if others:
         return carry
-    trace = carry[0]
     is_pair = jnp.issubdtype(trace.dtype, jnp.complexfloating) and not is_complex(site)
     return (trace.real, trace.imag) if is_pair else None
 
