@@ -35,7 +35,12 @@ class Schedule:
         moves_traces: bool = False,
     ) -> tuple[Any, Any]:
         """`lax.scan` over the steps of a window, or over windows of one step, each of which `moves_traces`."""
-        return lax.scan(body, start, xs, length=length, reverse=reverse)
+        unroll = self.unroll(moves_traces)
+        return lax.scan(body, start, xs, length=length, reverse=reverse, unroll=unroll)
+
+    def unroll(self, moves_traces: bool) -> int:
+        """How many steps, or windows of one step, the body of such a loop has."""
+        return 1
 
     def sum_over_examples(
         self,

@@ -7,11 +7,8 @@ a trace is moved by both steps in one pass over its memory.
 """
 
 import dataclasses
-from typing import Any
 
-from jax import lax
-
-from ._schedule import Body, Schedule
+from ._schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +23,8 @@ class Unrolled(Schedule):
     steps: int = 4
     updates: int = 1
 
-    def scan(
-        self,
-        body: Body,
-        start: Any,
-        xs: Any,
-        length: int | None = None,
-        reverse: bool = False,
-        moves_traces: bool = False,
-    ) -> tuple[Any, Any]:
-        unroll = self.updates if moves_traces else self.steps
-        return lax.scan(body, start, xs, length=length, reverse=reverse, unroll=unroll)
+    def unroll(self, moves_traces: bool) -> int:
+        return self.updates if moves_traces else self.steps
 
     def __str__(self) -> str:
         return f"loops over steps with {self.steps} steps in their body"

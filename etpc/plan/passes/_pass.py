@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from ...algorithms import Algorithm, Context
 from ...analyse import Analysis
-from ...ir import TraceProgram
+from ...forms import Full, Site
+from ...ir import Change, TraceProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,17 @@ class Pass:
     run: Callable[[TraceProgram], TraceProgram]
     after: tuple[str, ...] = ()
     before: Callable[[Algorithm, Context], Analysis] | None = None
+
+
+def whole_traces_as(
+    program: TraceProgram, form: Full, fits: Callable[[Site], bool], name: str, text: str
+) -> TraceProgram:
+    """The program with whole traces carried in another setting of their form where it `fits`; the pass of that name
+    says so in the text."""
+    found = [node for node in program.traces if node.form == Full() and fits(node.site)]
+    new = {node: dataclasses.replace(node, form=form) for node in found}
+    changes = [Change(name, node.op.path, text) for node in found]
+    return program.replaced(new).noted(*changes) if new else program
 
 
 REGROUPING = ("drop_ended", "share_uses", "filtered", "join_products")

@@ -7,20 +7,14 @@
   entries at its own place.
 """
 
-import dataclasses
-
 from ...forms import Full
-from ...ir import Change, TraceProgram
-from ._pass import Pass
+from ...ir import TraceProgram
+from ._pass import Pass, whole_traces_as
 
 
 def _run(program: TraceProgram) -> TraceProgram:
-    found = [
-        node for node in program.traces if node.form == Full() and Full().pairs_states(node.site)
-    ]
-    new = {node: dataclasses.replace(node, form=Full(as_complex=True)) for node in found}
-    changes = [Change(NAME, node.op.path, "two states as one complex number") for node in found]
-    return program.replaced(new).noted(*changes) if new else program
+    text = "two states as one complex number"
+    return whole_traces_as(program, Full(as_complex=True), Full().pairs_states, NAME, text)
 
 
 NAME = "pair_states"

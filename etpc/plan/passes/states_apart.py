@@ -7,22 +7,16 @@
   one array at a time there, and copies those that another one is yet to be computed from.
 """
 
-import dataclasses
-
 from ...forms import Full
-from ...ir import Change, TraceProgram
-from ._pass import Pass
+from ...ir import TraceProgram
+from ._pass import Pass, whole_traces_as
 
 
 def _run(program: TraceProgram) -> TraceProgram:
     if program.target.cache is not None:
         return program
-    found = [
-        node for node in program.traces if node.form == Full() and Full().parts_states(node.site)
-    ]
-    new = {node: dataclasses.replace(node, form=Full(apart=True)) for node in found}
-    changes = [Change(NAME, node.op.path, "an array for each state") for node in found]
-    return program.replaced(new).noted(*changes) if new else program
+    text = "an array for each state"
+    return whole_traces_as(program, Full(apart=True), Full().parts_states, NAME, text)
 
 
 NAME = "states_apart"
