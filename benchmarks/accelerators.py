@@ -3,10 +3,11 @@
 Nothing is run: each program is compiled for a chip that is not there (`benchmarks/compiled.py`). Cells are those of
 `benchmarks/cells.py`, with a cross-entropy of one-hot targets, as a TPU makes a loop of a loss that indexes. All
 contestants compute the gradient of the same sequences, from a fresh state; what would only be carried on is left out.
-By hand and TBPTT are those of `benchmarks/step.py`, where weights move at each step.
+The rules by hand are those of `benchmarks/step.py`, where weights move at each step.
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from rich.console import Console
 
 import etpc
 from benchmarks import cells, compiled, network, peer, step
-from benchmarks.by_hand import CELLS, Cell
+from benchmarks.by_hand import CELLS, Cell, bptt
 from benchmarks.by_hand import loss as squared
 from benchmarks.cells import DECAY, RANK
 from benchmarks.network import N_IN, N_OUT, Problem
@@ -81,27 +82,20 @@ def run(
     """A row for each accelerator, size, length, batch, cell and contestant."""
     names = [name for name in cells.OF_NN if only is None or name in only]
     rows: list[dict[str, Any]] = []
-    for size in sizes:
-        for length in steps:
-            for batch in batches:
-                for chip in on:
-                    of_chip = [
-                        {"cell": name, **row}
-                        for name in names
-                        for row in _rows(console, of_cell(chip, name, size, length, batch))
-                    ]
-                    for cell in CELLS:
-                        if only is None or cell.name in only:
-                            found = by_hand(chip, cell, size, length, batch)
-                            of_chip += [{"cell": cell.name, **row} for row in _rows(console, found)]
-                    if peer.available() and batch > 1:
-                        found = reference(chip, size, length, batch)
-                        row = {"cell": "reference network"}
-                        of_chip += [{**row, **r} for r in _rows(console, found)]
-                    of_chip += _means(of_chip)
-                    of_chip = [{"on": chip, **row} for row in of_chip]
-                    TABLE.show(console, of_chip, f"N={size} B={batch} T={length}")
-                    rows += [{"size": size, "batch": batch, "steps": length, **r} for r in of_chip]
+    for size, length, batch, chip in itertools.product(sizes, steps, batches, on):
+        shape = chip, size, length, batch
+        fields = [(name, of_cell(name, *shape)) for name in names]
+        fields += [(c.name, by_hand(c, *shape)) for c in CELLS if only is None or c.name in only]
+        if peer.available() and batch > 1:
+            fields.append(("reference network", reference(*shape)))
+        found = [
+            {"cell": cell, **row}
+            for cell, field in fields
+            for row in _rows(console, chip, length, field)
+        ]
+        found = [{"on": chip, **row} for row in (*found, *_means(found))]
+        TABLE.show(console, found, f"N={size} B={batch} T={length}")
+        rows += [{"size": size, "batch": batch, "steps": length, **row} for row in found]
     return rows
 
 
@@ -109,10 +103,12 @@ Contestant = tuple[str, dict[str, Any], Callable[..., Any], tuple[Any, ...]]
 """A name, what is known of it, a function and its arguments."""
 
 
-def _rows(console: Console, field: Iterator[tuple[str, int, Contestant]]) -> list[dict[str, Any]]:
+def _rows(
+    console: Console, chip: str, steps: int, field: Iterator[Contestant]
+) -> list[dict[str, Any]]:
     """What each contestant costs, in units of the first."""
     rows: list[dict[str, Any]] = []
-    for chip, steps, (name, known, function, arguments) in field:
+    for name, known, function, arguments in field:
         start = time.perf_counter()
         try:
             cost = compiled.cost(compiled.compile_for(chip, function, *arguments))
@@ -138,9 +134,7 @@ def _rows(console: Console, field: Iterator[tuple[str, int, Contestant]]) -> lis
     return rows
 
 
-def of_cell(
-    chip: str, name: str, size: int, steps: int, batch: int
-) -> Iterator[tuple[str, int, Contestant]]:
+def of_cell(name: str, chip: str, size: int, steps: int, batch: int) -> Iterator[Contestant]:
     """BPTT as one writes it, and rules, of a network with one layer of these cells."""
     model = cells.example(name, size, 2, 1).model
     arrays, static = eqx.partition(model, eqx.is_array)
@@ -148,23 +142,11 @@ def of_cell(
     xs, targets = shape(steps, batch, N_IN), shape(steps, batch, dtype=jnp.int32)
     data = arrays, xs, targets
 
-    def bptt(arrays: Any, xs: Array, targets: Array, unroll: int = 1) -> Any:
-        def total(arrays: Any) -> Array:
-            model = eqx.combine(arrays, static)
+    def plain(arrays: Any, xs: Array, targets: Array, unroll: int = 1) -> Any:
+        return bptt(eqx.combine(arrays, static), xs, targets, loss, unroll=unroll)[1]
 
-            def one(state: Any, data: tuple[Array, Array]) -> tuple[Any, Array]:
-                y, state = jax.vmap(model)(data[0], state)
-                return state, jax.vmap(loss)(y, data[1]).mean()
-
-            first = model.init_state()
-            start = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), first)
-            return jax.lax.scan(one, start, (xs, targets), unroll=unroll)[1].sum()
-
-        return eqx.filter_grad(total)(arrays)
-
-    yield chip, steps, ("BPTT", {}, bptt, data)
-    unrolled = functools.partial(bptt, unroll=4)
-    yield chip, steps, (UNROLLED, {}, unrolled, data)
+    yield "BPTT", {}, plain, data
+    yield UNROLLED, {}, functools.partial(plain, unroll=4), data
     for rule_name, rule in RULES.items():
         program = etpc.compile(
             model, rule, inputs=shape(N_IN), weights="all", target=compiled.platform(chip)
@@ -179,7 +161,7 @@ def of_cell(
 
         window = program.window_for(steps)
         known = {"window": window, "traces": traces}
-        yield chip, steps, (rule_name, known, grads, data)
+        yield rule_name, known, grads, data
         if rule_name == "D-RTRL, each step":
             learner: Any = etpc.online(program, loss, optax.adam(1e-3), every=1)
             start = jax.eval_shape(functools.partial(learner.init, model, batch))
@@ -188,13 +170,10 @@ def of_cell(
                 model, *after, _ = one.update(eqx.combine(arrays, static), *start, xs, targets)
                 return eqx.filter(model, eqx.is_array), after
 
-            given = jax.tree.map(lambda a: a, (arrays, start, xs, targets))
-            yield chip, steps, (ADAM, known, update, given)
+            yield ADAM, known, update, (arrays, start, xs, targets)
 
 
-def by_hand(
-    chip: str, cell: Cell, size: int, steps: int, batch: int
-) -> Iterator[tuple[str, int, Contestant]]:
+def by_hand(cell: Cell, chip: str, size: int, steps: int, batch: int) -> Iterator[Contestant]:
     """A rule by hand, and the same in etpc, with gradient descent at each step."""
     n_in, n_out, rate = step.N_IN, step.N_OUT, step.RATE
     weights = cell.weights(jax.random.key(0), n_in, size, n_out)
@@ -204,15 +183,7 @@ def by_hand(
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape), a.dtype), of_state)
     traces = jax.eval_shape(lambda: cell.traces(weights, size, batch))
 
-    def hand(weights: Any, state: Any, traces: Any, xs: Array, targets: Array) -> Any:
-        def one(carry: Any, data: Any) -> Any:
-            weights, state, traces = carry
-            grads, state, traces, error = cell.learn(weights, state, traces, *data)
-            return ({n: w - rate * grads[n] for n, w in weights.items()}, state, traces), error
-
-        return jax.lax.scan(one, (weights, state, traces), (xs, targets))
-
-    yield chip, steps, ("by hand", {}, hand, (weights, state, traces, *data))
+    yield "by hand", {}, step.updates(cell), (weights, state, traces, *data)
     program = etpc.compile(
         *(weights, etpc.D_RTRL()),
         inputs=shape(n_in),
@@ -224,12 +195,10 @@ def by_hand(
     start = jax.eval_shape(lambda: learner.init(weights, batch))
     known = {"window": 1, "traces": sum(size for _, size in program.memory(batch).traces)}
     update = lambda weights, start, xs, ts: learner.update(weights, *start, xs, ts)
-    yield chip, steps, ("etpc beside it", known, update, (weights, start, *data))
+    yield "etpc beside it", known, update, (weights, start, *data)
 
 
-def reference(
-    chip: str, size: int, steps: int, batch: int
-) -> Iterator[tuple[str, int, Contestant]]:
+def reference(chip: str, size: int, steps: int, batch: int) -> Iterator[Contestant]:
     """etpc and braintrace on the reference network. Its loss indexes, which etpc does for all steps of a window at
     once, and a TPU by a loop over them."""
     problem = Problem.make(size, steps, batch)
@@ -245,11 +214,11 @@ def reference(
         def grads(arrays: Any, xs: Array, targets: Array, run=gradient) -> Any:
             return run(eqx.combine(arrays, static), xs, targets, program.init(batch))[1]
 
-        yield chip, steps, (f"etpc D-RTRL, {name}", known, grads, (arrays, problem.xs, targets))
+        yield f"etpc D-RTRL, {name}", known, grads, (arrays, problem.xs, targets)
     for mode in ("vmap", "batch"):
         theirs = peer.Program(lambda: peer.build_model(problem), problem.xs, "d_rtrl", mode=mode)
         function, shapes = theirs.as_function(problem.xs, targets)
-        yield chip, steps, (f"braintrace D-RTRL, {mode}", {}, function, tuple(shapes))
+        yield f"braintrace D-RTRL, {mode}", {}, function, tuple(shapes)
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -41,9 +41,11 @@ def bptt(
     loss: Callable[[Any, Any], Array],
     *,
     checkpoint: bool = False,
+    unroll: int = 1,
 ) -> tuple[Array, Any]:
     """The loss of a batch of sequences [T, B, ...], summed over time, and its gradient: what every time is
-    compared with. With `checkpoint`, each step is computed again in the backward pass."""
+    compared with. With `checkpoint`, each step is computed again in the backward pass; `unroll` steps are in the body
+    of the loop."""
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
 
     def total(arrays: Any) -> Array:
@@ -57,7 +59,7 @@ def bptt(
         batch = xs.shape[1]
         start = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), model.init_state())
         step = jax.checkpoint(step, prevent_cse=False) if checkpoint else step
-        return jax.lax.scan(step, start, (xs, targets))[1].sum()
+        return jax.lax.scan(step, start, (xs, targets), unroll=unroll)[1].sum()
 
     return jax.value_and_grad(total)(arrays)
 

@@ -117,10 +117,17 @@ def compared(
 
 def by_hand(cell: Cell, weights: Any, size: int, xs: jax.Array, targets: jax.Array) -> Call:
     """T steps of the rule by hand, each with its update."""
-    batch = xs.shape[1]
+    batch, run = xs.shape[1], jax.jit(updates(cell))
+    state = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), cell.state(size))
+    traces = cell.traces(weights, size, batch)
+    return lambda: run(weights, state, traces, xs, targets)
 
-    @jax.jit
-    def updates(weights: Any, state: Any, traces: Any, xs: jax.Array, targets: jax.Array) -> Any:
+
+def updates(cell: Cell) -> Callable[..., Any]:
+    """The rule of a cell by hand, with gradient descent at each step: a function of weights, state, traces, inputs and
+    targets."""
+
+    def run(weights: Any, state: Any, traces: Any, xs: jax.Array, targets: jax.Array) -> Any:
         def one(carry: Any, data: Any) -> Any:
             weights, state, traces = carry
             grads, state, traces, error = cell.learn(weights, state, traces, *data)
@@ -130,9 +137,7 @@ def by_hand(cell: Cell, weights: Any, size: int, xs: jax.Array, targets: jax.Arr
         carry, losses = jax.lax.scan(one, (weights, state, traces), (xs, targets))
         return (*carry, losses)
 
-    state = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), cell.state(size))
-    traces = cell.traces(weights, size, batch)
-    return lambda: updates(weights, state, traces, xs, targets)
+    return run
 
 
 def size_of(traces: Any) -> int:
