@@ -97,10 +97,10 @@ def test_an_export_is_planned_for_its_platform():
     assert code[0] == code[1]
     assert code[2] == code[3]
     with pytest.raises(
-        etpc.InputError, match=r"by the passes schedule, unroll\. Export once for each"
+        etpc.InputError, match=r"by the passes scans, schedule, unroll\. Export once for each"
     ):
         exported(("cpu", "tpu"))
-    of_target = "schedule", "unroll", "states_apart"
+    of_target = "schedule", "unroll", "states_apart", "scans"
     plain = tuple(p.name for p in DEFAULT if p.name not in of_target)
     assert exported(("cpu", "tpu"), passes=plain).manifest["platforms"] == ["cpu", "tpu"]
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..analyse import WeightOp
-from ..forms import Traces, apply_back
+from ..forms import Traces, apply_back, passed_back
 from ..ir import Carried, Feed, Layout, TraceNode
 from ._arrays import (
     by_step,
@@ -161,6 +163,9 @@ class StepCredit(Credits):
     @cached_property
     def passed_back(self) -> tuple[list[Array], list[Array]]:
         """The credit of each new state, which all later steps add to, and that of the state at the start."""
+        return self._in_parallel() or self._in_a_loop()
+
+    def _in_a_loop(self) -> tuple[list[Array], list[Array]]:
         owners = columns(self.program.compression.colours.transition, self.by.new)
 
         def back(later: Arrays, step: tuple[Sequence[Arrays | Array], Arrays | None, Arrays]):
@@ -176,6 +181,25 @@ class StepCredit(Credits):
         steps, schedule = (transition, self.old, self.by.new), self.program.schedule
         start, credit = schedule.scan(back, last, steps, reverse=True)
         return credit, start
+
+    def _in_parallel(self) -> tuple[list[Array], list[Array]] | None:
+        """The same by associative scans, where states depend on states at their own place alone and the schedule has
+        it so; else `None`."""
+        new, transition = self.by.new, self.residuals.jacobians.transition
+        found = self.program.compression.colours.aligned([part.shape[-1] for part in new])
+        schedule, credit, start = self.program.schedule, list(new), list(new)
+        for parts, rows in found or ():
+            steps, *shape = new[parts[0]].shape
+            if not schedule.in_parallel(steps, len(parts), math.prod(shape)):
+                return None
+            zero = jnp.zeros_like(new[parts[0]])
+            pairs = itertools.product(parts, parts)
+            entries = [transition[j][rows[i, j]] if (i, j) in rows else zero for i, j in pairs]
+            old = None if self.old is None else [self.old[i] for i in parts]
+            of_parts = passed_back(entries, [new[i] for i in parts], old)
+            for i, *ends in zip(parts, *of_parts, strict=True):
+                credit[i], start[i] = ends
+        return (credit, start) if found else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,10 +6,12 @@ from ._extension import Block, Extension, Uncut
 from ._filtered import Filtered
 from ._full import Full
 from ._holomorphic import Holomorphic
+from ._in_parallel import passed_back
 from ._joined import Joined
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
 from ._recursion import Recursion, where_no_stream_begins
+from ._times import times
 from ._trace import (
     AddsToFirst,
     Carry,
@@ -26,7 +28,7 @@ from ._trace import (
     size_of,
     zeros,
 )
-from ._transitions import apply_back, paired, suffix_products, times
+from ._transitions import apply_back, paired, suffix_products
 
 __all__ = [
     "DENSE_UP_TO",
@@ -60,6 +62,7 @@ __all__ = [
     "bytes_of",
     "every_pair",
     "paired",
+    "passed_back",
     "size_of",
     "suffix_products",
     "times",

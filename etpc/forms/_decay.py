@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Inexact
 
 from ._defined import Line, Meaning
+from ._in_parallel import passed_back
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
 from ._transitions import paired, recurrence
 
@@ -91,6 +92,13 @@ class Decay(Trace):
         if old is not None:
             old_credit = paired(old, eps_f[:-1]) / _positive(norm[:-1])[..., None]
         decay = jnp.finfo(credit.dtype).dtype.type(self.decays[0])
+        if site.schedule.in_parallel(len(credit), 1, credit.size // len(credit)):
+            goes_on = jnp.ones(credit.shape[:2], bool) if begins is None else ~begins
+            kept = lambda a: jnp.where(goes_on[..., None], a, 0)
+            (total,), (start,) = passed_back(
+                [kept(jnp.full_like(credit, decay))], [credit], [kept(old_credit)]
+            )
+            return total, start
 
         def back(later: Array, step: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
             by_new, by_old, begins = step

@@ -11,8 +11,9 @@ from jaxtyping import Inexact
 
 from .._jax import by_parts, is_complex, result_type
 from ._defined import WHOLE_TRACE, Meaning
+from ._times import times
 from ._trace import Carry, Passage, Site, Trace, zeros
-from ._transitions import UNROLLED, apply, apply_columns, in_columns, times
+from ._transitions import UNROLLED, apply, apply_columns, in_columns
 
 
 @dataclasses.dataclass(frozen=True)

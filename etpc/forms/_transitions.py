@@ -3,10 +3,6 @@
 A transition is an array [..., P, o]: a number for each of the site's `Pairs` and each of o outputs, where o is 1 if all
 outputs have one block. How a product is written depends on the pairs alone: a block of one state needs none; of few
 states, it is written out by columns; of many, it is a contraction, or tables say which pairs are multiplied.
-
-A derivative may be infinite or NaN where no influence arrives: for example that of a norm at zero, behind a relu
-that gives zero. Backpropagation does not see it, as the relu passes nothing on, and a trace must not see it
-either. So the product of two derivatives is zero where the earlier one is zero (`times`).
 """
 
 import functools
@@ -20,20 +16,12 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from ..schedule import Schedule
+from . import _in_parallel
 from ._pairs import Pairs
+from ._times import times
 
 UNROLLED = 8
 """Sums of up to this many terms are written out."""
-
-
-def times(later: Array, earlier: Array) -> Array:
-    """`later * earlier`, element by element, and zero where `earlier` is zero."""
-    product = later * earlier
-    absent = lax.eq(earlier, lax.full_like(earlier, 0))
-    if absent.shape != product.shape:
-        absent = jnp.broadcast_to(absent, product.shape)
-    # faster to trace than `jnp.where`
-    return lax.select(absent, lax.full_like(product, 0), product)
 
 
 def paired(credit: Inexact[Array, "... m O"], block: Inexact[Array, "... m O"]) -> Array:
@@ -128,6 +116,15 @@ def suffix_products(
         return lambda added: added, transition[0]
     # With the zeros, the carry of the loop has the sharding that products with the transition have.
     last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
+    if pairs.dense and schedule.in_parallel(len(transition), m, last.size // m**2):
+        inclusive = _in_parallel.products(_parts(transition, -2))
+        later = [
+            jnp.concatenate([a[1:], b[None]])
+            for a, b in zip(inclusive, _parts(last, -2), strict=True)
+        ]
+        columns = [jnp.stack(later[n::m], -2) for n in entered]
+        move = lambda added: _sum_of_columns(columns, added, entered)
+        return move, jnp.stack([a[0] for a in inclusive], -2)
     if pairs.dense and 1 < m <= UNROLLED:
         return _suffix_columns(
             _parts(transition, -2), _parts(_square(last, m), -2), entered, schedule
@@ -174,19 +171,37 @@ def recurrence(
     decay: float = 1.0,
 ) -> tuple[Inexact[Array, "B m O"], Inexact[Array, "W B m O"]]:
     """The block states of `eps' = a D eps + F`: the last ones, and those after each step."""
-    move, moves = functools.partial(apply_columns, pairs), in_columns(pairs, transition)
-    squeezed = pairs.m == 1
-    if squeezed:  # without the axis of length one, as in `suffix_products`
-        move, moves, start, added = times, transition[:, :, 0], start[:, 0], added[:, :, 0]
+    m = pairs.m
+    moved = lambda eps: eps if decay == 1 else jnp.asarray(decay, _real(eps)) * eps
+    numbers = transition.shape[1] * transition.shape[3]
+    parallel = pairs.dense and schedule.in_parallel(len(added), m, numbers)
+    apart = m == 1 or (pairs.dense and m <= UNROLLED and schedule.carries_apart)
+    if not parallel and not apart:
 
-    def step(eps: Array, inputs: tuple[Any, Array]) -> tuple[Array, Array]:
-        moved, new = inputs
-        eps = move(moved, eps)
-        eps = (eps if decay == 1 else jnp.asarray(decay, _real(eps)) * eps) + new
+        def whole(eps: Array, inputs: tuple[Any, Array]) -> tuple[Array, Array]:
+            columns, new = inputs
+            eps = moved(apply_columns(pairs, columns, eps)) + new
+            return eps, eps
+
+        return schedule.scan(whole, start, (in_columns(pairs, transition), added))
+
+    def by_state(eps: list[Array], inputs: tuple[list[Array], list[Array]]) -> tuple[Any, Any]:
+        entries, new = inputs
+        steps = zip(_in_parallel.applied(entries, eps), new, strict=True)
+        eps = [moved(old) + new for old, new in steps]
         return eps, eps
 
-    last, rest = schedule.scan(step, start, (moves, added))
-    return (last[:, None], rest[:, :, None]) if squeezed else (last, rest)
+    split = lambda a: [a[..., 0, :]] if m == 1 else _parts(a, -2)
+    entries, states, new = map(split, (transition, start, added))
+    if parallel:
+        first, _ = by_state(states, ([a[0] for a in entries], [a[0] for a in new]))
+        new = [a.at[0].set(b) for a, b in zip(new, first, strict=True)]
+        rest = _in_parallel.recurrence([*map(moved, entries)], new)
+        last = [a[-1] for a in rest]
+    else:
+        last, rest = schedule.scan(by_state, states, (entries, new))
+    together = lambda a: a[0][..., None, :] if m == 1 else jnp.stack(a, -2)
+    return together(last), together(rest)
 
 
 # --- sums of products -------------------------------------------------------------------------------------------------

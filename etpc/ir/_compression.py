@@ -1,16 +1,21 @@
 """How a step's Jacobians are read: the colouring by which few products do, and the index tables of blocks."""
 
 import dataclasses
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 
 from ..analyse import Analysis, Pattern, WeightOp, colours_of, values_at
 from ..forms import Pairs
 from ._pairs import check_table, pairs_of, uses
+
+Aligned = tuple[list[int], dict[tuple[int, int], int]]
+"""Parts of the states, by number; and the row of the compressed `D` that has the transition to one from another."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +72,29 @@ class Colouring:
     columns: dict[int, Columns]
     """The operations whose `F` is read by columns instead, by number. A parameter that many states share
     is a single column, but takes a row for each of them."""
+
+    def aligned(self, sizes: Sequence[int]) -> list[Aligned] | None:
+        """The parts of the states, of these sizes, that depend on each other, if each state depends on states at its
+        own place in their parts alone; else `None`.
+
+        Two states of each neuron, v' = a v + b u and u' = c u, give `[([0, 1], {(0, 0): 0, (0, 1): 0, (1, 1): 1})]`.
+        """
+        bounds, rows = np.cumsum([0, *sizes]), dict[tuple[int, int], int]()
+        for before, (start, end) in enumerate(itertools.pairwise(bounds)):
+            for row, index in enumerate(self.transition.rows()):
+                at, mask = index.at[start:end], index.mask
+                present = np.ones(end - start, bool) if mask is None else mask[start:end]
+                if not present.any():
+                    continue
+                after = int(np.searchsorted(bounds, at[present][0], side="right")) - 1
+                own = np.arange(bounds[after], bounds[after + 1])
+                if not present.all() or not np.array_equal(at, own):
+                    return None
+                rows[after, before] = row
+        graph = nx.Graph([*rows])
+        graph.add_nodes_from(range(len(sizes)))
+        found = [sorted(parts) for parts in nx.connected_components(graph)]
+        return [(p, {pair: row for pair, row in rows.items() if pair[1] in p}) for p in found]
 
     def __str__(self) -> str:
         columns = sum(columns.count for columns in self.columns.values())

@@ -23,6 +23,11 @@ class Unrolled(Schedule):
     steps: int = 4
     updates: int = 1
 
+    @property
+    def carries_apart(self) -> bool:
+        # States along an axis before the last one fill two of eight rows of each register of a TPU.
+        return True
+
     def unroll(self, moves_traces: bool) -> int:
         return self.updates if moves_traces else self.steps
 

@@ -30,6 +30,8 @@ RULES = {
     "steps, tpu": etpc.D_RTRL(window=1),
     "windows, tpu": etpc.D_RTRL(window=6),
     "decay, tpu": etpc.ES_D_RTRL(decay=0.8, window=6),
+    "windows, cuda": etpc.D_RTRL(window=6),
+    "decay, cuda": etpc.ES_D_RTRL(decay=0.8, window=6),
 }
 """By name, after which the target may stand; it is the CPU otherwise."""
 DEFINED = ("steps", "windows", "whole", "full windows")
@@ -54,6 +56,8 @@ OFTEN = (
     ("adaptive", "steps, tpu"),
     ("LSTM", "windows, tpu"),
     ("spiking", "decay, tpu"),
+    ("layers", "windows, cuda"),
+    ("LSTM", "decay, cuda"),
 )
 """Each pass changes one of these, and each rule is in one."""
 
@@ -65,7 +69,7 @@ def often(rules):
 
 def compiled(network, rule, passes):
     model, state, step = NETWORKS[network]
-    target = "tpu" if "tpu" in rule else None
+    target = next((name for name in ("tpu", "cuda") if name in rule), None)
     options = dict(inputs=jnp.zeros(INPUTS), state=state, step=step, target=target)
     return etpc.compile(model, RULES[rule], passes=passes, **options)
 

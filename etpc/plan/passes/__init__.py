@@ -16,6 +16,7 @@ from .join_past import JOIN_PAST
 from .join_products import JOIN_PRODUCTS
 from .pair_states import PAIR_STATES
 from .read_after import READ_AFTER
+from .scans import SCANS
 from .schedule import SCHEDULE
 from .share_uses import SHARE_USES
 from .states_apart import STATES_APART
@@ -37,6 +38,7 @@ DEFAULT = (
     JOIN_PAST,
     SCHEDULE,
     UNROLL,
+    SCANS,
 )
 """All passes, in the order in which they run."""
 PASSES = {p.name: p.does for p in DEFAULT}
