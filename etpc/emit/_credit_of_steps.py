@@ -163,9 +163,9 @@ class StepCredit(Credits):
     @cached_property
     def passed_back(self) -> tuple[list[Array], list[Array]]:
         """The credit of each new state, which all later steps add to, and that of the state at the start."""
-        return self._in_parallel() or self._in_a_loop()
-
-    def _in_a_loop(self) -> tuple[list[Array], list[Array]]:
+        parallel = self._in_parallel()
+        if parallel is not None:
+            return parallel
         owners = columns(self.program.compression.colours.transition, self.by.new)
 
         def back(later: Arrays, step: tuple[Sequence[Arrays | Array], Arrays | None, Arrays]):
@@ -183,8 +183,7 @@ class StepCredit(Credits):
         return credit, start
 
     def _in_parallel(self) -> tuple[list[Array], list[Array]] | None:
-        """The same by associative scans, where states depend on states at their own place alone and the schedule has
-        it so; else `None`."""
+        """The same by associative scans, where each state depends on states at its own place; else `None`."""
         new, transition = self.by.new, self.residuals.jacobians.transition
         found = self.program.compression.colours.aligned([part.shape[-1] for part in new])
         schedule, credit, start = self.program.schedule, list(new), list(new)
@@ -196,9 +195,9 @@ class StepCredit(Credits):
             pairs = itertools.product(parts, parts)
             entries = [transition[j][rows[i, j]] if (i, j) in rows else zero for i, j in pairs]
             old = None if self.old is None else [self.old[i] for i in parts]
-            of_parts = passed_back(entries, [new[i] for i in parts], old)
-            for i, *ends in zip(parts, *of_parts, strict=True):
-                credit[i], start[i] = ends
+            ends = passed_back(entries, [new[i] for i in parts], old)
+            for i, *of_part in zip(parts, *ends, strict=True):
+                credit[i], start[i] = of_part
         return (credit, start) if found else None
 
 

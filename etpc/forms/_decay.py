@@ -93,11 +93,10 @@ class Decay(Trace):
             old_credit = paired(old, eps_f[:-1]) / _positive(norm[:-1])[..., None]
         decay = jnp.finfo(credit.dtype).dtype.type(self.decays[0])
         if site.schedule.in_parallel(len(credit), 1, credit.size // len(credit)):
-            goes_on = jnp.ones(credit.shape[:2], bool) if begins is None else ~begins
-            kept = lambda a: jnp.where(goes_on[..., None], a, 0)
-            (total,), (start,) = passed_back(
-                [kept(jnp.full_like(credit, decay))], [credit], [kept(old_credit)]
-            )
+            ends = False if begins is None else begins[..., None]
+            decays, by_old = (jnp.where(ends, 0, a) for a in (decay, old_credit))
+            decays = jnp.broadcast_to(decays, credit.shape)
+            (total,), (start,) = passed_back([decays], [credit], [by_old])
             return total, start
 
         def back(later: Array, step: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:

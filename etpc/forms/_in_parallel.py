@@ -8,7 +8,7 @@ before the last one would fill two of eight rows of each register of a TPU.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -16,6 +16,9 @@ from jax import Array, lax
 from ._times import times
 
 Arrays = Sequence[Array]
+_sums: Callable[[Arrays, Arrays], list[Array]] = lambda a, b: [
+    x + y for x, y in zip(a, b, strict=True)
+]
 
 
 def applied(transition: Arrays, states: Arrays) -> list[Array]:
@@ -23,13 +26,6 @@ def applied(transition: Arrays, states: Arrays) -> list[Array]:
     m = len(states)
     rows = [[times(transition[a * m + b], states[b]) for b in range(m)] for a in range(m)]
     return [sum(terms[1:], terms[0]) for terms in rows]
-
-
-def applied_back(credit: Arrays, transition: Arrays) -> list[Array]:
-    """The credit of the states before a transition, from that of those after it."""
-    m = len(credit)
-    columns = [[times(credit[a], transition[a * m + b]) for a in range(m)] for b in range(m)]
-    return [sum(terms[1:], terms[0]) for terms in columns]
 
 
 def composed(later: Arrays, earlier: Arrays) -> list[Array]:
@@ -49,8 +45,7 @@ def recurrence(transition: Arrays, added: Arrays) -> list[Array]:
 
     def join(first: tuple[Arrays, Arrays], then: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
         (before, start), (after, more) = first, then
-        moved = applied(after, start)
-        return composed(after, before), [a + b for a, b in zip(moved, more, strict=True)]
+        return composed(after, before), _sums(applied(after, start), more)
 
     return list(lax.associative_scan(join, (list(transition), list(added)))[1])
 
@@ -64,15 +59,18 @@ def passed_back(
 
         earlier_t = D_t^T (new_t + earlier_{t+1}) + old_t
     """
+    m = len(new)
+
+    def back(credit: Arrays, step: Arrays) -> list[Array]:
+        columns = [[times(credit[a], step[a * m + b]) for a in range(m)] for b in range(m)]
+        return [sum(terms[1:], terms[0]) for terms in columns]
 
     def join(first: tuple[Arrays, Arrays], then: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
         (later, end), (before, more) = first, then
-        back = applied_back(end, before)
-        return composed(later, before), [a + b for a, b in zip(back, more, strict=True)]
+        return composed(later, before), _sums(back(end, before), more)
 
-    added = applied_back(new, transition)
-    if old is not None:
-        added = [a + b for a, b in zip(added, old, strict=True)]
-    _, earlier = lax.associative_scan(join, (list(transition), added), reverse=True)
+    added = back(new, transition)
+    steps = list(transition), added if old is None else _sums(added, old)
+    earlier = lax.associative_scan(join, steps, reverse=True)[1]
     after = [jnp.concatenate([a[1:], jnp.zeros_like(a[:1])]) for a in earlier]
-    return [a + b for a, b in zip(new, after, strict=True)], [a[0] for a in earlier]
+    return _sums(new, after), [a[0] for a in earlier]

@@ -118,10 +118,8 @@ def suffix_products(
     last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
     if pairs.dense and schedule.in_parallel(len(transition), m, last.size // m**2):
         inclusive = _in_parallel.products(_parts(transition, -2))
-        later = [
-            jnp.concatenate([a[1:], b[None]])
-            for a, b in zip(inclusive, _parts(last, -2), strict=True)
-        ]
+        ends = zip(inclusive, _parts(last, -2), strict=True)
+        later = [jnp.concatenate([a[1:], b[None]]) for a, b in ends]
         columns = [jnp.stack(later[n::m], -2) for n in entered]
         move = lambda added: _sum_of_columns(columns, added, entered)
         return move, jnp.stack([a[0] for a in inclusive], -2)

@@ -83,12 +83,11 @@ class Colouring:
         for before, (start, end) in enumerate(itertools.pairwise(bounds)):
             for row, index in enumerate(self.transition.rows()):
                 at, mask = index.at[start:end], index.mask
-                present = np.ones(end - start, bool) if mask is None else mask[start:end]
-                if not present.any():
+                if start == end or (mask is not None and not mask[start:end].any()):
                     continue
-                after = int(np.searchsorted(bounds, at[present][0], side="right")) - 1
-                own = np.arange(bounds[after], bounds[after + 1])
-                if not present.all() or not np.array_equal(at, own):
+                after = int(np.searchsorted(bounds, at[0], side="right")) - 1
+                is_whole = mask is None or mask[start:end].all()
+                if not is_whole or not np.array_equal(at, np.arange(*bounds[after : after + 2])):
                     return None
                 rows[after, before] = row
         graph = nx.Graph([*rows])

@@ -43,7 +43,7 @@ class Schedule:
     def in_parallel(self, steps: int, states: int, numbers: int) -> bool:
         """Whether a linear recurrence over so many steps is an associative scan: with so many numbers at each step, of
         blocks of so many states."""
-        few = states <= FEW and states * states * numbers <= self.abreast
+        few = states <= FEW and states**2 * numbers <= self.abreast
         return few and steps > self.longest_loop
 
     def scan(

@@ -25,7 +25,6 @@ class Unrolled(Schedule):
 
     @property
     def carries_apart(self) -> bool:
-        # States along an axis before the last one fill two of eight rows of each register of a TPU.
         return True
 
     def unroll(self, moves_traces: bool) -> int:
