@@ -36,7 +36,9 @@ RULES: Mapping[str, etpc.algorithms.Algorithm] = {
     f"rank {RANK}": etpc.ES_D_RTRL(rank=RANK),
     "RTRL": etpc.RTRL(),
 }
+ROUNDED = "D-RTRL, default precision"
 ADAM, UNROLLED = "D-RTRL, Adam at each step", "BPTT, 4 steps in a loop's body"
+SUMMED = (UNROLLED, *RULES, ROUNDED, ADAM)
 LARGEST = 1 << 30
 """RTRL takes part where its traces have no more bytes than this."""
 OFTEN = ("LIF", "ALIF", "GIF", "GRU", "LSTM", "MinGRU", "LRU")
@@ -147,10 +149,10 @@ def of_cell(name: str, chip: str, size: int, steps: int, batch: int) -> Iterator
 
     yield "BPTT", {}, plain, data
     yield UNROLLED, {}, functools.partial(plain, unroll=4), data
-    for rule_name, rule in RULES.items():
-        program = etpc.compile(
-            model, rule, inputs=shape(N_IN), weights="all", target=compiled.platform(chip)
-        )
+    for rule_name, rule in {**RULES, ROUNDED: etpc.D_RTRL()}.items():
+        precision = "default" if rule_name == ROUNDED else "highest"
+        target = etpc.Target(compiled.platform(chip), precision=precision)
+        program = etpc.compile(model, rule, inputs=shape(N_IN), weights="all", target=target)
         traces = sum(size for _, size in program.memory(batch).traces)
         if rule_name == "RTRL" and traces > LARGEST:
             continue
@@ -241,9 +243,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
             row
             for row in rows
             if (row["on"], row["size"], row["steps"], row["batch"]) == (on, size, steps, batch)
-            and row["name"] in (UNROLLED, *RULES, ADAM)
+            and row["name"] in SUMMED
         ]
-        names = [name for name in (UNROLLED, *RULES, ADAM) if any(r["name"] == name for r in here)]
+        names = [name for name in SUMMED if any(r["name"] == name for r in here)]
         lines = [["cell", *names], ["---", *["---:"] * len(names)]]
         for cell in dict.fromkeys(row["cell"] for row in here):
             found = {row["name"]: f"{row['to_bptt']:.2f}" for row in here if row["cell"] == cell}
