@@ -42,6 +42,8 @@ SEES = {
     "export": "errors files _jax schedule trace run",
     # rules with forms or an extension of their own
     "rules": "errors trace ops analyse forms algorithms",
+    # kernels of an accelerator, as passes
+    "kernels": "forms ir plan",
     "checking": "errors files gradient trace analyse forms algorithms plan show definition run rules",
     "checkpoint": "errors files trace run",
     "training": "errors checkpoint run",
@@ -62,7 +64,7 @@ SEES = {
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
 COMPILER = "_jax ops trace analyse forms algorithms ir plan emit definition run"
 OUTER = set(
-    "show draw equations export rules checking checkpoint training plot testing nn interop optim units cli".split()  # noqa: SIM905
+    "show draw equations export rules kernels checking checkpoint training plot testing nn interop optim units cli".split()  # noqa: SIM905
 )
 """The outer ring."""
 LATER = {

@@ -16,6 +16,7 @@ from ..analyse import trace_dtype
 from ..forms import (
     Carry,
     Factors,
+    MovesAndReads,
     Passage,
     ReadsEnd,
     Site,
@@ -165,6 +166,9 @@ class Mover:
             dataclasses.replace(f, immediate=hidden(f.immediate)) for f in factors[place]
         ]
         passage, path = self._passages(factors, None)(node), moves.paths[place]
+        if isinstance(node.form, MovesAndReads):
+            new, found = node.form.move_and_read(site, passage, path, carry, credit[0])
+            return new, checked_gradient(node, "move_and_read", found)
         new = node.form.move(site, passage, path, carry, None)
         return new, _read_end(node, site, credit, new)
 

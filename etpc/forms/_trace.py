@@ -154,7 +154,7 @@ class Trace:
 
     A form gives `exact`, `init`, `past` and `move`, and other methods where they differ. For each window the compiler
     calls `follow`, before any credit is known, then `read`, `past` and `move`. What only some forms can do are
-    protocols of one method each: `ReadsEnd`, `AddsToFirst` and `Settles`.
+    protocols of one method each: `ReadsEnd`, `MovesAndReads`, `AddsToFirst` and `Settles`.
     [Extending](../extend.md#a-form-of-trace) has tables.
 
     A class that gives `exact` is final, as its methods belong together: a form that builds upon another one holds it
@@ -251,6 +251,17 @@ class ReadsEnd(Protocol):
     def read_end(self, site: Site, credit: Array, carry: Carry) -> Array:
         """The gradient of the weight, from the credit [B, m, G * O] of the new states. It takes the place of `read` and
         `past` where no path leads past the new states to the output."""
+        ...
+
+
+@runtime_checkable
+class MovesAndReads(ReadsEnd, Protocol):
+    """One that is moved and read in one pass over its memory."""
+
+    def move_and_read(
+        self, site: Site, passage: Passage, path: Any, carry: Carry, credit: Array
+    ) -> tuple[Carry, Array]:
+        """What `move` and `read_end` return, in the place of both."""
         ...
 
 
