@@ -29,6 +29,7 @@ from ._shown import Shown
 
 if TYPE_CHECKING:
     from ..equations import Equations
+    from ..viewing import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +143,24 @@ class Program(Compiled, Shown):
         from ..draw import to_svg, write
 
         return to_svg(self) if path is None else write(self, path)
+
+    def view(self, path: str | os.PathLike[str] | None = None, **options: Any) -> "View":
+        """The compilation from end to end, as [one page](../viewer.md) that loads nothing: the lines of the model, the
+        step, patterns, the graph, the trace program before and after each pass, and the instructions of its HLO.
+
+        **Arguments:**
+
+        - `path`: of a file to write, which ends in `.html`, or in `.json` for what the page shows; `None` for none.
+        - `options`: `title=` of the page; `batch_size=` of the window that is compiled for its HLO, by default one
+            example; `hlo=False` for none, which takes most of the time where a model is large.
+
+        **Returns** the [`View`][etpc.viewing.View], which notebooks show as the page; `.as_dict()` has its data.
+
+        **Raises** `etpc.InputError` where the ending is another.
+        """
+        from ..viewing import view
+
+        return view(self, path, **options)
 
     def _repr_html_(self) -> str:
         from ..draw import fragment
