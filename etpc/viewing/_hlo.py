@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,9 @@ from ._model import Sources, Weights, short
 BITS = re.compile(r"(?:pred|[a-z]+?)(\d+)")
 ARRAY = re.compile(r"\b(pred|token|opaque|[a-z]+\d+[a-z0-9]*)\[([\d,<=]*)\]")
 INSTRUCTION = re.compile(r"\s+(ROOT )?%?(\S+) = ")
-CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+CALLED = re.compile(
+    r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -80,8 +83,8 @@ class Module:
     def __init__(
         self, text: str, weights: Weights, sources: Sources, equations: list[dict[str, Any]]
     ):
-        self.weights, self.sources = weights, sources
-        self.files = {short(f.file) for f in sources.functions}
+        self.weights = weights
+        self.known = {(short(file), line): n for (file, line), n in sources.lines.items()}
         self.at: dict[tuple[int | None, str], list[int]] = {}
         """The weights that meet data on a line, by the line and the primitive."""
         for e in equations:
@@ -135,9 +138,9 @@ class Module:
         return {
             "name": i.name,
             "opcode": i.opcode,
-            "type": _without_layout(i.type),
+            "type": textwrap.shorten(_without_layout(i.type), 100, placeholder=" …)"),
             "bytes": bytes_of(i.type),
-            "op_name": _unescaped(match[1]) if match else "",
+            "op_name": "" if terms or match is None else _unescaped(match[1]),
             "inside": [f"{n}× {name}" if n > 1 else name for name, n in counts.items()],
             "terms": [*terms],
             "lines": [*lines],
@@ -153,12 +156,15 @@ class Module:
     def _products(self, name: str) -> Iterator[dict[str, Any]]:
         types = {i.name: i.type for i in self.computations[name]}
         for i in self.computations[name]:
-            library = i.opcode == "custom-call" and re.search(r'target="[^"]*(?:dot|gemm|conv)', i.rest)
+            library = i.opcode == "custom-call" and re.search(
+                r'target="[^"]*(?:dot|gemm|conv)', i.rest
+            )
             if i.opcode in PRODUCTS or library:
                 row = self._row(i)
                 arguments = re.findall(r"%?([\w.\-]+)", i.rest.split(")")[0])
                 of = [_without_layout(types[a]) for a in arguments if a in types]
-                yield {**row, "of": of}
+                wanted = ("name", "type", "bytes", "terms", "lines", "weights")
+                yield {key: row[key] for key in wanted} | {"of": of}
 
     def _line(self, i: Instruction) -> int | None:
         match = re.search(r"stack_frame_id=(\d+)", i.rest)
@@ -167,7 +173,7 @@ class Module:
         else:
             old = re.search(r'source_file="((?:[^"\\]|\\.)*)" source_line=(\d+)', i.rest)
             place = (_unescaped(old[1]), int(old[2])) if old else None
-        return self.sources.line(*place) if place and short(place[0]) in self.files else None
+        return self.known.get((short(place[0]), place[1])) if place else None
 
     def _term(self, i: Instruction, line: int | None) -> tuple[str, list[int]]:
         """The term of the trace program that an instruction computes, or `step` and `credit` for the model forward and
@@ -208,7 +214,9 @@ def _parsed(text: str) -> tuple[str, dict[str, list[Instruction]], str]:
     head: list[str] = []
     entry, inside = "", None
     for line in text.splitlines():
-        if line.startswith(("%", "ENTRY")) or (line and line[0].isalpha() and line.endswith("{") and "->" in line):
+        if line.startswith(("%", "ENTRY")) or (
+            line and line[0].isalpha() and line.endswith("{") and "->" in line
+        ):
             name = line.removeprefix("ENTRY ").lstrip("%").split(" ", 1)[0]
             entry = name if line.startswith("ENTRY") else entry
             inside = computations.setdefault(name, [])

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import importlib.util
 import linecache
 import re
 import sys
@@ -57,6 +58,8 @@ class Function:
     name: str
     first: int
     last: int
+    docstring: range = range(0)
+    """The lines of its docstring, which are not shown."""
 
 
 class Sources:
@@ -86,8 +89,11 @@ class Sources:
             {
                 "file": short(f.file),
                 "name": f.name,
-                "first": f.first,
-                "code": [linecache.getline(f.file, n).rstrip("\n") for n in range(f.first, f.last + 1)],
+                "code": [
+                    {"line": n, "text": linecache.getline(f.file, n).rstrip("\n")}
+                    for n in range(f.first, f.last + 1)
+                    if n not in f.docstring
+                ],
             }
             for f in self.functions
         ]
@@ -110,10 +116,18 @@ def _functions(file: str) -> tuple[Function, ...]:
                 name = f"{outer}.{child.name}".lstrip(".")
             visit(child, name)
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                found.append(Function(file, name, child.lineno, child.end_lineno or child.lineno))
+                last = child.end_lineno or child.lineno
+                found.append(Function(file, name, child.lineno, last, _docstring(child)))
 
     visit(tree, "")
     return tuple(sorted(found, key=lambda f: f.last - f.first))
+
+
+def _docstring(node: ast.FunctionDef | ast.AsyncFunctionDef) -> range:
+    first = node.body[0]
+    if ast.get_docstring(node) is None or len(node.body) == 1:
+        return range(0)
+    return range(first.lineno, (first.end_lineno or first.lineno) + 1)
 
 
 @functools.lru_cache(1024)
@@ -127,20 +141,34 @@ def short(file: str) -> str:
     return min(inside, key=lambda p: len(p.parts)).as_posix() if inside else path.name
 
 
-_LIBRARIES = re.compile(r"[/\\](jax|jaxlib|jaxtyping|beartype)[/\\]|[/\\]etpc[/\\](?!nn[/\\]|units|surrogate)")
-_WRAPPERS = re.compile(r"[/\\]equinox[/\\](?!nn[/\\])|^<|contextlib|functools")
+_PACKAGE = Path(__file__).parents[1]
+_MODELS = tuple(str(_PACKAGE / name) for name in ("nn", "surrogate.py", "units.py"))
+_LIBRARIES = ("jax", "jaxlib", "jaxtyping", "beartype", "equinox")
+
+
+@functools.cache
+def _is_tool(file: str) -> bool:
+    """Whether a file is of what runs a model, and so no line of it is one of a model."""
+    if file.startswith(("<", *_MODELS)):
+        return file.startswith("<")
+    found = map(importlib.util.find_spec, _LIBRARIES)
+    folders = [str(Path(spec.origin).parent) for spec in found if spec is not None and spec.origin]
+    if any(Path(file).is_relative_to(Path(folder) / "nn") for folder in folders):
+        return Path(file).is_relative_to(Path(jax.__file__).parent)
+    return any(Path(file).is_relative_to(folder) for folder in (*folders, _PACKAGE))
 
 
 def places(equation: Equation, sources: Sources) -> tuple[int | None, int | None]:
-    """The line of the user's code that an equation comes from, and the innermost one outside of JAX."""
+    """The line of the user's code that an equation comes from, and the innermost one of a model, which may be of a
+    library of layers."""
     match = re.match(r"(.*?):(\d+)(?::\d+)? \(", equation.source)
-    of_user = None if match is None else sources.line(_whole(equation, match[1], int(match[2])), int(match[2]))
-    for file, line, function in equation.traceback.places:
-        if not _LIBRARIES.search(file) and not _WRAPPERS.search(file) and "jaxtyped" not in function:
-            if line and linecache.getline(file, line):
-                return of_user, sources.line(file, line)
-            break
-    return of_user, of_user
+    of_user = None
+    if match is not None:
+        number = int(match[2])
+        of_user = sources.line(_whole(equation, match[1], number), number)
+    inner = ((file, line) for file, line, _ in equation.traceback.places if not _is_tool(file))
+    file, line = next(inner, ("", 0))
+    return of_user, sources.line(file, line) if linecache.getline(file, line) else of_user
 
 
 def _whole(equation: Equation, file: str, line: int) -> str:
@@ -161,7 +189,9 @@ class _Steps:
         self.numbers: dict[Variable, int] = {}
         self.variables: list[dict[str, Any]] = []
         step = self.analysis.step
-        for leaf, (path, v) in enumerate(zip(step.model_leaves.paths, step.parameters, strict=True)):
+        for leaf, (path, v) in enumerate(
+            zip(step.model_leaves.paths, step.parameters, strict=True)
+        ):
             self.name(v, path, "parameter", weights.of_leaves([leaf]))
         inputs = step.with_begins(step.input_leaves.paths, "begins")
         for path, v in zip(inputs, step.inputs, strict=True):
@@ -195,9 +225,7 @@ class _Steps:
             ops.setdefault(p.op.equation, []).append(p.op.number)
         equations = [self.equation(e, True, []) for e in split.prefix]
         equations += [self.equation(e, False, ops.get(e, [])) for e in split.body]
-        results = [
-            {"value": self.number(v), "names": names} for v, names in self.results.items()
-        ]
+        results = [{"value": self.number(v), "names": names} for v, names in self.results.items()]
         return {"variables": self.variables, "equations": equations, "results": results}
 
     def equation(self, e: Equation, once: bool, ops: list[int]) -> dict[str, Any]:
@@ -206,7 +234,9 @@ class _Steps:
         outputs: list[int] = []
         for v in e.outputs:
             names = self.results.get(v, [])
-            kind = "state" if any(n.endswith("′") for n in names) else "output" if names else "value"
+            kind = (
+                "state" if any(n.endswith("′") for n in names) else "output" if names else "value"
+            )
             outputs.append(self.name(v, names[0] if names else f"v{v.number}", kind, read))
         found = [w for n in ops for w in self.weights.of_leaves(self.plan.ops[n].op.parameters)]
         line, inner = places(e, self.sources)

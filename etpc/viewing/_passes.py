@@ -44,9 +44,7 @@ class Programs:
         return self._line_numbers[key]
 
 
-def _lines(
-    program: TraceProgram, texts: list[str], weights: Weights
-) -> Iterator[dict[str, Any]]:
+def _lines(program: TraceProgram, texts: list[str], weights: Weights) -> Iterator[dict[str, Any]]:
     """The lines that `print` shows of a program, each with what it is about, by which two programs are compared.
 
     Their order is that of `etpc.ir`: the target, traces, gradients, gradients of windows of one step, and the rest.
@@ -81,10 +79,8 @@ def passes_record(plan: Plan, weights: Weights) -> dict[str, Any]:
     final = programs.number(plan.ir)
     records: list[dict[str, Any]] = []
     for place, each in enumerate(passes):
-        if each.before is not None:
-            program = _planned(plan, passes[: place + 1])
-        else:
-            program = each.run(program)
+        rewrites_step = each.before is not None
+        program = _planned(plan, passes[: place + 1]) if rewrites_step else each.run(program)
         after = programs.number(program)
         changes = [c for c in plan.ir.changes if c.by == each.name]
         without, why = (final, "") if after == before else _without(plan, each, programs)

@@ -16,8 +16,8 @@ def strips(pattern: Any) -> dict[str, Any]:
     """A pattern as strips `[row, column, width, height, shift]`: row `row + i` has the columns from
     `column + i * shift` on, `width` of them, for each i below `height`.
 
-    A diagonal is one strip of width and shift one, a block one of shift zero. Where there are too many strips, each cell
-    stands for `scale` x `scale` entries, one of which at least is in the pattern.
+    A diagonal is one strip of width and shift one, a block one of shift zero. Where there are too many strips, each
+    cell stands for `scale` x `scale` entries, one of which at least is in the pattern.
     """
     rows, columns = pattern.shape
     scale, found = 1, _strips(sp.csr_array(pattern))

@@ -28,7 +28,9 @@ class View:
     Notebooks show it as the page.
     """
 
-    def __init__(self, program: Program, title: str = "", batch_size: int | None = None, hlo: bool = True):
+    def __init__(
+        self, program: Program, title: str = "", batch_size: int | None = None, hlo: bool = True
+    ):
         """See `program.view`."""
         self.program, self.title, self.hlo = program, title, hlo
         self.batch_size = None if batch_size is None else checked_count("batch_size", batch_size)

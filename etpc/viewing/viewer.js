@@ -28,6 +28,8 @@ function fill(made, attributes, children) {
   made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
 }
 
+// Words with code between backticks, as docstrings have it.
+const prose = (text) => text.split("`").map((part, n) => (n % 2 ? code(part) : part));
 const button = (text, press, attributes) => el("button", { type: "button", onclick: press, ...attributes }, text);
 const code = (text) => el("code", {}, text);
 const claimClass = (claim) => (claim === "exact" ? "exact" : claim === "unused" ? "none" : "approximate");
@@ -144,7 +146,8 @@ function describe() {
       code(w.path), el("span", { class: "muted" }, w.type),
       el("b", { class: `is-${claimClass(w.claim)}` }, `${SIGNS[w.claim]} ${w.claim}`),
       button("×", () => follow(state.weight), { title: "Follow no weight (Esc)", "aria-label": "Follow no weight" })),
-    el("ul", {}, [...w.reasons, ...facts].filter(Boolean).slice(0, 8).map((text) => el("li", {}, text))));
+    el("details", { open: innerWidth > 640 }, el("summary", {}, "what is carried, and why"),
+      el("ul", {}, [...w.reasons, ...facts].filter(Boolean).slice(0, 8).map((text) => el("li", {}, text)))));
 }
 
 // --- weights ---------------------------------------------------------------------------------------
@@ -202,8 +205,8 @@ function drawModel(section) {
   const rowOf = new Map(), ofLine = new Map(), definedBy = new Map();
   equations.forEach((e) => e.outputs.forEach((v) => definedBy.set(v, e)));
   const value = (n, e) => {
-    const v = variables[n], isData = e.data.includes(n) && v.kind === "value";
-    return el("span", { class: `v-${isData ? "data" : v.kind}`, "data-value": n, title: `${v.kind === "value" ? "value" : v.kind} ${v.type}` }, v.name);
+    const v = variables[n], of = v.kind !== "value" ? v.kind : v.weights.length ? "parameter" : e.data.includes(n) ? "data" : "value";
+    return el("span", { class: `v-${of}`, "data-value": n, title: `${v.kind === "value" ? "value" : v.kind} ${v.type}` }, v.name);
   };
   const made = equations.map((e) => {
     const where = e.line ?? e.inner;
@@ -217,9 +220,9 @@ function drawModel(section) {
   });
   const used = new Map(lines.map((line, n) => [`${line.function}:${line.line}`, n]));
   const blocks = functions.map((f, k) => el("div", { class: "box source" }, el("h3", {}, `${f.file}${f.name ? ` · ${f.name}` : ""}`),
-    f.code.map((text, i) => {
-      const n = used.get(`${k}:${f.first + i}`);
-      const row = el("div", { class: `row${n === undefined ? "" : " used"}` }, el("i", {}, String(f.first + i)), el("span", {}, text || " "));
+    f.code.map(({ line, text }) => {
+      const n = used.get(`${k}:${line}`);
+      const row = el("div", { class: `row${n === undefined ? "" : " used"}` }, el("i", {}, String(line)), el("span", {}, text || " "));
       if (n === undefined) return row;
       rowOf.set(n, row);
       row.addEventListener("click", () => choose([n], ofLine.get(n) || []));
@@ -247,7 +250,7 @@ function drawModel(section) {
   section.append(
     el("p", { class: "intro" }, "The step as JAX traced it, and the lines that each equation comes from. A click on a line shows its equations, and the other way round." + (D.rewritten ? " The pass `commute` has rewritten this step: weights and outputs are the same." : "")),
     el("div", { class: "legend" }, legend.map(([c, text]) => el("b", { class: c }, text)), el("span", {}, "▏here a weight meets data")),
-    el("div", { class: "two" },
+    el("div", { class: "two scrolling" },
       el("div", {}, blocks.length ? blocks : el("p", { class: "box muted" }, "No line of the model is known: it was made in a session whose text is not kept.")),
       el("div", {}, part("Once for a call, of weights alone", true), part("At each step", false),
         results.length ? el("div", { class: "box" }, el("h3", {}, "Results"), results) : "")));
@@ -333,8 +336,14 @@ function picture(rowsAre, rowNames, columnsAre) {
     pen.rect(x0, y0, pattern.columns * cell, pattern.rows * cell);
     pen.stroke();
     pen.font = `12px ${colour("--mono")}`;
-    pen.fillStyle = colour("--text");
-    for (const s of rowNames) if (s.size * cell > 16) pen.fillText(s.name, Math.max(x0, 0) + 4, Math.max(y0 + s.first * cell, 0) + 13);
+    for (const s of rowNames) {
+      if (s.size * cell <= 18) continue;
+      const x = Math.max(x0, 0) + 3, y = Math.max(y0 + s.first * cell, 0) + 2;
+      pen.fillStyle = colour("--card");
+      pen.fillRect(x, y, pen.measureText(s.name).width + 6, 16);
+      pen.fillStyle = colour("--text");
+      pen.fillText(s.name, x + 3, y + 12);
+    }
   }
   canvas.addEventListener("pointermove", (event) => {
     if (!pattern) return;
@@ -433,9 +442,13 @@ function drawGraph(section) {
     const shown = state.escape === null ? (w === null ? [] : all) : [state.escape];
     const on = new Set(shown.flatMap((n) => D.escapes[n].edges));
     board.classList.toggle("following", w !== null || state.escape !== null);
-    lines.forEach((line, n) => line.classList.toggle("path", on.has(n)));
+    const own = (e) => w !== null && nodes[e.from].weights.includes(w) && reached.has(nodes[e.to].path);
+    lines.forEach((line, n) => { line.classList.toggle("path", on.has(n)); line.classList.toggle("own", own(edges[n])); });
     const ends = new Set([...on].flatMap((n) => [edges[n].from, edges[n].to]));
-    boxes.forEach((box, n) => box.classList.toggle("reached", (nodes[n].kind === "state" && reached.has(nodes[n].path)) || ends.has(n)));
+    boxes.forEach((box, n) => {
+      box.classList.toggle("reached", nodes[n].kind === "state" && reached.has(nodes[n].path));
+      box.classList.toggle("end", ends.has(n));
+    });
     const lost = ops.flatMap((op) => op.lost), whose = w === null ? "all weights" : D.weights[w].path;
     paths.replaceChildren(
       el("h3", { style: "margin-top: 1rem" }, all.length ? `What escapes, of ${whose}: ${plural(all.length, "path")}` : `Nothing escapes, of ${whose}`),
@@ -508,8 +521,8 @@ function onePass(p) {
   });
   return [
     el("h2", {}, code(p.name)),
-    el("p", {}, p.words.join(" ")),
-    el("ul", { class: "proof" }, p.points.map((point) => el("li", {}, el("b", {}, point.label || "Measured"), el("span", {}, point.text))), notes),
+    ...p.words.map((text) => el("p", { class: "words" }, prose(text))),
+    el("ul", { class: "proof" }, p.points.map((point) => el("li", {}, el("b", {}, point.label || "Measured"), el("span", {}, prose(point.text)))), notes),
     el("div", { class: "bytes" }, bar(alone ? "without it" : "before", sized(left)), bar(alone ? "with it" : "after", sized(right)),
       el("label", { class: "switch" }, input, "the final program without this pass")),
     p.why_not ? el("p", { class: "muted" }, `Without it there is no program: ${p.why_not}`) : "",
@@ -588,7 +601,7 @@ function drawEmitted(section) {
     el("p", { class: "small muted" }, `${plural(hlo.steps, "step")}, ${batch}, a sum of squares as the loss; compiled by XLA for ${hlo.device}. Instructions are counted outside of fusions, without those that only name or reshape.`),
     el("div", { class: "two" }, text, byOrigin(all)),
     hlo.products.length ? el("details", { class: "box", open: hlo.products.length <= 30 }, el("summary", {}, "Products ", el("span", {}, "where a weight meets data, credit or a trace")), table(hlo.products, true)) : "",
-    ...hlo.computations.map((c) => computation(c)));
+    ...hlo.computations.filter((c) => c.instructions.some((i) => i.opcode !== "while")).map((c) => computation(c)));
   later.emitted = () => { if (state.weight !== null) section.querySelectorAll("details.box").forEach((d) => { if (d.holds?.(state.weight)) d.open = true; }); };
 }
 
@@ -609,7 +622,9 @@ function byOrigin(all) {
 
 function computation(c) {
   const role = { entry: "the window", loop: c.trips === null ? "body of a loop" : `body of a loop, ${plural(c.trips, "time")}`, call: "called", branch: "a branch" }[c.role];
-  const made = el("details", { class: "box" }, el("summary", {}, code(c.name), el("span", {}, ` ${role}, ${plural(c.instructions.length, "instruction")}`)));
+  const terms = [...new Set(c.instructions.flatMap((i) => i.terms))].filter((t) => t.includes(" "));
+  const of = c.role !== "entry" && terms.length ? `: ${terms.slice(0, 3).join(", ")}${terms.length > 3 ? " …" : ""}` : "";
+  const made = el("details", { class: "box" }, el("summary", {}, code(c.name), el("span", {}, ` ${role}, ${plural(c.instructions.length, "instruction")}${of}`)));
   const fillIn = () => { if (made.open && made.children.length === 1) { made.append(table(c.instructions)); mark("emitted"); } };
   made.holds = (weight) => c.instructions.some((i) => i.weights.includes(weight));
   made.addEventListener("toggle", fillIn);
@@ -622,10 +637,10 @@ function table(rows, products = false) {
   const one = (i) => {
     const from = el("span", {}, i.terms.map((t) => el("span", { class: "term" }, t)), i.lines.map((n) => {
       const line = D.sources.lines[n];
-      return button(`${line.file.split("/").pop()}:${line.line} `, () => { show("model"); $("view-model").chooseLine(n); }, { class: "link mono" });
-    }), i.terms.length || i.lines.length ? "" : el("span", { class: "inside" }, i.op_name.replace(/^jit\(run\)\//, "")));
+      return button(`${line.file.split("/").pop()}:${line.line} `, () => { show("model"); $("view-model").chooseLine(n); }, { class: "link mono term" });
+    }), i.terms.length || i.lines.length ? "" : el("span", { class: "inside" }, (i.op_name || "").replace(/^jit\(run\)\//, "")));
     const inside = products ? i.of.join(" · ") : i.inside.join(", ");
-    return about("emitted", i.weights, el("div", { class: "instruction", title: i.op_name }, el("span", {}, i.name, inside ? el("span", { class: "inside" }, ` ${inside}`) : ""), el("span", {}, i.type), el("span", {}, count(i.bytes)), from));
+    return about("emitted", i.weights, el("div", { class: "instruction", title: i.op_name || null }, el("span", {}, i.name, inside ? el("span", { class: "inside" }, ` ${inside}`) : ""), el("span", {}, i.type), el("span", {}, count(i.bytes)), from));
   };
   made.append(...rows.slice(0, SHOWN).map(one));
   if (rows.length > SHOWN) {
