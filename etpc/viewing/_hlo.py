@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,10 +87,12 @@ class Module:
         self.weights = weights
         self.known = {(short(file), line): n for (file, line), n in sources.lines.items()}
         self.at: dict[tuple[int | None, str], list[int]] = {}
-        """The weights that meet data on a line, by the line and the primitive."""
+        """The weights that meet data on a line, by the line and the primitive; none where several equations are alike,
+        as those of a loop over layers."""
+        alike = Counter((e["line"], e["primitive"]) for e in equations)
         for e in equations:
-            if e["ops"]:
-                self.at.setdefault((e["line"], e["primitive"]), []).extend(e["weights"])
+            if e["ops"] and alike[e["line"], e["primitive"]] == 1:
+                self.at[e["line"], e["primitive"]] = e["weights"]
         head, self.computations, self.entry = _parsed(text)
         self._lines = dict(_source_lines(head))
         self._of_name: dict[str, tuple[str, list[int]]] = {}
