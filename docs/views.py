@@ -121,9 +121,7 @@ MODELS = {
 def view(name):
     """The view of one of the networks."""
     network, rule = MODELS[name]
-    program = etpc.compile(
-        network(jax.random.key(0)), rule, inputs=jnp.zeros(INPUTS), target="cpu"
-    )
+    program = etpc.compile(network(jax.random.key(0)), rule, inputs=jnp.zeros(INPUTS), target="cpu")
     return program.view(title=f"{network.__name__}, {program.algorithm.short}")
 
 

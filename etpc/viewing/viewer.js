@@ -549,7 +549,7 @@ function diff(left, right, heads) {
   const differ = ([a, b]) => a !== b && renumbered(text(a)) !== renumbered(text(b));
   const few = pairs.length <= 40, kept = pairs.map((pair, n) => few || differ(pair) || pair.some(ofWeight) || pairs.slice(Math.max(n - 1, 0), n + 2).some(differ));
   const made = el("div", { class: "diff" }, el("div", { class: "heads" }, heads.map((h) => el("span", {}, h))));
-  const one = ([a, b], n) => {
+  const one = ([a, b]) => {
     const is = differ([a, b]), row = el("div", { class: `pair${ofWeight(a) || ofWeight(b) ? " on" : ""}` });
     const [old, now] = is && a !== null && b !== null ? marked(text(a), text(b)) : [[text(a)], [text(b)]];
     row.append(el("span", { class: !is ? "alike" : a === null ? null : "old" }, old), el("span", { class: !is ? "alike" : b === null ? null : "new" }, now));
@@ -557,9 +557,10 @@ function diff(left, right, heads) {
   };
   let budget = SHOWN;
   for (let n = 0; n < pairs.length;) {
-    if (kept[n] && budget-- > 0) { made.append(one(pairs[n], n)); n++; continue; }
+    const here = (k) => pairs[k].some(ofWeight) || (kept[k] && budget > 0);
+    if (here(n)) { made.append(one(pairs[n])); n++; budget--; continue; }
     let end = n;
-    while (end < pairs.length && (budget <= 0 || !kept[end])) end++;
+    while (end < pairs.length && !here(end)) end++;
     const hidden = pairs.slice(n, end), changes = hidden.filter(differ).length;
     const fold = button(changes ? `⋯ ${plural(hidden.length, "more line")}, ${plural(changes, "change")}` : `⋯ ${plural(hidden.length, "line")} alike`, () => fold.replaceWith(...hidden.map(one)), { class: "fold" });
     made.append(fold);
@@ -601,7 +602,7 @@ function drawEmitted(section) {
     el("p", { class: "small muted" }, `${plural(hlo.steps, "step")}, ${batch}, a sum of squares as the loss; compiled by XLA for ${hlo.device}. Instructions are counted outside of fusions, without those that only name or reshape.`),
     el("div", { class: "two" }, text, byOrigin(all)),
     hlo.products.length ? el("details", { class: "box", open: hlo.products.length <= 30 }, el("summary", {}, "Products ", el("span", {}, "where a weight meets data, credit or a trace")), table(hlo.products, true)) : "",
-    ...hlo.computations.filter((c) => c.instructions.some((i) => i.opcode !== "while")).map((c) => computation(c)));
+    ...hlo.computations.map(computation));
   later.emitted = () => { if (state.weight !== null) section.querySelectorAll("details.box").forEach((d) => { if (d.holds?.(state.weight)) d.open = true; }); };
 }
 
