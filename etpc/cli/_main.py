@@ -496,8 +496,7 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     if name in OUTPUTS:
         metavar, what = OUTPUTS[name]
         default = "view.html" if name == "view" else None
-        needed = dict(required=default is None, default=default)
-        add("-o", "--output", metavar=metavar, help=what, **needed)
+        add("-o", "--output", required=not default, default=default, metavar=metavar, help=what)
     if name == "export":
         optimiser = f"{OPTIMISER} (adam:1e-3)"
         add("--optimiser", default="adam:1e-3", metavar="NAME:RATE", help=optimiser)

@@ -37,16 +37,17 @@ class Drawn:
         """The place of an escape among all; several operations may have the same."""
         if text not in self._numbers:
             self._numbers[text] = len(self.escapes)
-            self.escapes.append({"text": text, "edges": self.along(escape)})
+            self.escapes.append({"text": text, **self.along(escape)})
         return self._numbers[text]
 
-    def along(self, escape: Escape) -> list[int]:
-        """The numbers of the edges along which influence escapes."""
+    def along(self, escape: Escape) -> dict[str, list[int]]:
+        """The numbers of the nodes and edges along which influence escapes."""
         ends = (escape.source, *(f"the output of {path}" for path in escape.through), escape.target)
         nodes = [[n for name in self._named(end) for n in self.at.get(name, ())] for end in ends]
         pairs = itertools.pairwise(nodes)
         found = (self.edges.get((a, b)) for a_s, b_s in pairs for a in a_s for b in b_s)
-        return sorted({edge for edge in found if edge is not None})
+        edges = sorted({edge for edge in found if edge is not None})
+        return {"nodes": sorted({n for each in nodes for n in each}), "edges": edges}
 
     @staticmethod
     def _named(end: str) -> list[Node]:
@@ -61,29 +62,16 @@ class Drawn:
         for box in self.boxes:
             node, p = box.node, self.ops.get(box.node.name)
             of = [] if node.kind != "parameter" else self.weights.of_path(node.name[1])
-            nodes.append(
-                {
-                    "kind": node.kind,
-                    "path": self.path(node.name),
-                    "op": None if p is None else p.op.number,
-                    "weights": of if p is None else self.weights.of_leaves(p.op.parameters),
-                    "label": box.label,
-                    "detail": box.detail,
-                    "claim": node.claim,
-                    "traced": node.traced,
-                    "loop": node.loop,
-                    "about": [text for text in node.hover if not text.startswith("left out: ")],
-                    "box": [box.x, box.y, box.width, box.height],
-                }
-            )
-        edges = [
-            {
-                "from": self.numbers[arrow.edge.source],
-                "to": self.numbers[arrow.edge.target],
-                "kind": arrow.edge.kind,
-                "line": arrow.path,
-                "tip": [*arrow.tip, *arrow.direction],
-            }
-            for arrow in self.arrows
-        ]
+            of = of if p is None else self.weights.of_leaves(p.op.parameters)
+            about = [text for text in node.hover if not text.startswith("left out: ")]
+            what = dict(kind=node.kind, path=self.path(node.name), weights=of, about=about)
+            shown = dict(label=box.label, detail=box.detail, traced=node.traced, loop=node.loop)
+            place = [box.x, box.y, box.width, box.height]
+            op = None if p is None else p.op.number
+            nodes.append({**what, "op": op, **shown, "claim": node.claim, "box": place})
+        edges: list[dict[str, Any]] = []
+        for arrow in self.arrows:
+            ends = self.numbers[arrow.edge.source], self.numbers[arrow.edge.target]
+            line = dict(line=arrow.path, tip=[*arrow.tip, *arrow.direction])
+            edges.append({"from": ends[0], "to": ends[1], "kind": arrow.edge.kind, **line})
         return {"width": self.size[0], "height": self.size[1], "nodes": nodes, "edges": edges}

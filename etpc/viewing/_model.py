@@ -21,13 +21,11 @@ from ..trace import Equation, Variable, is_spike
 INFIX = {"add": "+", "add_any": "+", "sub": "−", "mul": "·", "div": "/", "rem": "%"} | {
     "eq": "=", "ne": "≠", "lt": "<", "le": "≤", "gt": ">", "ge": "≥", "and": "∧", "or": "∨",
 }  # fmt: skip
-SHOWN = ("axes", "axis", "dimension", "dimensions", "dimension_numbers", "new_dtype", "y", "shape")
-"""The parameters of equations that are shown."""
 
 
 def type_text(aval: Any) -> str:
     """The dtype and the shape of an array."""
-    return f"{jax.numpy.dtype(aval.dtype).name if aval.dtype.kind != 'V' else aval.dtype}{list(aval.shape)}"
+    return f"{aval.dtype}{list(aval.shape)}"
 
 
 class Weights:
@@ -234,27 +232,18 @@ class _Steps:
         outputs: list[int] = []
         for v in e.outputs:
             names = self.results.get(v, [])
-            kind = (
-                "state" if any(n.endswith("′") for n in names) else "output" if names else "value"
-            )
+            is_state = any(name.endswith("′") for name in names)
+            kind = "state" if is_state else "output" if names else "value"
             outputs.append(self.name(v, names[0] if names else f"v{v.number}", kind, read))
         found = [w for n in ops for w in self.weights.of_leaves(self.plan.ops[n].op.parameters)]
         line, inner = places(e, self.sources)
         operands = [self.plan.ops[n].op.operand for n in ops]
         data = [i for n, i in enumerate(inputs) if n not in operands] if ops else []
-        return {
-            "once": once,
-            "primitive": e.primitive.name,
-            "parts": [*_joined(outputs), " = ", *_right(e, inputs)],
-            "inputs": inputs,
-            "outputs": outputs,
-            "ops": ops,
-            "data": data,
-            "weights": sorted({*found, *read}),
-            "line": line,
-            "inner": inner,
-            "detail": _detail(e),
-        }
+        parts = [*_joined(outputs), " = ", *_right(e, inputs)]
+        head = dict(once=once, primitive=e.primitive.name, parts=parts, detail=_detail(e))
+        values = dict(inputs=inputs, outputs=outputs, ops=ops, data=data)
+        of = dict(weights=sorted({*found, *read}), line=line, inner=inner)
+        return {**head, **values, **of}
 
 
 def _joined(parts: Sequence[Any]) -> list[Any]:
@@ -268,10 +257,8 @@ def _right(e: Equation, inputs: list[int]) -> list[Any]:
         return [inputs[0], f" {INFIX[name]} ", inputs[1]]
     if name == "neg":
         return ["−", inputs[0]]
-    if name == "integer_pow":
-        return [inputs[0], f"^{e.params['y']}"]
     if name == "convert_element_type":
-        name = np.dtype(e.params["new_dtype"]).name
+        name = str(e.outputs[0].aval.dtype)
     if name.startswith("custom_jvp_call"):
         name = "spike" if is_spike(e) else "custom_jvp"
     return [f"{name}(", *_joined(inputs), ")"]
@@ -288,6 +275,8 @@ def _constant(value: Any) -> str:
 
 
 def _detail(e: Equation) -> str:
-    shown = [f"{k}={e.params[k]}" for k in SHOWN if e.params.get(k) is not None]
-    text = ", ".join(shown)
-    return text if len(text) <= 160 else text[:159] + "…"
+    """The parameters of an equation that have short values."""
+    values = {name: value for name, value in e.params.items() if value or type(value) is int}
+    texts = {name: str(value) for name, value in values.items()}
+    shown = {name: text for name, text in texts.items() if len(text) <= 60 and "\n" not in text}
+    return ", ".join(f"{name}={text}" for name, text in shown.items())

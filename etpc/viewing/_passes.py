@@ -82,27 +82,14 @@ def passes_record(plan: Plan, weights: Weights) -> dict[str, Any]:
         rewrites_step = each.before is not None
         program = _planned(plan, passes[: place + 1]) if rewrites_step else each.run(program)
         after = programs.number(program)
-        changes = [c for c in plan.ir.changes if c.by == each.name]
         without, why = (final, "") if after == before else _without(plan, each, programs)
-        records.append(
-            {
-                **_described(each),
-                "ran": True,
-                "before": before,
-                "after": after,
-                "without": without,
-                "why_not": why,
-                "changes": [
-                    {
-                        "path": c.path,
-                        "weights": weights.of_path(c.path),
-                        "text": c.text,
-                        "bytes": c.bytes,
-                    }
-                    for c in changes
-                ],
-            }
-        )
+        at = dict(before=before, after=after, without=without, why_not=why)
+        changes = [
+            dict(path=c.path, weights=weights.of_path(c.path), text=c.text, bytes=c.bytes)
+            for c in plan.ir.changes
+            if c.by == each.name
+        ]
+        records.append({**_described(each), "ran": True, **at, "changes": changes})
         before = after
     absent = [p for p in DEFAULT if p.name not in {q.name for q in passes}]
     left_out = dict(ran=False, before=final, after=final, without=final, why_not="", changes=[])

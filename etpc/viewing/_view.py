@@ -119,60 +119,39 @@ def _weights(program: Program, weights: Weights) -> list[dict[str, Any]]:
         for n in weights.of_leaves(p.op.parameters):
             ops_of.setdefault(n, []).append(p.op.number)
     avals = program.plan.analysis.step.model_leaves.float_avals
-    return [
-        {
-            "path": path,
-            "type": type_text(aval),
-            "claim": program.claims[path].claim,
-            "reasons": [r.text for r in program.claims[path].reasons if r.kind != "escape"],
-            "ops": ops_of.get(n, []),
-        }
-        for n, (path, aval) in enumerate(avals.items())
-    ]
+    records: list[dict[str, Any]] = []
+    for n, (path, aval) in enumerate(avals.items()):
+        claim = program.claims[path]
+        reasons = [r.text for r in claim.reasons if r.kind != "escape"]
+        head = dict(path=path, type=type_text(aval), claim=claim.claim)
+        records.append({**head, "reasons": reasons, "ops": ops_of.get(n, [])})
+    return records
 
 
 def _op(program: Program, p: OpPlan, weights: Weights, drawn: Drawn) -> dict[str, Any]:
     plan = program.plan
     reach = plan.analysis.reach[p.op.number]
     place = re.sub(r"^(.*?)(?=:\d+)", lambda m: short(m[1]), p.op.equation.source)
-    return {
-        "number": p.op.number,
-        "path": p.path,
-        "weights": weights.of_leaves(p.op.parameters),
-        "kind": p.kind,
-        "source": place,
-        "role": reach.role,
-        "states": list(p.states),
-        "block": p.block,
-        "outputs": p.op.size,
-        "trace": "" if p.node is None else p.node.form.held,
-        "shape": shape_text(p) if p.node is not None else "",
-        "bytes": p.trace_bytes,
-        "shared": p.node is not None and not p.owns,
-        "exact": p.exact,
-        "verdict": verdict(plan, p, program.claims) if p.node is not None else "",
-        "choice": p.choice,
-        "no_smaller": plan.ir.no_smaller.get(p.path, ""),
-        "no_trace": p.reason,
-        "escapes": [
-            drawn.number(text, escape)
-            for text, escape in zip(p.escapes[len(p.lost) :], reach.escapes, strict=False)
-        ],
-        "lost": list(p.lost),
-    }
+    pairs = zip(p.escapes[len(p.lost) :], reach.escapes, strict=False)
+    head = dict(number=p.op.number, path=p.path, weights=weights.of_leaves(p.op.parameters))
+    meets = dict(kind=p.kind, source=place, role=reach.role, states=list(p.states))
+    size = dict(block=p.block, outputs=p.op.size, bytes=p.trace_bytes)
+    left_out = dict(escapes=[drawn.number(*pair) for pair in pairs], lost=list(p.lost))
+    why = dict(choice=p.choice, no_smaller=plan.ir.no_smaller.get(p.path, ""), no_trace=p.reason)
+    trace = dict(trace="", shape="", verdict="", shared=False)
+    if p.node is not None:
+        trace = dict(trace=p.node.form.held, shape=shape_text(p), shared=not p.owns)
+        trace["verdict"] = verdict(plan, p, program.claims)
+    return {**head, **meets, **size, "exact": p.exact, **trace, **why, **left_out}
 
 
 def _emitted(program: Program, batch_size: int | None) -> dict[str, Any]:
     """What the window of a program does, in lines, and the bytes of its carry."""
     split = program.plan.analysis.split
     memory = program.memory(batch_size)
-    return {
-        "text": str(program.runner.window).split("\n"),
-        "once": len(split.prefix),
-        "each_step": len(split.body),
-        "jacobians": str(program.ir.compression),
-        "schedule": str(program.ir.schedule),
-        "carry_bytes": memory.total,
-        "trace_bytes": sum(size for _, size in memory.traces),
-        "state_bytes": memory.state,
-    }
+    text = str(program.runner.window).split("\n")
+    count = dict(once=len(split.prefix), each_step=len(split.body))
+    laid_out = dict(jacobians=str(program.ir.compression), schedule=str(program.ir.schedule))
+    traces = sum(size for _, size in memory.traces)
+    size = dict(carry_bytes=memory.total, trace_bytes=traces, state_bytes=memory.state)
+    return {"text": text, **count, **laid_out, **size}

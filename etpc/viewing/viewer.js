@@ -419,7 +419,7 @@ function drawGraph(section) {
     const shape = svg("rect", { class: "shape", x, y, width: w, height: h, rx: n.kind === "state" ? h / 2 : n.kind === "op" ? 7 : 2 });
     const made = svg("g", { class: `node ${n.kind}${n.traced ? "" : " untraced"}`, tabindex: -1 }, shape,
       n.claim ? svg("text", { class: `sign ${n.claim}`, x: x + 16, y: y + h / 2 + 5 }, SIGNS[n.claim]) : "",
-      n.loop ? svg("text", { class: "detail", x: x + w - 24, y: y + h / 2 + 4 }, "↻") : "",
+      n.loop ? svg("text", { class: `detail ${n.loop}`, x: x + w - 24, y: y + h / 2 + 4 }, "↻") : "",
       svg("text", { class: "label", x: x + 10 + shift + (n.kind === "state" ? 10 : 0), y: y + 19 }, n.label),
       svg("text", { class: "detail", x: x + 10 + shift + (n.kind === "state" ? 10 : 0), y: y + 35 }, n.detail),
       svg("title", {}, n.about.join("\n")));
@@ -444,7 +444,7 @@ function drawGraph(section) {
     board.classList.toggle("following", w !== null || state.escape !== null);
     const own = (e) => w !== null && nodes[e.from].weights.includes(w) && reached.has(nodes[e.to].path);
     lines.forEach((line, n) => { line.classList.toggle("path", on.has(n)); line.classList.toggle("own", own(edges[n])); });
-    const ends = new Set([...on].flatMap((n) => [edges[n].from, edges[n].to]));
+    const ends = new Set(shown.flatMap((n) => D.escapes[n].nodes));
     boxes.forEach((box, n) => {
       box.classList.toggle("reached", nodes[n].kind === "state" && reached.has(nodes[n].path));
       box.classList.toggle("end", ends.has(n));
@@ -588,7 +588,7 @@ const instructions = () => (D.emitted.hlo ? D.emitted.hlo.computations.flatMap((
 
 function drawEmitted(section) {
   const e = D.emitted, hlo = e.hlo;
-  section.append(el("p", { class: "intro" }, "The trace program becomes functions of a window of steps, which XLA compiles. Where an instruction comes from is read from the metadata of the optimised HLO: ", code("grad w"), " and ", code("trace w"), " are terms of the trace program, ", code("step"), " and ", code("credit"), " the model run forward and back."));
+  section.append(el("p", { class: "intro" }, "The trace program becomes functions of a window of steps, which XLA compiles. Where an instruction comes from is read from the metadata of the optimised HLO: ", code("grad w"), " and ", code("trace w"), " are terms of the trace program, ", code("forward"), " and ", code("backward"), " the model, backward for Jacobians and credit."));
   const text = el("div", { class: "box" }, el("h3", {}, "The window, as emitted"), el("pre", { class: "text" }, e.text.join("\n")));
   if (!hlo) {
     section.append(text, el("p", { class: "muted" }, "The window was not compiled for this view. `program.view(path, hlo=True)` does, and shows its instructions."));
