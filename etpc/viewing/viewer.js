@@ -609,15 +609,16 @@ function drawEmitted(section) {
 function byOrigin(all) {
   const rows = new Map();
   for (const i of all) for (const term of i.terms.length ? i.terms : ["other"]) {
-    const row = rows.get(term) || rows.set(term, { term, n: 0, bytes: 0, weights: new Set() }).get(term);
-    row.n++; row.bytes += i.bytes; if (/^(grad|trace) /.test(term)) i.weights.forEach((w) => row.weights.add(w));
+    const row = rows.get(term) || rows.set(term, { term, n: 0, bytes: 0 }).get(term);
+    row.n++; row.bytes += i.bytes;
   }
+  const ofTerm = new Map(D.ops.flatMap((op) => [[`grad ${op.path}`, op.weights], [`trace ${op.path}`, op.weights]]));
   const sorted = [...rows.values()].sort((a, b) => b.n - a.n);
   return el("div", { class: "box" }, el("h3", {}, "Instructions by origin"), el("table", {},
     el("thead", {}, el("tr", {}, ["term", "instructions", "bytes written"].map((t, n) => el("th", { class: n ? "number" : null }, t)))),
     el("tbody", {}, sorted.slice(0, SHOWN).map((r) => {
-      const of = D.weights.findIndex((w) => r.term === `grad ${w.path}` || r.term === `trace ${w.path}`);
-      return about("emitted", of >= 0 ? [of] : r.weights, el("tr", of >= 0 ? { "data-pick": of, onclick: () => follow(of, false) } : {}, el("td", {}, code(r.term)), el("td", { class: "number" }, count(r.n)), el("td", { class: "number" }, count(r.bytes))));
+      const of = ofTerm.get(r.term) || [], pick = of.length ? { "data-pick": of[0], onclick: () => follow(of[0], false) } : {};
+      return about("emitted", of, el("tr", pick, el("td", {}, code(r.term)), el("td", { class: "number" }, count(r.n)), el("td", { class: "number" }, count(r.bytes))));
     }))), sorted.length > SHOWN ? el("p", { class: "muted" }, `and ${count(sorted.length - SHOWN)} more`) : "");
 }
 
