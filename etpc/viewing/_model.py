@@ -147,8 +147,10 @@ _LIBRARIES = ("jax", "jaxlib", "jaxtyping", "beartype", "equinox")
 @functools.cache
 def _is_tool(file: str) -> bool:
     """Whether a file is of what runs a model, and so no line of it is one of a model."""
-    if file.startswith(("<", *_MODELS)):
-        return file.startswith("<")
+    if file.startswith(
+        ("<", *_MODELS)
+    ):  # of `<...>` the lines are known in a session of Python or IPython
+        return not linecache.getline(file, 1)
     found = map(importlib.util.find_spec, _LIBRARIES)
     folders = [str(Path(spec.origin).parent) for spec in found if spec is not None and spec.origin]
     if any(Path(file).is_relative_to(Path(folder) / "nn") for folder in folders):

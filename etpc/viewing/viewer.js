@@ -7,6 +7,23 @@ const count = (n) => n.toLocaleString("en-US");
 const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 const SIGNS = { exact: "=", approximate: "≈", "current step": "≈", unused: "·" };
 const SHOWN = 200; // lines or rows that are shown before one asks for more
+const INTROS = {
+  weights: "What is a weight, which states it has a lasting influence on, and what is carried of that. " +
+    "A click on a weight follows it through all panels.",
+  model: "The step as JAX traced it, and the lines that each equation comes from. " +
+    "A click on a line shows its equations, and the other way round." +
+    (D.rewritten ? " The pass `commute` has rewritten this step: weights and outputs are the same." : ""),
+  patterns: "What can be non-zero, for any weights and data. D says which old states a new state depends on, along what is not cut; " +
+    "F says which new states the outputs of an operation enter in the same step. Wheel or pinch zooms, dragging moves.",
+  graph: "Weights in the operations that use them (boxes), hidden states (round), inputs and outputs. " +
+    "The trace of a weight holds, for each output of its operation, a block of the states that it has a lasting influence on: " +
+    "of the followed weight these have a thick border, and the paths along which its influence escapes are drawn.",
+  passes: "The trace program says what is carried and what each gradient is the sum of. Each pass rewrites it, " +
+    "and changes no gradient but for rounding. Passes in grey found nothing to change. ↑ ↓ go through them.",
+  emitted: "The trace program becomes functions of a window of steps, which XLA compiles. " +
+    "Where an instruction comes from is read from the metadata of the optimised HLO: `grad w` and `trace w` are terms of the trace program, " +
+    "`forward` and `backward` the model, backward for Jacobians and credit.",
+};
 
 function el(tag, attributes, ...children) {
   const made = document.createElement(tag);
@@ -32,6 +49,10 @@ function fill(made, attributes, children) {
 const prose = (text) => text.split("`").map((part, n) => (n % 2 ? code(part) : part));
 const button = (text, press, attributes) => el("button", { type: "button", onclick: press, ...attributes }, text);
 const code = (text) => el("code", {}, text);
+const span = (kind, ...children) => el("span", { class: kind }, ...children);
+const muted = (...children) => el("p", { class: "small muted" }, ...children);
+const intro = (name) => el("p", { class: "intro" }, prose(INTROS[name]));
+const box = (title, ...children) => el("div", { class: "box" }, el("h3", {}, title), ...children);
 const claimClass = (claim) => (claim === "exact" ? "exact" : claim === "unused" ? "none" : "approximate");
 
 // --- the weight that is followed, and the panels ---------------------------------------------------
@@ -189,7 +210,7 @@ function drawWeights(section) {
     return about("weights", [n], made);
   }));
   section.append(
-    el("p", { class: "intro" }, "What is a weight, which states it has a lasting influence on, and what is carried of that. A click on a weight follows it through all panels."),
+    intro("weights"),
     cards([["gradients that are exact", `${count(exact)} of ${count(D.weights.length)}`], ["hidden states", count(size)],
       ["bytes of traces", count(D.emitted.trace_bytes)], ["bytes of the carry", count(D.emitted.carry_bytes)],
       ["steps of a window", count(D.window)], ["equations at each step", count(D.emitted.each_step)]]),
@@ -211,7 +232,8 @@ function drawModel(section) {
   const made = equations.map((e) => {
     const where = e.line ?? e.inner;
     const names = [e.line, e.inner].filter((n, i, all) => n !== null && all.indexOf(n) === i).map((n) => `${lines[n].file}:${lines[n].line}`);
-    const row = el("div", { class: `equation${e.ops.length ? " meets" : ""}`, title: [...names, e.detail].filter(Boolean).join("\n") },
+    const title = [...names, e.detail].filter(Boolean).join("\n");
+    const row = el("div", { class: `equation${e.ops.length ? " meets" : ""}`, title },
       el("span", {}, e.parts.map((part) => (typeof part === "number" ? value(part, e) : part))),
       el("span", { class: "where" }, where === null ? "" : `${lines[where].file.split("/").pop()}:${lines[where].line}`));
     for (const n of new Set([e.line, e.inner])) if (n !== null) (ofLine.get(n) || ofLine.set(n, []).get(n)).push(row);
@@ -242,18 +264,19 @@ function drawModel(section) {
   });
   const part = (title, once) => {
     const rows = made.filter((_, i) => equations[i].once === once);
-    return rows.length ? el("div", { class: "box" }, el("h3", {}, `${title} `, el("span", { class: "muted small" }, plural(rows.length, "equation"))), rows) : "";
+    return rows.length ? box([`${title} `, span("muted small", plural(rows.length, "equation"))], rows) : "";
   };
-  const results = D.step.results.map((r) => el("div", { class: "equation" }, el("span", {}, r.names.join(" = "), " = ", value(r.value, { data: [] }))))
-    .filter((_, i) => D.step.results[i].names[0] !== variables[D.step.results[i].value].name || D.step.results[i].names.length > 1);
-  const legend = [["v-parameter", "weight"], ["v-data", "data that a weight meets, input"], ["v-state", "hidden state (′ the new one)"], ["v-constant", "constant"]];
+  const results = D.step.results.filter((r) => r.names[0] !== variables[r.value].name || r.names.length > 1)
+    .map((r) => el("div", { class: "equation" }, span(null, r.names.join(" = "), " = ", value(r.value, { data: [] }))));
+  const legend = [["v-parameter", "weight"], ["v-data", "data that a weight meets, input"],
+    ["v-state", "hidden state (′ the new one)"], ["v-constant", "constant"]];
   section.append(
-    el("p", { class: "intro" }, "The step as JAX traced it, and the lines that each equation comes from. A click on a line shows its equations, and the other way round." + (D.rewritten ? " The pass `commute` has rewritten this step: weights and outputs are the same." : "")),
+    intro("model"),
     el("div", { class: "legend" }, legend.map(([c, text]) => el("b", { class: c }, text)), el("span", {}, "▏here a weight meets data")),
     el("div", { class: "two scrolling" },
-      el("div", {}, blocks.length ? blocks : el("p", { class: "box muted" }, "No line of the model is known: it was made in a session whose text is not kept.")),
+      el("div", {}, blocks.length ? blocks : el("p", { class: "box muted" }, "No line of the model is known: its text is not kept.")),
       el("div", {}, part("Once for a call, of weights alone", true), part("At each step", false),
-        results.length ? el("div", { class: "box" }, el("h3", {}, "Results"), results) : "")));
+        results.length ? box("Results", results) : "")));
 }
 
 // --- patterns of D and F ---------------------------------------------------------------------------
@@ -266,22 +289,23 @@ function drawPatterns(section) {
     return el("option", { value: n }, `${op.path}, ${op.kind}`);
   }));
   const right = picture("new states", names, "outputs of the operation", []);
-  const title = el("p", { class: "small muted" });
+  const title = muted(), sized = (p) => `${count(p.rows)} × ${count(p.columns)}, ${count(p.entries)} non-zero at most`;
   const change = () => {
     const f = D.patterns.immediate[+select.value];
     if (!f) return;
     right.set(f, [{ name: "output ", first: 0, size: f.columns }]);
     const op = D.ops[f.op];
-    title.textContent = `${count(f.rows)} × ${count(f.columns)}, ${plural(f.entries, "entry").replace("entrys", "entries")}; block of ${op.block}: the trace of each output holds so many states`;
+    title.textContent = `${sized(f)}; block of ${op.block}: the trace of each output holds so many states`;
   };
   select.addEventListener("change", change);
   const d = D.patterns.transition;
   section.append(
-    el("p", { class: "intro" }, "What can be non-zero, for any weights and data. D says which old states a new state depends on, along what is not cut; F says which new states the outputs of an operation enter in the same step. Wheel or pinch zooms, dragging moves."),
-    el("div", { class: "legend" }, el("span", {}, el("b", { class: "v-state" }, "■"), " may be non-zero"), el("span", {}, "shaded: the states that the followed weight reaches")),
+    intro("patterns"),
+    el("div", { class: "legend" }, span("", el("b", { class: "v-state" }, "■"), " may be non-zero"),
+      span("", "shaded: the states that the followed weight reaches")),
     el("div", { class: "two" },
-      el("div", { class: "box" }, el("h3", {}, "D, transition Jacobian"), el("p", { class: "small muted" }, `${count(d.rows)} × ${count(d.columns)}, ${count(d.entries)} entries; ${D.emitted.jacobians} for D and F`), left.element),
-      el("div", { class: "box" }, el("h3", {}, "F, immediate Jacobian of ", D.patterns.immediate.length ? select : "no operation"), title, right.element)));
+      box("D, transition Jacobian", muted(`${sized(d)}; ${D.emitted.jacobians} for D and F`), left.element),
+      box(["F, immediate Jacobian of ", D.patterns.immediate.length ? select : "no operation"], title, right.element)));
   left.set(d, names);
   change();
   later.patterns = () => {
@@ -320,7 +344,8 @@ function picture(rowsAre, rowNames, columnsAre) {
     const c = cell * pattern.scale, gap = c > 6 ? 1 : 0, least = Math.max(c - gap, 0.8);
     for (const [r, column, w, h, shift] of pattern.strips) {
       if (!shift) {
-        if (gap && w * h < 4000) for (let i = 0; i < h; i++) for (let j = 0; j < w; j++) pen.fillRect(x0 + (column + j) * c, y0 + (r + i) * c, least, least);
+        const cell = (n) => pen.fillRect(x0 + (column + (n % w)) * c, y0 + (r + Math.floor(n / w)) * c, least, least);
+        if (gap && w * h < 4000) for (let n = 0; n < w * h; n++) cell(n);
         else pen.fillRect(x0 + column * c, y0 + r * c, Math.max(w * c, least), Math.max(h * c, least));
         continue;
       }
@@ -331,8 +356,9 @@ function picture(rowsAre, rowNames, columnsAre) {
     pen.strokeStyle = colour("--muted");
     pen.lineWidth = 1;
     pen.beginPath();
-    for (const s of rowNames) if (s.size * cell > 3) { pen.moveTo(x0, y0 + s.first * cell); pen.lineTo(x0 + pattern.columns * cell, y0 + s.first * cell); }
-    for (const s of columnNames) if (s.size * cell > 3) { pen.moveTo(x0 + s.first * cell, y0); pen.lineTo(x0 + s.first * cell, y0 + pattern.rows * cell); }
+    const right = x0 + pattern.columns * cell, bottom = y0 + pattern.rows * cell, large = (s) => s.size * cell > 3;
+    for (const y of rowNames.filter(large).map((s) => y0 + s.first * cell)) { pen.moveTo(x0, y); pen.lineTo(right, y); }
+    for (const x of columnNames.filter(large).map((s) => x0 + s.first * cell)) { pen.moveTo(x, y0); pen.lineTo(x, bottom); }
     pen.rect(x0, y0, pattern.columns * cell, pattern.rows * cell);
     pen.stroke();
     pen.font = `12px ${colour("--mono")}`;
@@ -351,8 +377,10 @@ function picture(rowsAre, rowNames, columnsAre) {
     const r = Math.floor((event.clientY - box.top - zoom.y) / cell), c = Math.floor((event.clientX - box.left - zoom.x) / cell);
     const inside = r >= 0 && c >= 0 && r < pattern.rows && c < pattern.columns;
     const s = pattern.scale, R = Math.floor(r / s), C = Math.floor(c / s);
-    const there = pattern.strips.some(([a, b, w, h, shift]) => R >= a && R < a + h && C >= b + (R - a) * shift && C < b + (R - a) * shift + w);
-    read.textContent = inside ? `new ${named(rowNames, r)} ${there ? "may depend" : "does not depend"} on ${columnsAre === "old states" ? "old " : ""}${named(columnNames, c)}${s > 1 ? ` (in cells of ${s} × ${s})` : ""}` : "";
+    const covers = ([a, b, w, h, shift]) => R >= a && R < a + h && C >= b + (R - a) * shift && C < b + (R - a) * shift + w;
+    const does = pattern.strips.some(covers) ? "may depend" : "does not depend", old = columnsAre === "old states" ? "old " : "";
+    const coarse = s > 1 ? ` (in cells of ${s} × ${s})` : "";
+    read.textContent = inside ? `new ${named(rowNames, r)} ${does} on ${old}${named(columnNames, c)}${coarse}` : "";
   });
   new ResizeObserver(paint).observe(canvas);
   addEventListener("etpc-theme", paint);
@@ -379,7 +407,8 @@ function zoomable(target, paint, fit = () => ({ k: 1, x: 0, y: 0 })) {
   const place = (event) => { const box = target.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
   z.reset = () => { Object.assign(z, fit()); paint(); };
   z.buttons = el("div", { class: "zoom" },
-    button("+", () => middle(1.5), { title: "Zoom in (+)", "data-zoom": "in" }), button("−", () => middle(1 / 1.5), { title: "Zoom out (−)", "data-zoom": "out" }),
+    button("+", () => middle(1.5), { title: "Zoom in (+)", "data-zoom": "in" }),
+    button("−", () => middle(1 / 1.5), { title: "Zoom out (−)", "data-zoom": "out" }),
     button("⤢", () => z.reset(), { title: "All of it (0)", "data-zoom": "all" }));
   target.addEventListener("wheel", (event) => { event.preventDefault(); at(...place(event), Math.exp(-event.deltaY * 0.0015)); }, { passive: false });
   target.addEventListener("pointerdown", (event) => { pointers.set(event.pointerId, place(event)); z.moved = false; });
@@ -428,9 +457,10 @@ function drawGraph(section) {
   });
   inner.append(...lines, ...boxes);
   const paths = el("div", {});
-  const samples = Object.entries(KINDS).map(([kind, text]) => el("span", {}, svg("svg", { width: 30, height: 10 }, svg("g", { class: `edge ${kind}` }, svg("path", { d: "M0 5H28" }))), ` ${text}`));
+  const line = (kind) => svg("svg", { width: 30, height: 10 }, svg("g", { class: `edge ${kind}` }, svg("path", { d: "M0 5H28" })));
+  const samples = Object.entries(KINDS).map(([kind, text]) => span("", line(kind), ` ${text}`));
   section.append(
-    el("p", { class: "intro" }, "Weights in the operations that use them (boxes), hidden states (round), inputs and outputs. The trace of a weight holds, for each output of its operation, a block of the states that it has a lasting influence on: of the followed weight these have a thick border, and the paths along which its influence escapes are drawn."),
+    intro("graph"),
     el("div", { class: "legend" }, samples, el("span", {}, "= exact, ≈ approximate, ↻ depends on itself")),
     el("div", { class: "canvas" }, board, zoom.buttons), paths);
   zoom.reset();
@@ -451,7 +481,7 @@ function drawGraph(section) {
     });
     const lost = ops.flatMap((op) => op.lost), whose = w === null ? "all weights" : D.weights[w].path;
     paths.replaceChildren(
-      el("h3", { style: "margin-top: 1rem" }, all.length ? `What escapes, of ${whose}: ${plural(all.length, "path")}` : `Nothing escapes, of ${whose}`),
+      el("h3", { class: "more" }, all.length ? `What escapes, of ${whose}: ${plural(all.length, "path")}` : `Nothing escapes, of ${whose}`),
       ...lost.map((text) => el("p", {}, text)),
       ...all.slice(0, SHOWN).map((n) => el("p", {}, button(D.escapes[n].text, () => { state.escape = state.escape === n ? null : n; later.graph(); },
         { class: "link mono escape-path", "aria-pressed": String(state.escape === n) }))),
@@ -473,14 +503,15 @@ const KINDS = { kept: "kept by the traces", cut: "cut, nothing is lost", escape:
 
 function touches(pass, weight) {
   if (pass.before === pass.after) return false;
-  const [before, after] = [pass.before, pass.after].map((n) => new Set(D.programs[n].lines.filter((l) => D.lines[l].weights.includes(weight)).map((l) => renumbered(D.lines[l].text))));
+  const of = (n) => D.programs[n].lines.map((l) => D.lines[l]).filter((line) => line.weights.includes(weight));
+  const [before, after] = [pass.before, pass.after].map((n) => new Set(of(n).map((line) => renumbered(line.text))));
   return before.size !== after.size || [...before].some((text) => !after.has(text));
 }
 
 const renumbered = (text) => text.replace(/\bt\d+\b/g, "t"); // a trace before it that is gone is no change
 
 function drawPasses(section) {
-  const stages = el("div", { id: "stages", role: "listbox", "aria-label": "Passes" }), body = el("div", {});
+  const stages = el("div", { id: "stages", role: "group", "aria-label": "Passes" }), body = el("div", {});
   D.passes.forEach((p, n) => {
     const saved = D.programs[p.before].bytes - D.programs[p.after].bytes, idle = p.before === p.after;
     const text = saved ? `${saved > 0 ? "−" : "+"}${count(Math.abs(saved))} B` : idle ? (p.ran ? "" : "left out") : "●";
@@ -488,7 +519,7 @@ function drawPasses(section) {
       { class: idle ? "idle" : null, title: idle ? `${p.does}\n(${p.ran ? "nothing to do here" : "left out of this compilation"})` : p.does }));
   });
   section.append(
-    el("p", { class: "intro" }, "The trace program says what is carried and what each gradient is the sum of. Each pass rewrites it, and changes no gradient but for rounding. Passes in grey found nothing to change. ↑ ↓ go through them."),
+    intro("passes"),
     el("div", { class: "passes" }, stages, body));
   later.passes = () => {
     [...stages.children].forEach((item, n) => {
@@ -510,23 +541,28 @@ function onePass(p) {
   const alone = state.without && p.without !== null;
   const [left, right] = alone ? [p.without, D.last] : [p.before, p.after];
   const most = Math.max(...D.programs.map((program) => program.bytes), 1);
-  const bar = (name, bytes) => el("span", {}, el("span", { class: "muted small" }, `${name} ${count(bytes)} bytes`), el("span", { class: "bar", style: "display: block" }, el("i", { style: `width: ${(100 * bytes) / most}%` })));
-  const input = el("input", { type: "checkbox", id: "without", checked: state.without, disabled: p.without === null || p.before === p.after, onchange: (event) => { state.without = event.target.checked; later.passes(); $("without").focus(); } });
+  const width = (bytes) => el("i", { style: `width: ${(100 * bytes) / most}%` });
+  const bar = (name, bytes) => span("", span("muted small", `${name} ${count(bytes)} bytes`), span("bar", width(bytes)));
+  const change = (event) => { state.without = event.target.checked; later.passes(); $("without").focus(); };
+  const disabled = p.without === null || p.before === p.after;
+  const input = el("input", { type: "checkbox", id: "without", checked: state.without, disabled, onchange: change });
   const changed = new Map();
   for (const c of p.changes) (changed.get(c.text) || changed.set(c.text, []).get(c.text)).push(c);
   const notes = [...changed].map(([text, of]) => {
     const bytes = of.reduce((sum, c) => sum + c.bytes, 0), paths = [...new Set(of.map((c) => c.path || "the program"))];
     const shown = paths.slice(0, 6).join(", ") + (paths.length > 6 ? ` and ${count(paths.length - 6)} more` : "");
-    return el("li", { class: of.some((c) => c.weights.includes(state.weight)) ? "on" : null }, el("b", {}, "Here"), el("span", {}, code(shown), `: ${text}${bytes ? `, ${count(bytes)} bytes fewer for one example` : ""}`));
+    const fewer = bytes ? `, ${count(bytes)} bytes fewer for one example` : "", is = of.some((c) => c.weights.includes(state.weight));
+    return el("li", { class: is ? "on" : null }, el("b", {}, "Here"), span("", code(shown), `: ${text}${fewer}`));
   });
   return [
     el("h2", {}, code(p.name)),
     ...p.words.map((text) => el("p", { class: "words" }, prose(text))),
-    el("ul", { class: "proof" }, p.points.map((point) => el("li", {}, el("b", {}, point.label || "Measured"), el("span", {}, prose(point.text)))), notes),
+    el("ul", { class: "proof" },
+      p.points.map(({ label, text }) => el("li", {}, el("b", {}, label || "Measured"), span("", prose(text)))), notes),
     el("div", { class: "bytes" }, bar(alone ? "without it" : "before", sized(left)), bar(alone ? "with it" : "after", sized(right)),
       el("label", { class: "switch" }, input, "the final program without this pass")),
     p.why_not ? el("p", { class: "muted" }, `Without it there is no program: ${p.why_not}`) : "",
-    !p.ran ? el("p", { class: "muted" }, "This pass was left out of the compilation.") : p.before === p.after ? el("p", { class: "muted" }, "It found nothing to change in this program.") : "",
+    p.before === p.after ? muted(p.ran ? "It found nothing to change in this program." : "It was left out of this compilation.") : "",
     diff(left, right, alone ? ["All passes but this one", "All passes"] : ["Before", "After"]),
   ];
 }
@@ -547,12 +583,14 @@ function diff(left, right, heads) {
   const pairs = aligned(D.programs[left].lines, D.programs[right].lines);
   const text = (l) => (l === null ? "" : D.lines[l].text), ofWeight = (l) => l !== null && D.lines[l].weights.includes(state.weight);
   const differ = ([a, b]) => a !== b && renumbered(text(a)) !== renumbered(text(b));
-  const few = pairs.length <= 40, kept = pairs.map((pair, n) => few || differ(pair) || pair.some(ofWeight) || pairs.slice(Math.max(n - 1, 0), n + 2).some(differ));
+  const few = pairs.length <= 40, near = (n) => pairs.slice(Math.max(n - 1, 0), n + 2).some(differ);
+  const kept = pairs.map((_, n) => few || near(n));
   const made = el("div", { class: "diff" }, el("div", { class: "heads" }, heads.map((h) => el("span", {}, h))));
   const one = ([a, b]) => {
     const is = differ([a, b]), row = el("div", { class: `pair${ofWeight(a) || ofWeight(b) ? " on" : ""}` });
     const [old, now] = is && a !== null && b !== null ? marked(text(a), text(b)) : [[text(a)], [text(b)]];
-    row.append(el("span", { class: !is ? "alike" : a === null ? null : "old" }, old), el("span", { class: !is ? "alike" : b === null ? null : "new" }, now));
+    const side = (l, kind) => (!is ? "alike" : l === null ? null : kind);
+    row.append(span(side(a, "old"), old), span(side(b, "new"), now));
     return row;
   };
   let budget = SHOWN;
@@ -562,7 +600,8 @@ function diff(left, right, heads) {
     let end = n;
     while (end < pairs.length && !here(end)) end++;
     const hidden = pairs.slice(n, end), changes = hidden.filter(differ).length;
-    const fold = button(changes ? `⋯ ${plural(hidden.length, "more line")}, ${plural(changes, "change")}` : `⋯ ${plural(hidden.length, "line")} alike`, () => fold.replaceWith(...hidden.map(one)), { class: "fold" });
+    const says = changes ? `⋯ ${plural(hidden.length, "more line")}, ${plural(changes, "change")}` : `⋯ ${plural(hidden.length, "line")} alike`;
+    const fold = button(says, () => fold.replaceWith(...hidden.map(one)), { class: "fold" });
     made.append(fold);
     n = end;
   }
@@ -572,7 +611,11 @@ function diff(left, right, heads) {
 function marked(a, b) {
   const cut = (text) => text.match(/[\w.\[\]'"]+|\s+|./gu) || [], x = cut(a), y = cut(b);
   const long = Array.from({ length: x.length + 1 }, () => new Uint16Array(y.length + 1));
-  for (let i = x.length - 1; i >= 0; i--) for (let j = y.length - 1; j >= 0; j--) long[i][j] = x[i] === y[j] ? long[i + 1][j + 1] + 1 : Math.max(long[i + 1][j], long[i][j + 1]);
+  for (let i = x.length - 1; i >= 0; i--) { // the longest sequence of tokens that both have, from each place on
+    for (let j = y.length - 1; j >= 0; j--) {
+      long[i][j] = x[i] === y[j] ? long[i + 1][j + 1] + 1 : Math.max(long[i + 1][j], long[i][j + 1]);
+    }
+  }
   const old = [], now = [];
   for (let i = 0, j = 0; i < x.length || j < y.length;) {
     if (i < x.length && j < y.length && x[i] === y[j]) { old.push(x[i++]); now.push(y[j++]); }
@@ -588,22 +631,25 @@ const instructions = () => (D.emitted.hlo ? D.emitted.hlo.computations.flatMap((
 
 function drawEmitted(section) {
   const e = D.emitted, hlo = e.hlo;
-  section.append(el("p", { class: "intro" }, "The trace program becomes functions of a window of steps, which XLA compiles. Where an instruction comes from is read from the metadata of the optimised HLO: ", code("grad w"), " and ", code("trace w"), " are terms of the trace program, ", code("forward"), " and ", code("backward"), " the model, backward for Jacobians and credit."));
-  const text = el("div", { class: "box" }, el("h3", {}, "The window, as emitted"), el("pre", { class: "text" }, e.text.join("\n")));
+  section.append(intro("emitted"));
+  const text = box("The window, as emitted", el("pre", { class: "text" }, e.text.join("\n")));
   if (!hlo) {
-    section.append(text, el("p", { class: "muted" }, "The window was not compiled for this view. `program.view(path, hlo=True)` does, and shows its instructions."));
+    section.append(text, muted("The window was not compiled for this view. With ", code("hlo=True"), " it is, and its instructions are shown."));
     return;
   }
   const all = instructions(), loops = hlo.computations.filter((c) => c.role === "loop");
   const batch = hlo.batch_size === null ? "one example" : plural(hlo.batch_size, "example");
   section.append(
     cards([["instructions that do work", count(all.length)], ["loops", count(loops.length)], ["products of matrices", count(hlo.products.length)],
-      ["bytes of temporaries", count(hlo.bytes.temp)], ["bytes of arguments", count(hlo.bytes.argument)], ["bytes of results", count(hlo.bytes.output)]]),
-    el("p", { class: "small muted" }, `${plural(hlo.steps, "step")}, ${batch}, a sum of squares as the loss; compiled by XLA for ${hlo.device}. Instructions are counted outside of fusions, without those that only name or reshape.`),
+      ["bytes of temporaries", count(hlo.bytes.temp)], ["bytes of arguments", count(hlo.bytes.argument)],
+      ["bytes of results", count(hlo.bytes.output)]]),
+    muted(`${plural(hlo.steps, "step")}, ${batch}, a sum of squares as the loss; compiled by XLA for ${hlo.device}. ` +
+      "Instructions are counted outside of fusions, without those that only name or reshape."),
     el("div", { class: "two" }, text, byOrigin(all)),
-    hlo.products.length ? el("details", { class: "box", open: hlo.products.length <= 30 }, el("summary", {}, "Products ", el("span", {}, "where a weight meets data, credit or a trace")), table(hlo.products, true)) : "",
+    hlo.products.length ? el("details", { class: "box", open: hlo.products.length <= 30 },
+      el("summary", {}, "Products ", span("", "where a weight meets data, credit or a trace")), table(hlo.products, true)) : "",
     ...hlo.computations.map(computation));
-  later.emitted = () => { if (state.weight !== null) section.querySelectorAll("details.box").forEach((d) => { if (d.holds?.(state.weight)) d.open = true; }); };
+  later.emitted = () => section.querySelectorAll("details.box").forEach((d) => { if (d.holds?.(state.weight)) d.open = true; });
 }
 
 function byOrigin(all) {
@@ -618,15 +664,18 @@ function byOrigin(all) {
     el("thead", {}, el("tr", {}, ["term", "instructions", "bytes written"].map((t, n) => el("th", { class: n ? "number" : null }, t)))),
     el("tbody", {}, sorted.slice(0, SHOWN).map((r) => {
       const of = ofTerm.get(r.term) || [], pick = of.length ? { "data-pick": of[0], onclick: () => follow(of[0], false) } : {};
-      return about("emitted", of, el("tr", pick, el("td", {}, code(r.term)), el("td", { class: "number" }, count(r.n)), el("td", { class: "number" }, count(r.bytes))));
+      const cells = [code(r.term), count(r.n), count(r.bytes)];
+      return about("emitted", of, el("tr", pick, cells.map((cell, n) => el("td", { class: n ? "number" : null }, cell))));
     }))), sorted.length > SHOWN ? el("p", { class: "muted" }, `and ${count(sorted.length - SHOWN)} more`) : "");
 }
 
 function computation(c) {
-  const role = { entry: "the window", loop: c.trips === null ? "body of a loop" : `body of a loop, ${plural(c.trips, "time")}`, call: "called", branch: "a branch" }[c.role];
+  const times = c.trips === null ? "" : `, ${plural(c.trips, "time")}`;
+  const role = { entry: "the window", loop: `body of a loop${times}`, call: "called", branch: "a branch" }[c.role];
   const terms = [...new Set(c.instructions.flatMap((i) => i.terms))].filter((t) => t.includes(" "));
   const of = c.role !== "entry" && terms.length ? `: ${terms.slice(0, 3).join(", ")}${terms.length > 3 ? " …" : ""}` : "";
-  const made = el("details", { class: "box" }, el("summary", {}, code(c.name), el("span", {}, ` ${role}, ${plural(c.instructions.length, "instruction")}${of}`)));
+  const says = ` ${role}, ${plural(c.instructions.length, "instruction")}${of}`;
+  const made = el("details", { class: "box" }, el("summary", {}, code(c.name), span("", says)));
   const fillIn = () => { if (made.open && made.children.length === 1) { made.append(table(c.instructions)); mark("emitted"); } };
   made.holds = (weight) => c.instructions.some((i) => i.weights.includes(weight));
   made.addEventListener("toggle", fillIn);
@@ -635,18 +684,23 @@ function computation(c) {
 }
 
 function table(rows, products = false) {
-  const made = el("div", {}, el("div", { class: "instruction head" }, [products ? "product" : "instruction", "result", "bytes", "comes from"].map((t) => el("span", {}, t))));
+  const columns = [products ? "product" : "instruction", "result", "bytes", "comes from"];
+  const made = el("div", {}, el("div", { class: "instruction head" }, columns.map((name) => span("", name))));
   const one = (i) => {
     const from = el("span", {}, i.terms.map((t) => el("span", { class: "term" }, t)), i.lines.map((n) => {
       const line = D.sources.lines[n];
-      return button(`${line.file.split("/").pop()}:${line.line} `, () => { show("model"); $("view-model").chooseLine(n); }, { class: "link mono term" });
+      const go = () => { show("model"); $("view-model").chooseLine(n); };
+      return button(`${line.file.split("/").pop()}:${line.line} `, go, { class: "link mono term" });
     }), i.terms.length || i.lines.length ? "" : el("span", { class: "inside" }, (i.op_name || "").replace(/^jit\(run\)\//, "")));
     const inside = products ? i.of.join(" · ") : i.inside.join(", ");
-    return about("emitted", i.weights, el("div", { class: "instruction", title: i.op_name || null }, el("span", {}, i.name, inside ? el("span", { class: "inside" }, ` ${inside}`) : ""), el("span", {}, i.type), el("span", {}, count(i.bytes)), from));
+    const what = span("", i.name, inside ? span("inside", ` ${inside}`) : "");
+    const row = el("div", { class: "instruction", title: i.op_name || null }, what, span("", i.type), span("", count(i.bytes)), from);
+    return about("emitted", i.weights, row);
   };
   made.append(...rows.slice(0, SHOWN).map(one));
   if (rows.length > SHOWN) {
-    const more = button(`${count(rows.length - SHOWN)} more`, () => { more.replaceWith(...rows.slice(SHOWN).map(one)); mark("emitted"); }, { class: "more" });
+    const add = () => { more.replaceWith(...rows.slice(SHOWN).map(one)); mark("emitted"); };
+    const more = button(`${count(rows.length - SHOWN)} more`, add, { class: "more" });
     made.append(more);
   }
   return made;
@@ -654,13 +708,16 @@ function table(rows, products = false) {
 
 // --- keys, theme, start ----------------------------------------------------------------------------
 
-const KEYS = [["1 … 6", "a panel"], ["← →", "the panel before or after"], ["↑ ↓", "the pass before or after, in Passes"], ["w", "the program without the pass, in Passes"],
-  ["[ ]", "the weight before or after"], ["/", "search a weight"], ["Esc", "follow no weight, close this"], ["+ − 0", "zoom, all of it"], ["d", "light or dark"], ["?", "these keys"]];
+const KEYS = [["1 … 6", "a panel"], ["← →", "the panel before or after"], ["↑ ↓", "the pass before or after, in Passes"],
+  ["w", "the program without the pass, in Passes"], ["[ ]", "the weight before or after"], ["/", "search a weight"],
+  ["Esc", "follow no weight, close this"], ["+ − 0", "zoom, all of it"], ["d", "light or dark"], ["?", "these keys"]];
 
 function help() {
   const dialog = $("help");
   if (dialog.open) return dialog.close();
-  dialog.replaceChildren(el("h2", {}, "Keys"), el("dl", {}, KEYS.flatMap(([k, text]) => [el("dt", {}, k.split(" ").map((one) => [el("kbd", {}, one), " "])), el("dd", {}, text)])), button("Close", () => dialog.close()));
+  const keys = (k) => el("dt", {}, k.split(" ").flatMap((one) => [el("kbd", {}, one), " "]));
+  const list = el("dl", {}, KEYS.flatMap(([k, text]) => [keys(k), el("dd", {}, text)]));
+  dialog.replaceChildren(el("h2", {}, "Keys"), list, button("Close", () => dialog.close()));
   dialog.showModal();
 }
 
@@ -686,11 +743,18 @@ function pressed(event) {
   if (typing || event.ctrlKey || event.metaKey || event.altKey || ($("help").open && event.key !== "?")) return;
   const place = PANELS.findIndex(([name]) => name === state.panel), zoom = { "+": "in", "=": "in", "-": "out", "−": "out", 0: "all" }[event.key];
   const turn = (by) => show(PANELS[(place + by + PANELS.length) % PANELS.length][0], true);
-  const weight = (by) => { const n = D.weights.length, next = ((state.weight ?? (by > 0 ? -1 : 0)) + by + n) % n; if (n) { state.weight = null; follow(next); } };
+  const weight = (by) => {
+    const n = D.weights.length, next = ((state.weight ?? (by > 0 ? -1 : 0)) + by + n) % n;
+    if (n && next !== state.weight) follow(next);
+  };
+  const inPasses = {
+    ArrowUp: () => choosePass(state.pass - 1), ArrowDown: () => choosePass(state.pass + 1),
+    w: () => { state.without = !state.without; later.passes(); },
+  };
   const act = {
     ArrowLeft: () => turn(-1), ArrowRight: () => turn(1), "[": () => weight(-1), "]": () => weight(1), "?": help, d: toggleTheme,
     "/": () => $("find").focus(),
-    ...(state.panel === "passes" ? { ArrowUp: () => choosePass(state.pass - 1), ArrowDown: () => choosePass(state.pass + 1), w: () => { state.without = !state.without; later.passes(); } } : {}),
+    ...(state.panel === "passes" ? inPasses : {}),
   }[event.key];
   if (act) act();
   else if (zoom) document.querySelectorAll(`#view-${state.panel} [data-zoom="${zoom}"]`).forEach((b) => b.click());
@@ -704,7 +768,8 @@ function start() {
   $("lead").textContent = `${D.rule}, for ${D.target}`;
   const tabs = document.querySelector("nav");
   for (const [name, title] of PANELS) {
-    tabs.append(button([title, el("span", { class: "count", hidden: true })], () => show(name), { id: `tab-${name}`, role: "tab", "aria-controls": `view-${name}`, "aria-selected": "false" }));
+    const attributes = { id: `tab-${name}`, role: "tab", "aria-controls": `view-${name}`, "aria-selected": "false" };
+    tabs.append(button([title, el("span", { class: "count", hidden: true })], () => show(name), attributes));
     $("panels").append(el("section", { id: `view-${name}`, role: "tabpanel", "aria-labelledby": `tab-${name}`, hidden: true }));
   }
   drawList();
