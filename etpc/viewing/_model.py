@@ -254,7 +254,7 @@ def _joined(parts: Sequence[Any]) -> list[Any]:
 
 def _right(e: Equation, inputs: list[int]) -> list[Any]:
     """The right side of an equation, as texts and the numbers of values."""
-    name = e.primitive.name
+    name = {"etp": "mark"}.get(e.primitive.name, e.primitive.name)
     if name in INFIX and len(inputs) == 2:
         return [inputs[0], f" {INFIX[name]} ", inputs[1]]
     if name == "neg":

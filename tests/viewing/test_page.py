@@ -373,6 +373,7 @@ NAMES = [
     '</script><img src=x onerror="window.evil = 1">',
     "\"quoted\" & 'it'",
     "<!-- <script>",
+    "</script onload=x <b",
     "a/b) grad c",
     "${window.evil = 1} {{data}} `",
 ]
