@@ -110,10 +110,11 @@ function show(panel, focus = false) {
       drawn.add(name);
       draw(section);
       mark(name);
+    } else if (here) {
+      later[name]?.();
     }
     if (here && focus) tab.focus({ preventScroll: true });
   }
-  later[panel]?.();
   reveal();
   remember();
 }

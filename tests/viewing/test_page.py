@@ -443,18 +443,22 @@ def test_a_thousand_weights_in_48_layers_are_shown_within_two_seconds(opened):
     shown = etpc.compile(weights, **options).view(hlo=False)
     assert len(shown.as_dict()["weights"]) == 48 * 21 == 1008
     page = opened(shown)
-    page.reload()
     ready = "new Promise(done => requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"
-    taken = {"start": page.evaluate(ready)}
-    assert page.locator("#view-weights tbody tr").count() == 1008
-    for panel in PANELS[1:]:
-        script = f"""(async () => {{ const start = performance.now(); document.getElementById('tab-{panel}').click();
-                  return await {ready} - start; }})()"""
-        taken[panel] = page.evaluate(script)
-        taken[f"{panel}, a weight"] = (
-            page.evaluate(f"""(async () => {{ const start = performance.now(); follow({500 + len(panel)});
-                  return await {ready} - start; }})()""")
-        )
+    timed = """async ([panel, weight]) => {
+        const start = performance.now();
+        if (weight === null) document.getElementById(`tab-${panel}`).click(); else follow(weight);
+        return await %s - start;
+    }"""
+    taken = {}
+    for _ in range(3):  # the least of three times, as other processes may have the processor
+        page.goto(page.url.split("#")[0])
+        page.reload()
+        found = {"start": page.evaluate(ready)}
+        assert page.locator("#view-weights tbody tr").count() == 1008
+        for n, panel in enumerate(PANELS):
+            found[panel] = page.evaluate(timed % ready, [panel, None])
+            found[f"{panel}, a weight"] = page.evaluate(timed % ready, [panel, 500 + n])
+        taken = {name: min(time, taken.get(name, time)) for name, time in found.items()}
     assert max(taken.values()) < 2000, json.dumps(taken)
     assert page.locator("#view-graph .node.on").count() == 1
     show(page, "passes")
