@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from . import testing as testing
     from . import trace as trace
     from . import units as units
+    from . import viewing as viewing
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
     from .checking.check import Check, CheckedRow, Fault, check
     from .checking.compare import Comparison, Report, Result, compare, verify
@@ -80,7 +81,7 @@ else:
     }
     _FOLDERS = {
         *("algorithms", "analyse", "draw", "emit", "files", "interop", "ir", "nn", "ops", "optim"),
-        *("plan", "plot", "rules", "surrogate", "testing", "trace", "units"),
+        *("plan", "plot", "rules", "surrogate", "testing", "trace", "units", "viewing"),
     }
     _named = later.names(__name__, _NAMES)
 

@@ -55,6 +55,12 @@ class Traceback:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Traceback":
         return self
 
+    @property
+    def places(self) -> list[tuple[str, int, str]]:
+        """File, line and function of each call that led there, the innermost first."""
+        frames = [] if self.of is None else self.of.frames
+        return [(frame.file_name, frame.line_num, frame.function_name) for frame in frames]
+
 
 NOWHERE = Traceback()
 

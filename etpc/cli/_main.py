@@ -192,6 +192,16 @@ def _draw(arguments: argparse.Namespace) -> Answer:
     return Answer(f"wrote {arguments.output}", record)
 
 
+def _view(arguments: argparse.Namespace) -> Answer:
+    arguments.algo = arguments.rule or arguments.algo
+    options = dict(title=arguments.target, batch_size=arguments.batch, hlo=not arguments.no_hlo)
+    view = _program(arguments).view(**options)
+    with _writing(arguments.output):
+        view.write(arguments.output)
+    written = {"model": arguments.target, "written": arguments.output}
+    return Answer(f"wrote {arguments.output}", {**view.as_dict(), **written})
+
+
 def _equations(arguments: argparse.Namespace) -> Answer:
     equations = _program(arguments).equations(arguments.parameter)
     record = {"model": arguments.target, **equations.as_dict()}
@@ -347,11 +357,12 @@ def _positive(text: str) -> float:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """What was typed, where PARAMETER may stand behind options, which argparse itself does not see."""
+    """What was typed, where PARAMETER or RULE may stand behind options, which argparse itself does not see."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if getattr(arguments, "parameter", "") is None and rest and not rest[0].startswith("-"):
-        arguments.parameter = rest.pop(0)
+    for name in ("parameter", "rule"):
+        if getattr(arguments, name, "") is None and rest and not rest[0].startswith("-"):
+            setattr(arguments, name, rest.pop(0))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command in DEFAULTS:  # `append` would add to a default
@@ -366,6 +377,7 @@ DEFAULTS = {
 """The algorithms of the commands that take several."""
 
 OUTPUTS = {
+    "view": ("FILE", "a .html file, or .json for what it shows (view.html)"),
     "draw": ("FILE", "a .svg or .html file; or .graphml, .dot, .json"),
     "claims": ("FILE", "a .json file, which may have other models"),
     "export": ("FOLDER", "a new folder"),
@@ -388,6 +400,11 @@ COMMANDS = {
         _explain,
         "print what each weight's trace holds, and what it leaves out",
         "models.py:make .cell.weight_hh --inputs 20",
+    ),
+    "view": Command(
+        _view,
+        "write one page that shows a compilation from end to end",
+        "models.py:make e-prop --inputs 20 -o view.html",
     ),
     "draw": Command(
         _draw,
@@ -470,9 +487,16 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
         form = command.add_mutually_exclusive_group()
         form.add_argument("--latex", action="store_true", help="as LaTeX")
         form.add_argument("--numpy", action="store_true", help="as a file of plain NumPy")
+    if name == "view":
+        add("rule", nargs="?", metavar="RULE", help=f"{FORM}; the same as --algo")
+        add(
+            "--batch", type=_count, metavar="B", help="of the window that is compiled (one example)"
+        )
+        add("--no-hlo", action="store_true", help="compile no window, which takes most of the time")
     if name in OUTPUTS:
         metavar, what = OUTPUTS[name]
-        add("-o", "--output", required=True, metavar=metavar, help=what)
+        default = "view.html" if name == "view" else None
+        add("-o", "--output", required=not default, default=default, metavar=metavar, help=what)
     if name == "export":
         optimiser = f"{OPTIMISER} (adam:1e-3)"
         add("--optimiser", default="adam:1e-3", metavar="NAME:RATE", help=optimiser)

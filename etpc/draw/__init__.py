@@ -13,6 +13,7 @@ from ..files.disk import replacing
 from ..run import Program
 from ._graph import to_dot, to_graphml, to_node_link
 from ._html import fragment, to_html
+from ._layout import layout
 from ._picture import picture
 from ._svg import Svg, draw
 
@@ -64,6 +65,8 @@ def write(program: Program, path: str | os.PathLike[str]) -> None:
 __all__ = [
     "Svg",
     "fragment",
+    "layout",
+    "picture",
     "to_dot",
     "to_graphml",
     "to_html",

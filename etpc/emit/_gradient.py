@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -110,7 +111,8 @@ class Credits(abc.ABC):
         ends = {node: self.at_end(node) for node in self.program.traces if node in at_end}
         for op, of_op in terms.items():
             place = weights.index(op.weight)
-            for new in self._of_op(op, of_op, ends):
+            summed = jax.named_scope(f"grad {op.path}")(self._of_op)
+            for new in summed(op, of_op, ends):
                 # JAX's gradient of a real weight that meets complex data is the real part.
                 new = new if is_complex(grads[place]) else new.real
                 grads[place] = _sum(grads[place], new.astype(grads[place].dtype))

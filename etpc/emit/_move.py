@@ -144,8 +144,8 @@ class Mover:
                 passage = extension.passage(block_of(self.program, node), passage, extended)
             start = None if bars is None else bars.starts.get(node)
             site, carry = computed(self.program, node, moves.going_on(node, kept))
-            new = moved.get(node)
-            new = node.form.move(site, passage, path, carry, start) if new is None else new
+            new, move = moved.get(node), jax.named_scope(f"trace {node.op.path}")(node.form.move)
+            new = move(site, passage, path, carry, start) if new is None else new
             if types(carry) != types(new):
                 wanted = f"a carry of the shapes and dtypes of `init`, {eqx.tree_pformat(carry)}"
                 raise wrong_return(node, "move", new, wanted)
@@ -169,7 +169,8 @@ class Mover:
         if isinstance(node.form, MovesAndReads):
             new, found = node.form.move_and_read(site, passage, path, carry, credit[0])
             return new, checked_gradient(node, "move_and_read", found)
-        new = node.form.move(site, passage, path, carry, None)
+        move = jax.named_scope(f"trace {node.op.path}")(node.form.move)
+        new = move(site, passage, path, carry, None)
         return new, _read_end(node, site, credit, new)
 
     def read_moved(self, last: Traces, node: TraceNode, credit: Array) -> tuple[Carry, Array]:

@@ -29,6 +29,7 @@ from ._shown import Shown
 
 if TYPE_CHECKING:
     from ..equations import Equations
+    from ..viewing import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +143,32 @@ class Program(Compiled, Shown):
         from ..draw import to_svg, write
 
         return to_svg(self) if path is None else write(self, path)
+
+    def view(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        title: str = "",
+        batch_size: int | None = None,
+        hlo: bool = True,
+    ) -> "View":
+        """The compilation from end to end, as [one page](../viewer.md) that loads nothing: the lines of the model, the
+        step, patterns, the graph, the trace program before and after each pass, and the instructions of its HLO.
+
+        **Arguments:**
+
+        - `path`: of a file to write, which ends in `.html`, or in `.json` for what the page shows; `None` for none.
+        - `title`: of the page; by default the rule.
+        - `batch_size`: of the window that is compiled for its HLO; `None` for one example.
+        - `hlo`: whether it is compiled, which takes most of the time where a model is large.
+
+        **Returns** the [`View`][etpc.viewing.View], which notebooks show as the page; `.as_dict()` has its data.
+
+        **Raises** `etpc.InputError` where the ending is another, and where `batch_size` is no int >= 1.
+        """
+        from ..viewing import view
+
+        return view(self, path, title=title, batch_size=batch_size, hlo=hlo)
 
     def _repr_html_(self) -> str:
         from ..draw import fragment
