@@ -1,7 +1,7 @@
 """A step in symbols: its equations, its Jacobians, and the credit of what it computes."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,8 @@ Jacobian = dict[Array, list[Block]]
 class Derivatives:
     """The equations of a step and its derivatives; credit that is asked for is added to `credits`."""
 
-    def __init__(self, program: TraceProgram):
-        self.analysis, self.step = program.analysis, Step(program.analysis)
+    def __init__(self, program: TraceProgram, names: Mapping[float, str]):
+        self.analysis, self.step = program.analysis, Step(program.analysis, names)
         self.nodes, hidden = self.step.nodes, self.step.hidden
         self.views: dict[Any, tuple[Array, np.ndarray]] = {}
         """The array of each symbol, and the places in it."""

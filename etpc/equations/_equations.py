@@ -14,6 +14,7 @@ from ..errors import InputError, UnsupportedError, raise_together
 from ..files.record import record
 from ..ir import TraceProgram
 from ..trace import is_float, is_key
+from ._names import checked_names
 from ._rule import Rule
 from ._write import Source, as_latex, as_text, lines_of
 
@@ -38,13 +39,15 @@ class Equations:
     They are those of one example with a window of one step; the gradient is the same with any window.
     """
 
-    def __init__(self, program: TraceProgram, path: str | None = None):
+    def __init__(
+        self, program: TraceProgram, path: str | None = None, names: Mapping[float, str] | None = None
+    ):
         paths = {op.path for op in program.analysis.ops}
         if path is not None and not any(path in p.split(", ") for p in paths):
             raise InputError(
                 f"There is no weight {path!r}. The weights: {', '.join(sorted(paths))}."
             )
-        self.path, self.rule = path, Rule(program)
+        self.path, self.rule = path, Rule(program, checked_names(names))
         self._lines = lines_of(self.rule, path)
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """A learning rule on a step: its equations, in order."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from ._traces import CarriedArrays, Data, Placed
 class Rule:
     """The equations of a trace program."""
 
-    def __init__(self, program: TraceProgram):
+    def __init__(self, program: TraceProgram, names: Mapping[float, str]):
         meanings = _meanings(program)
         self.program, self.analysis = program, program.analysis
-        self.derivatives = d = Derivatives(program)
+        self.derivatives = d = Derivatives(program, names)
         self.step = d.step
         self.gradient: dict[Array, Array] = {}
         self.traces = {n: CarriedArrays(d, n, m, program.closed(n)) for n, m in meanings.items()}

@@ -2,12 +2,9 @@
 
 import ast
 import dataclasses
-import functools
-import linecache
-import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +14,7 @@ import sympy as sp
 
 from ..analyse import Analysis, WeightOp
 from ..errors import UnsupportedError
+from ..files.source import assigned, statement_of
 from ..files.words import python_name
 from ..trace import (
     IDENTITIES,
@@ -34,13 +32,12 @@ from ..trace import (
     prune,
 )
 from ._functions import COMPLEX, ELEMENTS, INTEGERS, WITHIN, WRAPPING, function, parts_of
+from ._names import in_names, is_close, numbers_of
 from ._nodes import Array, Ids, Nodes, Sums
 from ._products import Grid, Product, sums_of
 
 Parts = tuple[Ids, ...]
 """The nodes of a real array, or of the real and the imaginary part of a complex one."""
-LIBRARIES = tuple(os.path.dirname(module.__file__ or "") for module in (jax, np))
-HERE = os.path.dirname(os.path.dirname(__file__))
 
 
 class Evaluation:
@@ -243,13 +240,15 @@ class Call(NamedTuple):
 class Step(Evaluation):
     """The named arrays of a step, in the order in which they are computed."""
 
-    def __init__(self, analysis: Analysis):
+    def __init__(self, analysis: Analysis, names: Mapping[float, str]):
         step, split, hidden = analysis.step, analysis.split, analysis.hidden
         given = {**step.constants, **step.fixed}
         super().__init__(
             Nodes(), {v: np.asarray(a) for v, a in given.items() if not is_key(v.aval)}
         )
-        self.analysis, self.step = analysis, step
+        self.analysis, self.step, self.names = analysis, step, names
+        model = step.model_leaves.join(step.model_leaves.avals)
+        self.numbers = numbers_of(model, [step.call, getattr(type(model), "__call__", None)])
         self.computed: list[tuple[Array, np.ndarray | None]] = []
         """What is computed, in order: the elements of an array, or all."""
         self.products: dict[WeightOp, Product] = {}
@@ -266,7 +265,7 @@ class Step(Evaluation):
         self.new_state = [tuple(map(new, parts)) for parts in self.state]
         self.body = [e for eqn in split.body for e in _written(eqn, bool(step.added))]
         every = [*split.prefix, *self.body]
-        self._assigned = _assigned(every)
+        self._assigned = assigned(every)
         transient = [*map(self._transient, hidden.new[hidden.stored :])]
         stored = [(self.state[i], self.new_state[i]) for i in hidden.leaves[: hidden.stored]]
         self.hidden = [*stored, *transient]
@@ -412,7 +411,28 @@ class Step(Evaluation):
 
     # --- weights and functions of whole arrays ---
 
+    def _named(self, v: Variable, eqn: Equation) -> Any:
+        """A constant of an equation by its name, or in symbols of other names."""
+        value, symbol = float(self.known[v].flat[0]), self.nodes.constant
+        for given, name in self.names.items():
+            if is_close(given, value):
+                return symbol(name, given)
+            if abs(1 - given - value) < 1e-6 * value:
+                return 1 - symbol(name, given)
+        if v in self._assigned:
+            return symbol(self._assigned[v], value)
+        found = in_names(value, statement_of(eqn), self.numbers) if value else None
+        if found is None or (value in (1, -1) and not found[1].is_Symbol):
+            return None
+        return found[1].xreplace({sp.Symbol(n): symbol(n, a) for n, a in found[0].items()})
+
     def outputs(self, eqn: Equation) -> Sequence[Parts]:
+        for v in eqn.inputs:
+            constant = self.known.get(v, np.zeros(0))
+            if v.is_float and v not in self.env and constant.size and not is_complex(v.aval):
+                alike = (constant == constant.flat[0]).all() and self._named(v, eqn)
+                if alike:
+                    self.env[v] = (np.full(v.shape, self.nodes.node("number", (alike,))),)
         ops = self._ops.get(eqn, [])
         operands = [self.value(v) for v in eqn.inputs]
         for op in ops:
@@ -608,46 +628,3 @@ _PLACED = {
     "dynamic_update_slice": slice(2, None),
 }
 """Operations that move elements, and which operands say to what places."""
-
-
-def _assigned(equations: Sequence[Equation]) -> dict[Variable, str]:
-    """The name that the user's code gives to a value, where it assigns it to one."""
-    last: dict[tuple[str, int], tuple[Variable, str]] = {}
-    for eqn in equations:
-        place = _statement(eqn)
-        if place is not None and len(eqn.outputs) == 1:
-            last[place[0]] = eqn.outputs[0], place[1]
-    return {v: name for v, name in last.values() if name}
-
-
-def _statement(eqn: Equation) -> tuple[tuple[str, int], str] | None:
-    """The statement that made an equation, and the one name that it assigns to."""
-    for frame in getattr(eqn.traceback.of, "frames", ()):
-        file = frame.file_name
-        own = any(f"{HERE}/{part}/" in file for part in ("trace", "_jax"))
-        if file.startswith(LIBRARIES) or own or file.endswith("surrogate.py"):
-            continue
-        found = [s for s in _assignments(file) if s[0] <= frame.line_num <= s[1]]
-        if not found:
-            return (file, frame.line_num), ""
-        first, _, name = max(found)
-        return (file, first), name
-    return None
-
-
-@functools.cache
-def _assignments(file: str) -> list[tuple[int, int, str]]:
-    """The first and the last line of each assignment in a file, and the name, if it is to a single one."""
-    lines = linecache.getlines(file)
-    try:
-        tree = ast.parse("".join(lines))
-    except SyntaxError:  # a page with code in it
-        texts = [(n, re.match(r"\s*(\w+) = ", line)) for n, line in enumerate(lines, 1)]
-        return [(n, n, text[1]) for n, text in texts if text]
-    found: list[tuple[int, int, str]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            (target, *more) = node.targets
-            name = target.id if isinstance(target, ast.Name) and not more else ""
-            found.append((node.lineno, node.end_lineno or node.lineno, name))
-    return found

@@ -1,6 +1,7 @@
 """One trace: the recursions that its form means, and what credit of states gives with what they carry."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..forms import Line, Meaning
 from ..ir import TraceNode
 from ._derivatives import Block, Derivatives, Equation, State, Term
 from ._functions import dot
-from ._nodes import WHOLE, Array
+from ._nodes import NEW, STOPS, WHOLE, Array
 from ._products import Grid
 
 Key = tuple[WeightOp, Any]
@@ -96,6 +97,23 @@ class CarriedArrays:
         place[grid.outputs] = grid.rows
         return place
 
+    @functools.cached_property
+    def _order(self) -> tuple[Sequence[State], int]:
+        """The states, and how far derivatives pass: a trace of a state that reads new ones reads the traces of these,
+        which come before it, where the trace has them all."""
+        waiting, found = [*self._has], list[State]()
+        reads = {
+            new: {a for a in self.step.jacobian(new.values, NEW) if a.kind in STOPS[NEW]}
+            for _, new in waiting
+        }
+        while waiting and self.each and self.closed:
+            ready = [s for s in waiting if reads[s[1]] <= {new for _, new in found}]
+            if not ready:
+                break
+            found.append(ready[0])
+            waiting.remove(ready[0])
+        return ([*self._has], WHOLE) if waiting else (found, NEW)
+
     # --- the recursions ---
 
     def equations(self) -> Iterator[Equation]:
@@ -128,7 +146,8 @@ class CarriedArrays:
         if line.of in ("inputs", "steps"):
             old, new = self.array(line, key)
             yield Equation(new, [Term(kept * view(old)), self._added(line, key, new)])
-        for old, new in self._has if line.of in ("uses", "outputs") else ():
+        order, reach = self._order
+        for old, new in order if line.of in ("uses", "outputs") else ():
             before, target = self.array(line, key, old)
             held = lambda letter, state, scale, array: (
                 *(letter, state, self.slots[state]),
@@ -139,9 +158,14 @@ class CarriedArrays:
                 summands.append(held("", old, 1, self.array(plus, key, old)[1]))
             of_states = [(s, self.array(line, key, s)[0]) for s in self.slots if line.moved]
             summands += [held("D", state, moved, array) for state, array in of_states]
+            if reach == NEW and plus is None:
+                summands += [
+                    ("D", of, self.slots[s], held("", s, 1, self.array(line, key, s)[1])[3])
+                    for s, of in order
+                ]
             summands += self._entering(line, key) if plus is None and line is not PAIRS[0] else ()
             if self.each:
-                terms = [*self._over_outputs((old, new), summands, grid, target)]
+                terms = [*self._over_outputs((old, new), summands, grid, target, reach)]
             else:
                 terms = yield from self._by_matrices((old, new), summands, grid)
             yield Equation(target, terms)
@@ -199,7 +223,7 @@ class CarriedArrays:
         return [*([] if moved == 0 else [Term(moved)]), *terms]
 
     def _over_outputs(
-        self, state: State, summands: Sequence[Summand], grid: Grid, target: Array
+        self, state: State, summands: Sequence[Summand], grid: Grid, target: Array, reach: int
     ) -> Iterator[Term]:
         """For each output, a sum of entries of Jacobians in its row and columns, times something of each use.
 
@@ -207,7 +231,7 @@ class CarriedArrays:
         """
         rows, found = self.slots[state[0]], list[tuple[int, Any, np.ndarray, np.ndarray]]()
         same = [Block(every := np.arange(state[0].size), every, sp.Integer(1))]
-        jacobian = self.step.jacobian(state[1].values, WHOLE)
+        jacobian = self.step.jacobian(state[1].values, reach)
         for n, (letter, source, columns, _) in enumerate(summands):
             for b in jacobian.get(source, ()) if letter else same:
                 most = int(b.cols.max(initial=0)) + 1
