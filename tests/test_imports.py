@@ -38,7 +38,7 @@ SEES = {
     # what is shown of a plan, and of a program
     "show": "errors files trace forms algorithms analyse ir plan",
     "draw": "errors files plan show run",
-    "equations": "later errors files forms algorithms analyse ir trace",
+    "equations": "later errors files forms algorithms analyse ir trace show",
     "export": "errors files _jax schedule trace run",
     # rules with forms or an extension of their own
     "rules": "errors trace ops analyse forms algorithms",

@@ -65,7 +65,7 @@ class Derivatives:
             for old, new in zip(*hidden[place], strict=True):
                 new.kind = "transient" if old.kind == "given" else "state"
         self.loss = {
-            a: self.array(f"dl_d{a.name}", a.shape)
+            a: self.array(f"dl_d{a.name}", a.shape, "dl", a.text)
             for v, parts in zip(self.analysis.split.outputs, self.step.outputs_of, strict=True)
             for a in parts
             if v.is_float
@@ -73,8 +73,8 @@ class Derivatives:
         self.credits: list[Equation] = []
         self.signals = {old: self.credit(new) for old, new in self.states}
 
-    def array(self, text: str, shape: tuple[int, ...]) -> Array:
-        return self.nodes.array(self.nodes.name(text), shape, kind="given")
+    def array(self, text: str, shape: tuple[int, ...], *tex: str) -> Array:
+        return self.nodes.array(self.nodes.name(text), shape, kind="given", tex=tex)
 
     def constant(self, text: str, values: np.ndarray) -> Array:
         array = self.array(text, values.shape)
@@ -218,8 +218,8 @@ class Derivatives:
         key = letter, new, source
         if key not in self._known:
             of = source.text or self.nodes.elements(source.values)[0].text
-            name = f"{letter}_{new.text.replace(chr(39), '')}_{of}"
-            array = self._known[key] = self.array(name, (new.size, source.size))
+            tex = letter, new.text.replace("'", ""), of
+            array = self._known[key] = self.array("_".join(tex), (new.size, source.size), *tex)
             blocks = self.jacobian(new.values, WHOLE).get(source, [])
             terms = [self.term(array, b.value, b.rows * source.size + b.cols) for b in blocks]
             yield Equation(array, terms)
@@ -299,7 +299,7 @@ class Derivatives:
         key = of, *((t.value, None if t.where is None else t.where.tobytes()) for t in terms)
         if key not in self._known:
             text = (of.text or self.nodes.elements(of.values)[0].text).replace("'", "")
-            self._known[key] = self.array(f"{letter}_{text}", (of.size,))
+            self._known[key] = self.array(f"{letter}_{text}", (of.size,), letter, text)
             self.credits.append(Equation(self._known[key], terms))
         return self._known[key]
 

@@ -50,6 +50,8 @@ class Array:
     """The elements of another array that have the same values: a weight, as one operation uses it."""
     sums: "Sequence[Sums]" = ()
     """What it is the sum of."""
+    tex: tuple[str, ...] = ()
+    """What its name is made of, where that is more than one name: a letter, and what stands below it."""
     dtype: str = ""
     """As what NumPy holds it, where that is said: `int`, or `float` for conditions."""
 

@@ -27,15 +27,13 @@ class Rule:
         gradients = {op: [*self._gradient(op)] for op in self.analysis.ops}
         step = [e for c in (*self.step.once, *self.step.computed) for e in d.equations_of(*c)]
         self.sections: list[tuple[str, str | None, list[Equation]]] = [
-            (f"the step, as {program.algorithm} takes it", None, step),
-            ("the learning signals and other credit", None, d.credits),
+            ("the step", None, step),
+            ("the learning signals", None, d.credits),
         ]
         """Titles, the paths of the weights that they are about, and equations."""
         for node, equations in traces:
             paths = ", ".join(dict.fromkeys(op.path for op in node.ops))
-            by = dict.fromkeys(c.by for c in program.changes if c.path in paths.split(", "))
-            title = f"the trace of {paths}: {', '.join((node.form.held, *by))}"
-            self.sections.append((title, paths, equations))
+            self.sections.append((f"the trace of {paths}: {node.form.held}", paths, equations))
         for op, equations in gradients.items():
             self.sections.append(("the gradient of a step", op.path, equations))
         leaves = zip(self.step.parameters, program.analysis.step.model_leaves.paths, strict=True)
@@ -104,7 +102,9 @@ class Rule:
 
     def _gradient_of(self, weight: Array) -> Array:
         if weight not in self.gradient:
-            self.gradient[weight] = self.derivatives.array(f"g_{weight.name}", weight.shape)
+            self.gradient[weight] = self.derivatives.array(
+                *(f"g_{weight.name}", weight.shape, "g", weight.text)
+            )
         return self.gradient[weight]
 
     def _outer(

@@ -460,8 +460,14 @@ class Step(Evaluation):
             xs = [self.named(self._one_hot(op, operands[data][0]), "one_hot")]
         (first, place), *_ = of_weights = [self.nodes.elements(w) for w in weights]
         suffixes = ("_re", "_im") if is_complex(out.aval) else ("",)
-        stem = self.nodes.name("I_" + first.text.removesuffix("_re"))
-        arrays = [self.nodes.array(stem + s, (out.size,), kind="source") for s in suffixes]
+        text = first.text.removesuffix("_re")
+        stem, of = self.nodes.name("I_" + text), ("I", text)
+        arrays = [
+            self.nodes.array(
+                stem + s, (out.size,), kind="source", tex=(*of, *filter(None, [s[1:]]))
+            )
+            for s in suffixes
+        ]
         terms = [
             ((a + b) % 2, -1 if a and b else 1, w, x.reshape(-1))
             for a, (w, _) in enumerate(of_weights)
@@ -512,7 +518,9 @@ class Step(Evaluation):
         found: list[Sums] = []
         for of in dict.fromkeys(self.nodes.elements(ids)[0] for ids in given if v.is_float):
             name = self.nodes.name(f"D_{array.name}_{of.name}")
-            jacobian = self.nodes.array(name, (array.size, of.size), kind="given")
+            jacobian = self.nodes.array(
+                *(name, (array.size, of.size)), kind="given", tex=("D", array.name, of.name)
+            )
             rows, columns = np.indices(jacobian.shape).reshape(2, -1)
             found.append(Sums(rows, of.ids[columns], jacobian.ids))
         return found

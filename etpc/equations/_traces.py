@@ -56,15 +56,15 @@ class CarriedArrays:
             (op, part), nodes = key, self.step.nodes
             names = [] if old is None else [old.name]
             weight = self.step.weights(op)[part if line.of == "uses" else 0]
-            text = "_".join((line.name, *names, weight.name))
-            text += "_im" if line.of == "outputs" and part else ""
-            text += "_added" if line is PAIRS[1] else ""
+            tex = line.name, *names, weight.name
+            tex += ("im",) * (line.of == "outputs" and part > 0) + ("added",) * (line is PAIRS[1])
+            text = "_".join(tex)
             shape = self._held(line, key)[0].shape
             shape = shape if self.each or old is None else (old.size, *shape)
             kind = "given" if line.of == "steps" else "carried"
-            before = nodes.array(nodes.name(text), shape, kind=kind)
+            before = nodes.array(nodes.name(text), shape, kind=kind, tex=tex)
             name = nodes.name(before.name + "_new")
-            after = nodes.array(name, shape, kind=kind, shown=before.name + "'")
+            after = nodes.array(name, shape, kind=kind, shown=before.name + "'", tex=tex)
             self._known[line, key, old] = before, after
             if old is None or old.kind != "given" or line.kept:  # nothing follows a transient state
                 self.arrays[before] = after
@@ -280,7 +280,9 @@ class CarriedArrays:
             terms = [*self.met(line, (self.node.op, part), after)]
             if terms and (part, after) not in self._signals:
                 name = f"s_{source.text}" + "_past" * (not after)
-                array = self._signals[part, after] = self.step.array(name, (source.size,))
+                array = self._signals[part, after] = self.step.array(
+                    name, (source.size,), "s", source.text
+                )
                 yield Equation(array, [self.step.term(array, *term) for term in terms])
         return [self._signals.get((n, after)) for n in range(len(self.step.sources(self.node.op)))]
 

@@ -51,7 +51,9 @@ def with_random_feedback(step: Step, seed: int) -> Analysis:
     **Raises** `AlgorithmError` where nothing gets credit through a readout.
     """
     plain = analyse(step)
-    chosen = readouts(plain)
+    # The memory of a readout comes before it, where it commutes: one filter, in the place of one for each output.
+    plain = analyse(step, cut=plain.cut - readouts(plain))
+    step, chosen = plain.step, readouts(plain)
     reached = _reached(plain)[:, list(chosen)]
     upstream = [bool(row.any()) for row in reached]
     if not any(upstream):
@@ -73,7 +75,7 @@ def with_random_feedback(step: Step, seed: int) -> Analysis:
         dataclasses.replace(r, escapes=(*r.escapes, other)) if is_upstream else r
         for r, is_upstream in zip(found.reach, upstream, strict=True)
     )
-    return dataclasses.replace(found, reach=reach, given=step)
+    return dataclasses.replace(found, reach=reach, given=plain.given or step)
 
 
 def _mixing(analysis: Analysis) -> list[WeightOp]:
