@@ -303,6 +303,41 @@ class Derivatives:
             self.credits.append(Equation(self._known[key], terms))
         return self._known[key]
 
+    def learning_signal(self, old: Array) -> tuple[Any, Any] | None:
+        """What is known of the credit of a state: the credit of what reads it, and the derivative of that by the state;
+        `None` where it has no credit, or of several. A credit that is alike of several states is one signal."""
+        given = self.signals.get(old)
+        terms = next((e.terms for e in self.credits if e.target is given), [])
+        if len(terms) != 1 or terms[0].where is not None:
+            return None
+        factors = sp.Mul.make_args(terms[0].value)
+        is_credit = lambda s: s in self.views and self.views[s][0].tex[:1] in (("dl",), ("c",), ("L",))
+        signal = sp.Mul(*(f for f in factors if any(map(is_credit, f.free_symbols))))
+        return signal, terms[0].value / signal
+
+    def named_signal(self, signal: Any) -> Array:
+        """A learning signal by its name."""
+        if signal.is_Symbol and self.views[signal][0].tex[0] == "L":
+            return self.views[signal][0]
+        key = "signal", signal
+        if key not in self._known:
+            (first, *_) = self.symbols(signal)
+            text = self.views[first][0].tex[1]
+            known = ((old.shape, self.learning_signal(old)) for old, _ in self.states)
+            shape = next(shape for shape, of in known if of is not None and of[0] == signal)
+            self._known[key] = self.array(f"L_{text}", shape, "L", text)
+            self.credits.append(Equation(self._known[key], [Term(signal)]))
+        return self._known[key]
+
+    def is_filtered(self, old: Array) -> bool:
+        """Whether a state is the data of a product, filtered."""
+        step = self.step.step
+        added = len(step.state_paths) - len(step.added)
+        return any(old is a for parts in self.step.state[added:] for a in parts)
+
+    def symbols_of(self, array: Array) -> list[Any]:
+        return [s for s, (of, _) in self.views.items() if of is array]
+
     def into(self, of: Array, letter: str, more: Sequence[Term] = ()) -> Array | None:
         """`F^T`, or `D^T`, on the learning signals."""
         terms = [*more]

@@ -22,7 +22,10 @@ class Rule:
         self.derivatives = d = Derivatives(program, names)
         self.step = d.step
         self.gradient: dict[Array, Array] = {}
-        self.traces = {n: CarriedArrays(d, n, m, program.closed(n)) for n, m in meanings.items()}
+        of_eprop = program.algorithm.name == "e_prop"
+        self.traces = {
+            n: CarriedArrays(d, n, m, program.closed(n), of_eprop) for n, m in meanings.items()
+        }
         traces = [(node, [*trace.equations()]) for node, trace in self.traces.items()]
         gradients = {op: [*self._gradient(op)] for op in self.analysis.ops}
         step = [e for c in (*self.step.once, *self.step.computed) for e in d.equations_of(*c)]
@@ -88,7 +91,12 @@ class Rule:
         trace, first = self.traces[node], node.feeds[0].ops
         op, line = first[node.ops.index(op) % len(first)], trace.lines[trace.meaning.meets]
         for part in range(len(self.derivatives.weights(op))):
-            yield from self._added(op, part, trace.met(line, (op, part), note != "past"), note)
+            values = None
+            if trace.of_eprop and note != "past":
+                values = yield from trace.by_eligibility(line, (op, part))
+            if values is None:
+                values = trace.met(line, (op, part), note != "past")
+            yield from self._added(op, part, values, note)
 
     def _added(
         self, op: WeightOp, part: int, values: Iterable[Placed], note: str

@@ -16,12 +16,7 @@ GREEK = re.findall(
     "alpha beta gamma delta epsilon eta theta kappa lambda mu nu omega phi psi rho sigma tau xi",
 )
 SIGNS = {"==": "=", "!=": r"\ne", "<=": r"\le", ">=": r"\ge"}
-OVER = {
-    "low": r"\bar{e}",
-    "mean": r"\bar{e}",
-    "xbar": r"\bar{x}",
-    "g": "g",
-}
+OVER = {"ebar": r"\bar{e}", "epsilonbar": r"\bar{\epsilon}", "low": r"\bar{e}", "xbar": r"\bar{x}"}
 """Letters with a bar."""
 OF_TEXT = {c: rf"\{c}" for c in "#%&${}_"} | {"\\": r"\textbackslash{}"}
 OF_TEXT |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
