@@ -71,6 +71,8 @@ class Derivatives:
             if v.is_float
         }
         self.credits: list[Equation] = []
+        self.credit_of: dict[Array, Array] = {}
+        """What an array is the credit of."""
         self.signals = {old: self.credit(new) for old, new in self.states}
 
     def array(self, text: str, shape: tuple[int, ...], *tex: str) -> Array:
@@ -142,7 +144,10 @@ class Derivatives:
         terms = [term for sums in array.sums for term in self._sums(array, sums)]
         call = self.step.calls[array]
         given = [self.view(*self.nodes.elements(ids.reshape(-1))) for ids in call.arguments]
-        yield Equation(array, terms, shown=sp.Function(call.name, real=True)(*given))
+        shown = sp.Function(call.name, real=True)(*given)
+        if call.factors:
+            shown = dot(*(self.view(*self.nodes.elements(ids)) for ids in call.factors))
+        yield Equation(array, terms, shown=shown)
 
     def _families(self, nodes: Ids) -> Iterator[tuple[np.ndarray, Any]]:
         for family in self.nodes.families(nodes):
@@ -286,11 +291,35 @@ class Derivatives:
                 block = Block(block.rows[at], block.cols[at], self.at(block.value, at))
             if block.rows.size:
                 sums.setdefault((block.rows.tobytes(), block.cols.tobytes()), []).append(block)
-        total = lambda blocks: sp.factor_terms(sum(b.value for b in blocks))
-        return [
-            self.term(of, total(alike) * self.view(credit, alike[0].rows), alike[0].cols)
-            for alike in sums.values()
-        ]
+        terms = list[Term]()
+        for blocks in sums.values():
+            value, rows, cols = (
+                *(sp.factor_terms(sum(b.value for b in blocks)), blocks[0].rows, blocks[0].cols),
+            )
+            whole = self._by_matrix(value, rows, cols, of, credit)
+            terms.append(whole or self.term(of, value * self.view(credit, rows), cols))
+        return terms
+
+    def _by_matrix(
+        self, value: Any, rows: np.ndarray, cols: np.ndarray, of: Array, credit: Array
+    ) -> Term | None:
+        """Credit times a constant matrix, times a factor of each column, as a product of whole arrays."""
+        for symbol in self.symbols(value) if rows.size == credit.size * of.size else ():
+            array, at = self.views[symbol]
+            first = np.flatnonzero(rows == 0)
+            if (
+                array.shape != (credit.size, of.size)
+                or (at.reshape(-1) != rows * of.size + cols).any()
+            ):
+                continue
+            rest = value / symbol
+            others = [self.views[s] for s in self.symbols(rest)]
+            if rest.has(symbol) or any(
+                (a[1].reshape(-1) != a[1].reshape(-1)[first][cols]).any() for a in others
+            ):
+                return None
+            return Term(dot(self.view(credit), self.view(array)) * self.at(rest, first))
+        return None
 
     def _sum(self, of: Array, terms: list[Term], letter: str) -> Array | None:
         """An array with a name for a sum, which is added to the equations; the one that has it already."""
@@ -301,6 +330,7 @@ class Derivatives:
             text = (of.text or self.nodes.elements(of.values)[0].text).replace("'", "")
             self._known[key] = self.array(f"{letter}_{text}", (of.size,), letter, text)
             self.credits.append(Equation(self._known[key], terms))
+            self.credit_of[self._known[key]] = of
         return self._known[key]
 
     def learning_signal(self, old: Array) -> tuple[Any, Any] | None:
@@ -311,18 +341,17 @@ class Derivatives:
         if len(terms) != 1 or terms[0].where is not None:
             return None
         factors = sp.Mul.make_args(terms[0].value)
-        is_credit = lambda s: s in self.views and self.views[s][0].tex[:1] in (("dl",), ("c",), ("L",))
+        is_credit = lambda s: (
+            s in self.views and self.views[s][0].tex[:1] in (("dl",), ("c",), ("L",))
+        )
         signal = sp.Mul(*(f for f in factors if any(map(is_credit, f.free_symbols))))
         return signal, terms[0].value / signal
 
     def named_signal(self, signal: Any) -> Array:
         """A learning signal by its name."""
-        if signal.is_Symbol and self.views[signal][0].tex[0] == "L":
-            return self.views[signal][0]
         key = "signal", signal
         if key not in self._known:
-            (first, *_) = self.symbols(signal)
-            text = self.views[first][0].tex[1]
+            text = next(a.tex[1] for a, _ in map(self.views.get, self.symbols(signal)) if a.tex[1:])
             known = ((old.shape, self.learning_signal(old)) for old, _ in self.states)
             shape = next(shape for shape, of in known if of is not None and of[0] == signal)
             self._known[key] = self.array(f"L_{text}", shape, "L", text)

@@ -27,6 +27,17 @@ class Line(NamedTuple):
     sign: str = "="
 
 
+def _as_valued(value: Any) -> Any:
+    """A value, without what it has for its derivative alone: `b - stop(b)`."""
+    stops = {s for s in value.atoms(sp.Function) if type(s).__name__ == "stop"}
+    zero = {
+        s.args[0] - s: 0
+        for s in stops
+        if value.is_Add and {*sp.Add.make_args(s.args[0]), -s} <= {*value.args}
+    }
+    return value.subs(zero) if zero else value
+
+
 class NotIndexed(Exception):
     """Arrays have parts, or products of more than two axes, for which there are no indices."""
 
@@ -53,10 +64,16 @@ class Lines:
             lines = [line for e in equations if e in wanted for line in self._lines(e)]
             sections.setdefault(title, []).extend(lines)
         first, credit, *_ = sections
+        sections[first] = [x._replace(right=_as_valued(x.right)) for x in sections[first]]
         self._without_aliases(sections, credit)
+        self._without_unused(sections, first)
         sections = dict(self._with_names(sections))
         self.functions = [*self._functions(sections)]
         sections[first][:0] = self.functions
+        every = [x for lines in sections.values() for x in lines]
+        symbols = {s for x in every for side in (x.left, x.right) for s in side.free_symbols}
+        names = {re.split(r"[\[#^]", str(s))[0] for s in symbols}
+        self.arrays = {name: a for name, a in self.arrays.items() if name in names}
         self.scalars = {name for name, a in self.arrays.items() if a.size == 1}
         values = {str(s): (s, a) for (_, a), s in rule.step.nodes.constants.items()}
         self.scalars |= values.keys()
@@ -159,6 +176,7 @@ class Lines:
             name += f"#{letters}" if array.size > 1 else ""
         else:
             name += "^T" * by_columns
+        by_columns = by_columns and not self.indexed
         return sp.Symbol(name, commutative=not by_columns and array.kind != "carried")
 
     def _place(self, array: Array, at: np.ndarray) -> str:
@@ -177,6 +195,18 @@ class Lines:
 
     def _without_aliases(self, sections: dict[str, list[Line]], credit: str) -> None:
         """Credit that is other credit has one name."""
+        if self.indexed:  # an output that is a state has its name
+            for output in (a for parts in self.rule.step.outputs_of for a in parts):
+                step = next(iter(sections.values()))
+                same = [
+                    x
+                    for x in step
+                    if str(x.left).partition("#")[0] == output.text and x.right.is_Symbol
+                ]
+                if same and output.tex == () and "[" not in str(same[0].right):
+                    step.remove(same[0])
+                    loss = self.rule.derivatives.loss.get(output, output)
+                    loss.tex = ("dl", str(same[0].right).partition("#")[0])
         for line in [*sections[credit]]:
             lines = sections[credit]
             (left, right), lefts = (line.left, line.right), [other.left for other in lines]
@@ -192,6 +222,25 @@ class Lines:
                     for x in own
                 ]
 
+    def _without_unused(self, sections: dict[str, list[Line]], first: str) -> None:
+        """Without lines of the step that nothing reads; with indices, what is read once stands where it is read."""
+        step = self.rule.step
+        kept = {a.text for parts in (*step.outputs_of, *step.new_state) for a in parts}
+        for line in [*sections[first][::-1]]:
+            reads = [
+                x for own in sections.values() for x in own if line.left in x.right.free_symbols
+            ]
+            name = str(line.left).partition("#")[0]
+            array = self.arrays.get(name)
+            is_product = array is not None and array.tex[:1] == ("I",) and line.sign == "="
+            if (not reads and name not in kept) or (
+                self.indexed and is_product and len(reads) == 1
+            ):
+                sections[first].remove(line)
+                for title, own in sections.items():
+                    value = {line.left: line.right}
+                    sections[title] = [x._replace(right=x.right.xreplace(value)) for x in own]
+
     def _with_names(self, sections: dict[str, list[Line]]) -> Iterator[tuple[str, list[Line]]]:
         """The lines with names for what stands in several: for entries of D and F in those of traces, and for the
         derivative of what the step computes."""
@@ -202,11 +251,12 @@ class Lines:
             if len(sstr(value)) < LONG or value in named:
                 continue
             symbol = sp.Symbol(name + "#j" * self.indexed)
-            several = [self._replaced(line.right, value, symbol) != line.right for line in rest]
-            if sum(several) > 1:
+            replaced = [self._replaced(line.right, value, symbol) for line in rest]
+            if sum(symbol in right.free_symbols for right in replaced) > 1:
                 named[value] = symbol
                 self.arrays[name] = Array(name, (size,), tex=tex)
-                rest = [x._replace(right=self._replaced(x.right, value, symbol)) for x in rest]
+                pairs = zip(rest, replaced, strict=True)
+                rest = [x._replace(right=r) if symbol in r.free_symbols else x for x, r in pairs]
         yield first, step
         yield "what stands in several lines", [Line(s, value) for value, s in named.items()]
         for title, lines in others:
@@ -295,11 +345,14 @@ class Lines:
         last = [o for o in last if any(enters(p, o) for p in others(o))]
         letter = {a: "i" for parts in rule.step.inputs for a in parts}
         letter |= {a: "k" for op in last for a in reach[op]}
-        letter |= {a: "k" for y, a in rule.derivatives.loss.items() if letter.get(y) == "k"}
         letter |= {a: "kj" for a in rule.step.values if len(a.shape) == 2}
         for op in last:
             weights = {w for _, _, w, _ in products[op].terms}
             letter |= {a: "kj" for w in weights for a in (w, rule.gradient.get(w, w))}
+        for array, call in rule.step.calls.items():
+            of = [rule.step.nodes.elements(ids)[0] for ids in call.factors]
+            if any(letter.get(a) == "kj" for a in of):
+                letter |= {a: "k" for a in behind([array])}
         for node, trace in rule.traces.items():
             pair = "kj" if node.op in last else "ji"
             is_shared = node.op in products and trace.meaning.shared is not None
@@ -307,6 +360,8 @@ class Lines:
                 letter[array] = (
                     pair if len(array.shape) == 2 else pair[is_shared or array.tex[0] == "X"]
                 )
+        letter |= {a: "k" for y, a in rule.derivatives.loss.items() if letter.get(y) == "k"}
+        letter |= {c: letter[a] for c, a in rule.derivatives.credit_of.items() if a in letter}
         return letter
 
     def _indices(self, array: Array) -> str:

@@ -204,6 +204,12 @@ class Nodes:
         name, arguments = self._functions[node]
         return 0 if name == "number" else 1 + sum(map(self.operations, arguments))
 
+    def inside(self, name: str, ids: Ids, *more: Ids) -> Ids | None:
+        """The arguments of nodes that are all one function; `None` where some is another one."""
+        found = [self._functions.get(n, ("", ())) for n in ids.reshape(-1).tolist()]
+        alike = found and not more and all(of == name for of, _ in found)
+        return np.array([a for _, (a, *_) in found]).reshape(ids.shape) if alike else None
+
     # --- expressions and derivatives ---
 
     def expression(self, node: int) -> Any:

@@ -22,7 +22,7 @@ class Rule:
         self.derivatives = d = Derivatives(program, names)
         self.step = d.step
         self.gradient: dict[Array, Array] = {}
-        of_eprop = program.algorithm.name == "e_prop"
+        self.of_eprop = of_eprop = program.algorithm.name == "e_prop"
         self.traces = {
             n: CarriedArrays(d, n, m, program.closed(n), of_eprop) for n, m in meanings.items()
         }

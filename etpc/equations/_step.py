@@ -34,7 +34,7 @@ from ..trace import (
 from ._functions import COMPLEX, ELEMENTS, INTEGERS, WITHIN, WRAPPING, function, parts_of
 from ._names import in_names, is_close, numbers_of
 from ._nodes import Array, Ids, Nodes, Sums
-from ._products import Grid, Product, sums_of
+from ._products import Grid, Product, matrix_and_vector, sums_of
 
 Parts = tuple[Ids, ...]
 """The nodes of a real array, or of the real and the imaginary part of a complex one."""
@@ -235,6 +235,8 @@ class Call(NamedTuple):
     arguments: list[Ids]
     is_known: bool
     """Whether it is written as a sum."""
+    factors: tuple[Ids, ...] = ()
+    """Of a product of a matrix and a vector, the two in the order of whole arrays."""
 
 
 class Step(Evaluation):
@@ -261,7 +263,9 @@ class Step(Evaluation):
         paths = step.with_begins(step.input_leaves.paths, "begins")
         self.inputs = self._leaves(step.inputs, paths, "given")
         self.state = self._leaves(step.state, step.state_paths, "source")
-        new = lambda a: self._new(self.nodes.name(a.name + "_new"), a.shape, a.name + "'", a.dtype)
+        new = lambda a: self._new(
+            self.nodes.name(a.name + "_new"), a.shape, shown=a.name + "'", dtype=a.dtype, tex=a.tex
+        )
         self.new_state = [tuple(map(new, parts)) for parts in self.state]
         self.body = [e for eqn in split.body for e in _written(eqn, bool(step.added))]
         every = [*split.prefix, *self.body]
@@ -322,7 +326,8 @@ class Step(Evaluation):
             is_matrix = v in self.step.parameters and len(v.shape) == 2
             shape = v.shape if is_matrix else (v.size,)
             of = kind if v.is_float else "given"
-            held = dict(kind=of, dtype=_held_as(v))
+            tex = ("xbar", last.removeprefix("q_")) if path in filtered else ()
+            held = dict(kind=of, dtype=_held_as(v), tex=tex)
             parts = tuple(self.nodes.array(name + s, shape, **held) for s in suffixes)
             self.env[v] = tuple(a.ids.reshape(v.shape) for a in parts)
             found.append(parts)
@@ -335,10 +340,9 @@ class Step(Evaluation):
         old = (self.nodes.array(n, (v.size,), kind="given") for n in names)
         return tuple(old), tuple(self._new(n, (v.size,)) for n in names)
 
-    def _new(self, name: str, shape: tuple[int, ...], shown: str = "", dtype: str = "") -> Array:
+    def _new(self, name: str, shape: tuple[int, ...], **fields: Any) -> Array:
         """A new state, whose elements are found as they are computed."""
-        nodes = np.full(int(np.prod(shape)), -1)
-        return self.nodes.array(name, shape, shown=shown, nodes=nodes, dtype=dtype)
+        return self.nodes.array(name, shape, nodes=np.full(int(np.prod(shape)), -1), **fields)
 
     def named(self, ids: Ids, text: str, dtype: str = "") -> Ids:
         """Values as elements of one array, which gets a name where they are not."""
@@ -362,8 +366,10 @@ class Step(Evaluation):
         if uniform:
             return super().constant(value)
         value = value.astype(float) if value.dtype == np.dtype(bool) else value
-        array = self.nodes.array(self.nodes.name("c"), (value.size,), kind="given")
-        self.values[array] = value.reshape(-1)
+        shape = value.shape if value.ndim == 2 else (value.size,)
+        name = self.nodes.name("B" if value.ndim == 2 else "c")
+        array = self.nodes.array(name, shape, kind="given")
+        self.values[array] = value.reshape(shape)
         return (array.ids.reshape(value.shape),)
 
     def argument(self, ids: Ids) -> Ids:
@@ -499,15 +505,21 @@ class Step(Evaluation):
         """A function of whole arrays, by its name."""
         text = params.shown_name(eqn).removeprefix("reduce_").replace("dot_general", "product")
         text = python_name(text, "f")
+        inner = [self.nodes.inside("stop_gradient", *parts) for parts in operands]
+        if stopped := (eqn.primitive.name == "dot_general" and all(a is not None for a in inner)):
+            operands = [(ids,) for ids in inner if ids is not None]
         pairs = zip(eqn.inputs, operands, strict=True)
         given = [ids for v, parts in pairs if v.is_float for ids in self._parts(parts, "q")]
+        factors = matrix_and_vector(eqn, given, self.nodes)
         found: list[Parts] = []
         for v in eqn.outputs:
             suffixes = ("_re", "_im") if is_complex(v.aval) else ("",)
-            arrays = [self._array(text + s, v.shape) for s in suffixes]
+            matrix = [self.nodes.elements(ids)[0] for ids in factors if ids.ndim == 2]
+            tex = ("I", *(a.text for a in matrix)) if matrix else ()
+            arrays = [self._array(text + s, v.shape, tex=tex) for s in suffixes]
             for part, array in enumerate(arrays):
-                array.sums = sums_of(eqn, operands, part, self.nodes)
-                self.calls[array] = Call(text, eqn, given, bool(array.sums))
+                array.sums = sums_of(eqn, operands, part, self.nodes, stopped)
+                self.calls[array] = Call(text, eqn, given, bool(array.sums), factors)
                 array.sums = array.sums or self._opaque(array, given, v)
             self.computed += [(a, None) for a in arrays]
             found.append(tuple(a.ids.reshape(v.shape) for a in arrays))

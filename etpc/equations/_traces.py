@@ -60,7 +60,8 @@ class CarriedArrays:
             (op, part), nodes = key, self.step.nodes
             names = [] if old is None else [old.name]
             weight = self.step.weights(op)[part if line.of == "uses" else 0]
-            tex = self._named(line, old), *names, weight.name
+            letter = self._named(line, old)
+            tex = letter, *(names if letter != "ebar" else ()), weight.name
             tex += ("im",) * (line.of == "outputs" and part > 0) + ("added",) * (line is PAIRS[1])
             text = "_".join(tex)
             shape = self._held(line, key)[0].shape
@@ -318,12 +319,13 @@ class CarriedArrays:
         if len(signals) != 1 or not plain or not grid.number.size:
             return None
         (signal,), weight = signals, step.weights(op)[part]
-        credit = step.named_signal(signal)
         if [slope for _, slope in found.values()] == [1]:
             (old,) = found
+            credit = step.signals[old]
             used = grid.of_outputs(np.flatnonzero(self.slots[old] >= 0))
             array = self.array(line, key, old)[1]
         else:
+            credit = step.named_signal(signal)
             array = step.array(f"e_{weight.name}", grid.shape, "e", weight.name)
             terms, used = list[Term](), grid
             for old, (_, slope) in found.items():

@@ -16,6 +16,8 @@ GREEK = re.findall(
     "alpha beta gamma delta epsilon eta theta kappa lambda mu nu omega phi psi rho sigma tau xi",
 )
 SIGNS = {"==": "=", "!=": r"\ne", "<=": r"\le", ">=": r"\ge"}
+HEADS = "e", "epsilon", "ebar", "epsilonbar", "low", "L", "c", "xbar"
+"""Letters below which a name that is the same everywhere is left out, beside indices."""
 OVER = {"ebar": r"\bar{e}", "epsilonbar": r"\bar{\epsilon}", "low": r"\bar{e}", "xbar": r"\bar{x}"}
 """Letters with a bar."""
 OF_TEXT = {c: rf"\{c}" for c in "#%&${}_"} | {"\\": r"\textbackslash{}"}
@@ -82,9 +84,11 @@ class Latex(InOrder, LatexPrinter):
 
     def _print_Symbol(self, expr: Any, style: str = "plain") -> str:
         name, prime, place, transposed, letters = SYMBOL.fullmatch(expr.name).groups()
-        array = self.lines.arrays.get(name + prime)
+        array = self.lines.arrays.get(name + prime) or self.lines.arrays.get(name + "'")
         head, *below = array.tex if array is not None and array.tex else name.split("_", 1)
         of = lambda n: self._print(sp.Symbol(below[n] + (f"#{letters}" if letters else "")))
+        if head == "dl" and letters and self.lines.rule.of_eprop:
+            return rf"\left({of(0)} - {self._print(sp.Symbol(f'{below[0].removesuffix(chr(39))}#{letters}'))}^{{*}}\right)"
         if head == "dl":
             return rf"\frac{{\partial \ell}}{{\partial {of(0)}}}"
         if head == "g":
@@ -92,9 +96,11 @@ class Latex(InOrder, LatexPrinter):
         if head == "d":
             parts = (rf"\mathrm{{d}} {of(0)}",) if len(below) < 2 else (of(0), of(1))
             return parts[0] if len(parts) < 2 else r"\frac{\partial %s}{\partial %s}" % parts
-        if self.indexed and array is not None and array.tex and head != "I":
+        if self.indexed and array is not None and array.tex and head in HEADS:
             below = [b for n, b in enumerate(below, 1) if n not in self._alike[head]]
-        below = [*map(_word, below), *([letters] if letters else [])]
+        if array in self.lines.rule.step.values:  # as papers write feedback weights
+            letters = letters and letters[::-1]
+        below = [*map(self._label, below), *([letters] if letters else [])]
         above = r"\prime" * bool(prime) + r"\top" * bool(transposed)
         text = _word(head) + (f"_{{{', '.join(below)}}}" if below else "")
         return (
@@ -102,6 +108,11 @@ class Latex(InOrder, LatexPrinter):
             + (f"^{{{above}}}" if above else "")
             + (rf"{{\scriptstyle {place}}}" if place else "")
         )
+
+    def _label(self, name: str) -> str:
+        """A name that stands below another one."""
+        array = self.lines.arrays.get(name) or self.lines.arrays.get(name + "'")
+        return self._print(sp.Symbol(name)) if array is not None and array.tex else _word(name)
 
     def _print_Function(self, expr: Any, exp: Any = None) -> str:
         name, arguments = type(expr).__name__, [self._print(a) for a in expr.args]
@@ -289,7 +300,7 @@ def as_latex(lines: Lines, width: int) -> str:
         parts.append(f"{_escaped(title[:1].upper() + title[1:])}:\n{block}")
     text = "\n\n".join(parts)
     notes += [note for sign, note in NOTATION if sign in text]
-    left_out = [re.sub(" -> ", r" $\\to$ ", _escaped(line)) for line in lines.left_out]
+    left_out = [_in_words(line) for line in lines.left_out]
     notes += [f"Left out: {'; '.join(left_out)}."] if left_out else []
     return text + ("\n\n" + "\n".join(notes) if notes else "")
 
@@ -302,6 +313,14 @@ def _sides(printer: Latex, left: Any, right: Any) -> tuple[str, str, Any]:
     of_gradients = any(str(s).startswith("g_") for s in right.free_symbols)
     sign = r"\approx" if lines.left_out else "="
     return name, sign if of_gradients else rf"{sign} \sum_t", right
+
+
+def _in_words(path: str) -> str:
+    """A path that is cut, with its names in mathematics."""
+    parts = re.split(r"(hidden \S+|(?<!\w)\.[\w.\[\]]+| -> )", path)
+    name = lambda part: re.split(r"\W+", part.rstrip("]'"))[-1]
+    shown = lambda part: r" $\to$ " if part == " -> " else f"${_word(name(part))}$"
+    return "".join(shown(p) if n % 2 else _escaped(p) for n, p in enumerate(parts))
 
 
 def _remark(printer: Latex, line: Line) -> str:
