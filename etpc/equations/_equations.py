@@ -60,7 +60,7 @@ class Equations:
 
     __repr__ = __str__
 
-    def latex(self, *, indices: bool | None = None, width: int = 46) -> str:
+    def latex(self, *, indices: bool | None = None, width: int = 42) -> str:
         """The equations as LaTeX, to be pasted: headings, blocks of `align`, and a paragraph on notation.
 
         **Arguments:**

@@ -248,7 +248,7 @@ class Lines:
         rest = [line for _, lines in others for line in lines]
         named: dict[Any, Any] = {}
         for value, (name, tex, size) in {**self._entries(rest), **self._slopes(step)}.items():
-            if len(sstr(value)) < LONG or value in named:
+            if len(sstr(value)) < LONG or not value.free_symbols or name in self.arrays:
                 continue
             symbol = sp.Symbol(name + "#j" * self.indexed)
             replaced = [self._replaced(line.right, value, symbol) for line in rest]

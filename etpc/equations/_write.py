@@ -23,7 +23,7 @@ OVER = {"ebar": r"\bar{e}", "epsilonbar": r"\bar{\epsilon}", "low": r"\bar{e}", 
 OF_TEXT = {c: rf"\{c}" for c in "#%&${}_"} | {"\\": r"\textbackslash{}"}
 OF_TEXT |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 """What stands for signs that are no text in LaTeX."""
-SYMBOL = re.compile(r"([^'\[^#]+)('?)(\[[^#^]*\])?(\^T)?(?:#(\w+))?")
+SYMBOL = re.compile(r"(.+?)('?)(\[[^#^]*\])?(\^T)?(?:#(\w+))?")
 NOTATION = (
     (r"^{\prime}", "A prime marks a value after the step."),
     (
@@ -32,6 +32,7 @@ NOTATION = (
     ),
     (r"\operatorname{stop}", r"$\operatorname{stop}$ is the identity, without a derivative."),
     (r"\left[", r"A condition in brackets is 1 where it holds, and 0 elsewhere."),
+    (r"\right]_{\frac", r"With $\frac{1}{2}$ below it is that where both sides are equal."),
     (r"\mathrm{d} E", r"$E$ is the sum of the losses $\ell$ of all steps."),
     (r"\approx", r"The gradient is approximate, as it leaves some influence out."),
     (
@@ -57,6 +58,9 @@ class InOrder:
 
 class Text(InOrder, StrPrinter):
     """Expressions as text; a condition is in brackets."""
+
+    def _print_Float(self, expr: Any) -> str:
+        return f"{float(expr):.8g}"
 
     def _print_Function(self, expr: Any) -> str:
         name, arguments = type(expr).__name__, [self._print(a) for a in expr.args]
@@ -85,15 +89,15 @@ class Latex(InOrder, LatexPrinter):
     def _print_Symbol(self, expr: Any, style: str = "plain") -> str:
         name, prime, place, transposed, letters = SYMBOL.fullmatch(expr.name).groups()
         array = self.lines.arrays.get(name + prime) or self.lines.arrays.get(name + "'")
-        head, *below = array.tex if array is not None and array.tex else name.split("_", 1)
+        head, *below = array.tex if array is not None and array.tex else (name,)
         of = lambda n: self._print(sp.Symbol(below[n] + (f"#{letters}" if letters else "")))
-        if head == "dl" and letters and self.lines.rule.of_eprop:
+        if head == "dl" and below and letters and self.lines.rule.of_eprop:
             return rf"\left({of(0)} - {self._print(sp.Symbol(f'{below[0].removesuffix(chr(39))}#{letters}'))}^{{*}}\right)"
-        if head == "dl":
+        if head == "dl" and below:
             return rf"\frac{{\partial \ell}}{{\partial {of(0)}}}"
-        if head == "g":
+        if head == "g" and below:
             return rf"\frac{{\mathrm{{d}} E}}{{\mathrm{{d}} {of(0)}}}"
-        if head == "d":
+        if head == "d" and below:
             parts = (rf"\mathrm{{d}} {of(0)}",) if len(below) < 2 else (of(0), of(1))
             return parts[0] if len(parts) < 2 else r"\frac{\partial %s}{\partial %s}" % parts
         if self.indexed and array is not None and array.tex and head in HEADS:
@@ -102,7 +106,9 @@ class Latex(InOrder, LatexPrinter):
             letters = letters and letters[::-1]
         below = [*map(self._label, below), *([letters] if letters else [])]
         above = r"\prime" * bool(prime) + r"\top" * bool(transposed)
-        text = _word(head) + (f"_{{{', '.join(below)}}}" if below else "")
+        word, _, under = _word(head).partition("_{")
+        below = [*([under[:-1]] if under else []), *below]
+        text = word + (f"_{{{', '.join(below)}}}" if below else "")
         return (
             text
             + (f"^{{{above}}}" if above else "")
@@ -121,7 +127,7 @@ class Latex(InOrder, LatexPrinter):
             sign = COMPARISONS[name]
             text = rf"\left[{first} {SIGNS.get(sign, sign)} {arguments[1]}\right]"
         elif name == "above":
-            text = rf"\left[{first} > {arguments[1]}\right]"
+            text = rf"\left[{first} > {arguments[1]}\right]_{{\frac{{1}}{{2}}}}"
         elif name == "where" and expr.args[1:] == (1, -1):
             text = rf"\left(2 {first} - 1\right)"
         elif name == "abs":
@@ -134,6 +140,7 @@ class Latex(InOrder, LatexPrinter):
                 else rf"{first} \, {arguments[1]}"
             )
         elif name.startswith("sum_"):
+            first = rf"\left({first}\right)" if expr.args[0].is_Add else first
             text = rf"\sum_{{{name[4:]}}} {first}"
         elif name in ("max", "min"):
             text = rf"\{name}\left({brackets}\right)"
@@ -146,6 +153,10 @@ class Latex(InOrder, LatexPrinter):
     def _axes(self, value: Any) -> int:
         arrays = [self.lines.arrays.get(re.split(r"[\[#^]", str(s))[0]) for s in value.free_symbols]
         return max((len(a.shape) for a in arrays if a is not None), default=0)
+
+    def _print_Float(self, expr: Any) -> str:
+        digits, _, power = f"{float(expr):.8g}".partition("e")
+        return digits + (rf" \cdot 10^{{{int(power)}}}" if power else "")
 
     def _print_Add(self, expr: Any, order: Any = None) -> str:
         return " ".join(self._pieces(expr, float("inf")))
@@ -199,26 +210,23 @@ class Latex(InOrder, LatexPrinter):
 
     def _pieces(self, value: Any, room: float) -> list[str]:
         """A sum in pieces that are no longer than there is room, at any of which a line may end."""
-        terms = self._as_ordered_terms(value) if value.is_Add else [value]
         found: list[str] = []
-        for n, term in enumerate(terms):
+        for n, term in enumerate(self._as_ordered_terms(value) if value.is_Add else [value]):
             minus = term.could_extract_minus_sign()
             lead, term = "- " if minus else "+ " if n else "", -term if minus else term
-            text = self._print(term)
-            if size(text) <= room or not term.is_Mul:
-                found.append(lead + text)
-                continue
-            for between, text, factor in self._factors(term):
-                if size(text) > room and factor.is_Add:
-                    first, *rest = self._pieces(factor, room)
-                    inner = [rf"\bigl({first}", *rest]
-                    found += (
-                        [lead + between + inner[0], *inner[1:-1], inner[-1] + r"\bigr)"]
-                        if rest
-                        else [lead + between + inner[0] + r"\bigr)"]
-                    )
+            whole = size(text := self._print(term)) <= room
+            factors = self._factors(term) if term.is_Mul and not whole else [("", text, term)]
+            for between, text, factor in factors:
+                head, inner = "", factor
+                if size(text) > room and factor.is_Function and len(factor.args) == 1:
+                    head, (inner,) = re.split(r"\{?\\left\(", text)[0], factor.args
+                if size(text) > room and inner.is_Add:
+                    pieces = self._pieces(inner, room)
+                    pieces[0] = rf"{head}\bigl({pieces[0]}"
+                    pieces[-1] += r"\bigr)"
                 else:
-                    found.append(lead + between + text)
+                    pieces = [text]
+                found += [lead + between + pieces[0], *pieces[1:]]
                 lead = ""
         return found
 
@@ -235,12 +243,13 @@ class Latex(InOrder, LatexPrinter):
 
 
 def size(text: str) -> int:
-    """About how many letters wide a formula is."""
+    """About how many letters wide a formula is; what stands below others is smaller."""
     text = re.sub(r"\\frac\{(.*?)\}\{(.*?)\}", lambda f: max(f.groups(), key=len), text)
-    text = re.sub(r"\\(left|right|bigl|bigr|mathrm|operatorname|bar|,|quad)", "", text)
+    text = re.sub(r"\\(left|right|bigl|bigr|mathrm|operatorname|bar|scriptstyle|,|quad)", "", text)
+    text = re.sub(r"\\sum_\{.\}", "xxx", text)
     text = re.sub(r"\\[a-zA-Z]+", "x", text)
     below = re.findall(r"[_^]\{([^{}]*)\}", text)
-    signs = len(re.findall(r" [-+=x] ", text))
+    signs = len(re.findall(r"(?:^| )[-+=x] ", text))
     return len(re.sub(r"[\s{}_^\\]", "", text)) - sum(len(b) for b in below) // 3 + signs
 
 
@@ -297,7 +306,9 @@ def as_latex(lines: Lines, width: int) -> str:
         for left, right in given.items():
             rows.append(printer.rows(*_sides(printer, left, right), width))
         block = "\\begin{align}\n" + " \\\\\n".join(rows) + "\n\\end{align}"
-        parts.append(f"{_escaped(title[:1].upper() + title[1:])}:\n{block}")
+        if title == "constants":
+            block = ", ".join(f"${row.replace(' &', ' ')}$" for row in rows) + "."
+        parts.append(f"{_in_words(title[:1].upper() + title[1:])}:\n{block}")
     text = "\n\n".join(parts)
     notes += [note for sign, note in NOTATION if sign in text]
     left_out = [_in_words(line) for line in lines.left_out]
@@ -308,11 +319,14 @@ def as_latex(lines: Lines, width: int) -> str:
 def _sides(printer: Latex, left: Any, right: Any) -> tuple[str, str, Any]:
     """The left side, the sign and the right side: a gradient is a sum over time."""
     lines, name = printer.lines, printer.doprint(left)
-    if not str(left).startswith("g_"):
+    gradients = {a.text for a in lines.rule.gradient.values()}
+    is_gradient = lambda symbol: re.split(r"[\[#^]", str(symbol))[0] in gradients
+    if not is_gradient(left):
         return name, "=", right
-    of_gradients = any(str(s).startswith("g_") for s in right.free_symbols)
-    sign = r"\approx" if lines.left_out else "="
-    return name, sign if of_gradients else rf"{sign} \sum_t", right
+    others = [term for term in sp.Add.make_args(right) if any(map(is_gradient, term.free_symbols))]
+    of_steps = right - sp.Add(*others)
+    total = sp.Function("sum_t")(of_steps) if of_steps != 0 else 0
+    return name, r"\approx" if lines.left_out else "=", total + sp.Add(*others)
 
 
 def _in_words(path: str) -> str:
