@@ -10,6 +10,7 @@ import sympy as sp
 from ..analyse import WeightOp
 from ..ir import TraceProgram
 from ._functions import dot
+from ._names import is_close
 from ._nodes import ACROSS, HERE, STORED, WHOLE, Array, Ids, Sums
 from ._products import Grid, Product
 from ._step import Step
@@ -82,6 +83,14 @@ class Derivatives:
         array = self.array(text, values.shape)
         self.step.values[array] = values.astype(float)
         return array
+
+    def number(self, value: float, name: str = "") -> Any:
+        """A number of a rule, by the name that the caller has for it, or by this one."""
+        if value % 1 == 0:
+            return sp.Integer(int(value))
+        found = [n for given, n in self.step.names.items() if is_close(given, value)]
+        text = next(iter(found), name)
+        return self.nodes.constant(text, value) if text else sp.Float(value)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._known:

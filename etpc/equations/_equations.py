@@ -14,10 +14,10 @@ from ..errors import InputError, UnsupportedError, raise_together
 from ..files.record import record
 from ..ir import TraceProgram
 from ..trace import is_float, is_key
-from ._names import checked_names
-from ._rule import Rule
 from ._lines import Lines, NotIndexed
+from ._names import checked_names
 from ._numpy import Source
+from ._rule import Rule
 from ._write import as_latex, as_text
 
 
@@ -76,7 +76,10 @@ class Equations:
                 return as_latex(Lines(self.rule, self.path, True), width)
             except NotIndexed as error:
                 if indices:
-                    raise UnsupportedError(f"Leave out `indices`: {error}.") from error
+                    why = "an array has parts with equations of their own, or more than two axes"
+                    raise UnsupportedError(
+                        f"There are no indices: {why}. Leave out `indices=`."
+                    ) from error
         return as_latex(self._lines, width)
 
     def _repr_latex_(self) -> str:

@@ -38,8 +38,13 @@ def _as_valued(value: Any) -> Any:
     return value.subs(zero) if zero else value
 
 
+def base(symbol: Any) -> str:
+    """The name of the array of a symbol, without what says which elements it is of."""
+    return re.split(r"[\[#^]", str(symbol))[0]
+
+
 class NotIndexed(Exception):
-    """Arrays have parts, or products of more than two axes, for which there are no indices."""
+    """Arrays have parts, or more than two axes, for which there are no indices."""
 
 
 class Lines:
@@ -72,7 +77,7 @@ class Lines:
         sections[first][:0] = self.functions
         every = [x for lines in sections.values() for x in lines]
         symbols = {s for x in every for side in (x.left, x.right) for s in side.free_symbols}
-        names = {re.split(r"[\[#^]", str(s))[0] for s in symbols}
+        names = {*map(base, symbols)}
         self.arrays = {name: a for name, a in self.arrays.items() if name in names}
         self.scalars = {name for name, a in self.arrays.items() if a.size == 1}
         values = {str(s): (s, a) for (_, a), s in rule.step.nodes.constants.items()}
@@ -198,15 +203,11 @@ class Lines:
         if self.indexed:  # an output that is a state has its name
             for output in (a for parts in self.rule.step.outputs_of for a in parts):
                 step = next(iter(sections.values()))
-                same = [
-                    x
-                    for x in step
-                    if str(x.left).partition("#")[0] == output.text and x.right.is_Symbol
-                ]
+                same = [x for x in step if base(x.left) == output.text and x.right.is_Symbol]
                 if same and output.tex == () and "[" not in str(same[0].right):
                     step.remove(same[0])
                     loss = self.rule.derivatives.loss.get(output, output)
-                    loss.tex = ("dl", str(same[0].right).partition("#")[0])
+                    loss.tex = ("dl", base(same[0].right))
         for line in [*sections[credit]]:
             lines = sections[credit]
             (left, right), lefts = (line.left, line.right), [other.left for other in lines]
@@ -227,15 +228,11 @@ class Lines:
         step = self.rule.step
         kept = {a.text for parts in (*step.outputs_of, *step.new_state) for a in parts}
         for line in [*sections[first][::-1]]:
-            reads = [
-                x for own in sections.values() for x in own if line.left in x.right.free_symbols
-            ]
-            name = str(line.left).partition("#")[0]
-            array = self.arrays.get(name)
-            is_product = array is not None and array.tex[:1] == ("I",) and line.sign == "="
-            if (not reads and name not in kept) or (
-                self.indexed and is_product and len(reads) == 1
-            ):
+            name, lines = base(line.left), [x for own in sections.values() for x in own]
+            reads = [x for x in lines if name in map(base, x.right.free_symbols)]
+            array = self.arrays[name]
+            is_product = self.indexed and array.tex[:1] == ("I",) and line.sign == "="
+            if (not reads and name not in kept) or (is_product and len(reads) == 1):
                 sections[first].remove(line)
                 for title, own in sections.items():
                     value = {line.left: line.right}
@@ -272,7 +269,7 @@ class Lines:
         )
 
     def _array_of(self, symbol: Any) -> Array:
-        return self.arrays[re.split(r"[\[#^]", str(symbol))[0]]
+        return self.arrays[base(symbol)]
 
     def _entries(self, lines: Sequence[Line]) -> dict[Any, tuple[str, tuple[str, ...], int]]:
         """The entries of D and F: what traces and data are multiplied with in the traces."""
@@ -299,7 +296,7 @@ class Lines:
             slopes = {s: sp.diff(line.right, s) for s in of if s.is_commutative and "[" not in name}
             several = len([a for a in slopes.values() if a.free_symbols]) > 1
             for symbol, slope in slopes.items():
-                name, by = (str(s).partition("#")[0] for s in (line.left, symbol))
+                name, by = map(base, (line.left, symbol))
                 tex = ("d", name, by) if several else ("d", name)
                 found.setdefault(slope, (f"d{name}" + f"_d{by}" * several, tex, 2))
         return found
@@ -352,7 +349,7 @@ class Lines:
         for array, call in rule.step.calls.items():
             of = [rule.step.nodes.elements(ids)[0] for ids in call.factors]
             if any(letter.get(a) == "kj" for a in of):
-                letter |= {a: "k" for a in behind([array])}
+                letter |= dict.fromkeys(behind([array]), "k")
         for node, trace in rule.traces.items():
             pair = "kj" if node.op in last else "ji"
             is_shared = node.op in products and trace.meaning.shared is not None

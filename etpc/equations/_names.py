@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,11 @@ from ..files.source import Statement
 from ..files.words import python_name
 
 OPERATORS: dict[Any, Any] = {
-    **{ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b},
-    **{ast.Div: lambda a, b: a / b, ast.Pow: lambda a, b: a**b},
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+    ast.Pow: lambda a, b: a**b,
 }
 NUMBERS = (int, float, np.integer, np.floating)
 Values = dict[str, list[float]]

@@ -1,6 +1,5 @@
 """The traced step on scalars: named arrays, each computed by one or more equations."""
 
-import ast
 import dataclasses
 import re
 from collections import Counter

@@ -157,9 +157,8 @@ class CarriedArrays:
     def _recursion(self, line: Line, key: Key) -> Iterator[Equation]:
         """What is kept of an array, D times what is carried, and what the step adds or another line has."""
         grid, plus, view = self._held(line, key)[0], self.lines.get(line.plus), self.step.view
-        kept, moved = (
-            sp.Float(a) if a % 1 else sp.Integer(int(a)) for a in (line.kept, line.moved)
-        )
+        named = lambda a: self.step.number(a, "kappa" if self.of_eprop else "")
+        kept, moved = named(line.kept), named(line.moved)
         if line.of in ("inputs", "steps"):
             old, new = self.array(line, key)
             yield Equation(new, [Term(kept * view(old)), self._added(line, key, new)])

@@ -1,7 +1,6 @@
 """Writes the equations as text and as LaTeX."""
 
 import re
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sympy as sp
@@ -9,7 +8,7 @@ from sympy.printing.latex import LatexPrinter
 from sympy.printing.str import StrPrinter
 
 from ._functions import COMPARISONS
-from ._lines import Line, Lines
+from ._lines import Line, Lines, base
 
 GREEK = re.findall(
     r"\w+",
@@ -151,7 +150,7 @@ class Latex(InOrder, LatexPrinter):
         return text if exp is None else rf"{{{text}}}^{{{exp}}}"
 
     def _axes(self, value: Any) -> int:
-        arrays = [self.lines.arrays.get(re.split(r"[\[#^]", str(s))[0]) for s in value.free_symbols]
+        arrays = [self.lines.arrays.get(base(s)) for s in value.free_symbols]
         return max((len(a.shape) for a in arrays if a is not None), default=0)
 
     def _print_Float(self, expr: Any) -> str:
@@ -172,9 +171,7 @@ class Latex(InOrder, LatexPrinter):
         last what stands along the columns."""
         commuting, others = term.args_cnc(split_1=False)
         above, below = sp.fraction(sp.Mul(*commuting))
-        is_array = lambda f: any(
-            s.name.split("#")[0].split("[")[0] not in self.lines.scalars for s in f.free_symbols
-        )
+        is_array = lambda f: any(base(s) not in self.lines.scalars for s in f.free_symbols)
         parts = [a for a in sp.Mul.make_args(above) if a != 1 or below != 1]
         key = lambda f: (
             not f.is_Number,
@@ -320,7 +317,7 @@ def _sides(printer: Latex, left: Any, right: Any) -> tuple[str, str, Any]:
     """The left side, the sign and the right side: a gradient is a sum over time."""
     lines, name = printer.lines, printer.doprint(left)
     gradients = {a.text for a in lines.rule.gradient.values()}
-    is_gradient = lambda symbol: re.split(r"[\[#^]", str(symbol))[0] in gradients
+    is_gradient = lambda symbol: base(symbol) in gradients
     if not is_gradient(left):
         return name, "=", right
     others = [term for term in sp.Add.make_args(right) if any(map(is_gradient, term.free_symbols))]
