@@ -325,7 +325,7 @@ class Lines:
         for equation in rule.sections[0][2]:
             for array in self._reads(equation):
                 readers.setdefault(array, set()).add(equation.target)
-        for old, new in (p for s in zip(rule.step.state, rule.step.new_state) for p in zip(*s)):
+        for old, new in rule.derivatives.states:
             readers.setdefault(new, set()).add(old)
 
         def behind(first: Sequence[Array]) -> set[Array]:
@@ -369,7 +369,7 @@ class Lines:
     def _sum_over(self, product: Any, indices: str) -> Any:
         """A product of whole arrays as a sum over an index."""
         views, (left, right) = self.rule.derivatives.views, product.args
-        arrays = [[views[s][0] for s in a.free_symbols if s in views][0] for a in (left, right)]
+        arrays = [next(views[s][0] for s in a.free_symbols if s in views) for a in (left, right)]
         shown = lambda value, letters: self._shown(value, f"#{letters}")
         if [len(a.shape) for a in arrays] == [2, 1]:
             over = "j" if self.letter.get(arrays[0]) == "kj" else "i"

@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,14 +33,14 @@ def checked_names(names: Mapping[Any, str] | None) -> dict[float, str]:
         known = isinstance(value, NUMBERS) and math.isfinite(value) and isinstance(name, str)
         if not known or python_name(name, "q") != name:
             raise InputError(
-                f"names= has {value!r}: {name!r}. Pass a dict from numbers of the step to names such as 'alpha', 'tau_m'."
+                f"names= has {value!r}: {name!r}. Pass a dict from numbers to names such as 'alpha', 'tau_m'."
             )
     return {float(value): name for value, name in (names or {}).items()}
 
 
-def numbers_of(model: Any, functions: Sequence[Any]) -> Values:
-    """The numbers that a model has as attributes, and that functions read from around them, by their names."""
-    found: Values = {}
+def numbers_of(model: Any, step: Any) -> Values:
+    """The numbers that a model has as attributes, and that its methods, or a step function, read from around them."""
+    found, functions = Values(), [step]
     seen: set[int] = set()
 
     def look(node: Any, name: str) -> None:
@@ -50,6 +50,7 @@ def numbers_of(model: Any, functions: Sequence[Any]) -> Values:
         elif id(node) not in seen:
             seen.add(id(node))
             if dataclasses.is_dataclass(node):
+                functions.append(getattr(type(node), "__call__", None))  # noqa: B004
                 fields = [f.name for f in dataclasses.fields(node)]
             else:
                 fields = [*vars(node)] if hasattr(node, "__dict__") and not callable(node) else []
@@ -84,7 +85,7 @@ def in_names(value: float, statement: Statement | None, known: Values) -> Any:
         for values in itertools.product(*(known[n] for n in names)):
             given = expression.subs({sp.Symbol(n): a for n, a in zip(names, values, strict=True)})
             if given.is_number and is_close(complex(given).real, value):
-                return {n: a for n, a in zip(names, values, strict=True)}, expression
+                return dict(zip(names, values, strict=True)), expression
     return None
 
 

@@ -249,7 +249,7 @@ class Step(Evaluation):
         )
         self.analysis, self.step, self.names = analysis, step, names
         model = step.model_leaves.join(step.model_leaves.avals)
-        self.numbers = numbers_of(model, [step.call, getattr(type(model), "__call__", None)])
+        self.numbers = numbers_of(model, step.call)
         self.computed: list[tuple[Array, np.ndarray | None]] = []
         """What is computed, in order: the elements of an array, or all."""
         self.products: dict[WeightOp, Product] = {}

@@ -91,14 +91,19 @@ class Latex(InOrder, LatexPrinter):
         head, *below = array.tex if array is not None and array.tex else (name,)
         of = lambda n: self._print(sp.Symbol(below[n] + (f"#{letters}" if letters else "")))
         if head == "dl" and below and letters and self.lines.rule.of_eprop:
-            return rf"\left({of(0)} - {self._print(sp.Symbol(f'{below[0].removesuffix(chr(39))}#{letters}'))}^{{*}}\right)"
+            target = self._print(sp.Symbol(f"{below[0].removesuffix(chr(39))}#{letters}"))
+            return rf"\left({of(0)} - {target}^{{*}}\right)"
         if head == "dl" and below:
             return rf"\frac{{\partial \ell}}{{\partial {of(0)}}}"
         if head == "g" and below:
             return rf"\frac{{\mathrm{{d}} E}}{{\mathrm{{d}} {of(0)}}}"
         if head == "d" and below:
             parts = (rf"\mathrm{{d}} {of(0)}",) if len(below) < 2 else (of(0), of(1))
-            return parts[0] if len(parts) < 2 else r"\frac{\partial %s}{\partial %s}" % parts
+            return (
+                parts[0]
+                if len(parts) < 2
+                else r"\frac{{\partial {}}}{{\partial {}}}".format(*parts)
+            )
         if self.indexed and array is not None and array.tex and head in HEADS:
             below = [b for n, b in enumerate(below, 1) if n not in self._alike[head]]
         if array in self.lines.rule.step.values:  # as papers write feedback weights
