@@ -94,11 +94,18 @@ class Terms:
         for n, path in enumerate(self.paths):
             of_source.setdefault(path.source, []).append(n)
         differ = lambda a: any((a[p] != whole[p]).any() for p in whole)
+        singles = list[tuple[Vectors, list[str]]]()
         for n in range(count):
             values = gradient(np.arange(count) != n)
-            if differ(values):
-                matters.append(n)
-                yield Variant(rule, "path", f"without {self.paths[n]}", values)
+            if not differ(values):
+                continue
+            matters.append(n)
+            same = (texts for other, texts in singles if _are_close(values, other))
+            if (texts := next(same, None)) is None:
+                singles.append((values, texts := []))
+            texts.append(f"without {self.paths[n]}")
+        for values, texts in singles:
+            yield Variant(rule, "path", ", or ".join(texts), values)
         for source, several in of_source.items():
             if len(several) > 1:
                 values = gradient(~np.isin(np.arange(count), several))
@@ -134,6 +141,12 @@ class Terms:
             return flat_gradients(defined.step.model_leaves, grads)
 
         return gradient
+
+
+def _are_close(one: Vectors, other: Vectors) -> bool:
+    """Whether gradients are equal, but for rounding: a path that leads nowhere else is that before it."""
+    near = lambda a, b: np.linalg.norm(a - b) <= 100 * np.finfo(a.dtype).eps * np.linalg.norm(b)
+    return all(near(one[path], other[path]) for path in one)
 
 
 def _statement(eqn: Equation) -> str:

@@ -438,7 +438,8 @@ class Search:
     def _without_paths(self) -> Iterable[Variant]:
         """The gradients of BPTT and of D-RTRL without some paths, each computed when it is first asked for."""
         terms = Terms(self._mistakes)
-        return Kept(v for rule in self._defined for v in terms.variants(rule))
+        off = lambda rule: sum(found[rule] for found in self._distances.values())
+        return Kept(v for rule in sorted(self._defined, key=off) for v in terms.variants(rule))
 
     @cached_property
     def _of_steps(self) -> list[Variant]:

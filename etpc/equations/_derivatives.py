@@ -360,7 +360,8 @@ class Derivatives:
         """A learning signal by its name."""
         key = "signal", signal
         if key not in self._known:
-            text = next(a.tex[1] for a, _ in map(self.views.get, self.symbols(signal)) if a.tex[1:])
+            arrays = [self.views[s][0] for s in self.symbols(signal)]
+            text = next(a.tex[1] for a in arrays if a.tex[1:])
             known = ((old.shape, self.learning_signal(old)) for old, _ in self.states)
             shape = next(shape for shape, of in known if of is not None and of[0] == signal)
             self._known[key] = self.array(f"L_{text}", shape, "L", text)

@@ -151,7 +151,7 @@ class Lines:
             at = np.frombuffer(places, int)
             sign = "+=" if given[at].any() else "="
             given[at] = True
-            if self.indexed and (where or of):
+            if self.indexed and (where or any(sums)):
                 raise NotIndexed
             left = sp.Symbol(target.text + where + self._indices(target))
             lines.append(Line(left, total, equation.note, sign))
@@ -273,10 +273,11 @@ class Lines:
 
     def _entries(self, lines: Sequence[Line]) -> dict[Any, tuple[str, tuple[str, ...], int]]:
         """The entries of D and F: what traces and data are multiplied with in the traces."""
-        found = {}
+        found: dict[Any, tuple[str, tuple[str, ...], int]] = {}
         for line in lines:
             to = self._array_of(line.left)
-            for c, rest in (x.args_cnc(split_1=False) for x in sp.Add.make_args(line.right)):
+            parts: list[Any] = [x.args_cnc(split_1=False) for x in sp.Add.make_args(line.right)]
+            for c, rest in parts:
                 if len(rest) == 1 and rest[0].is_Symbol and to.kind == "carried" and to.tex[2:]:
                     of = self._array_of(rest[0])
                     tex = (

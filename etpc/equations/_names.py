@@ -80,7 +80,7 @@ def in_names(value: float, statement: Statement | None, known: Values) -> Any:
     for node in nodes:
         expression = _symbolic(node) if isinstance(node, ast.expr) else None
         names = [] if expression is None else sorted(map(str, expression.free_symbols))
-        if not names or not all(n in known for n in names):
+        if expression is None or not names or not all(n in known for n in names):
             continue
         for values in itertools.product(*(known[n] for n in names)):
             given = expression.subs({sp.Symbol(n): a for n, a in zip(names, values, strict=True)})

@@ -189,14 +189,16 @@ class CarriedArrays:
             yield Equation(target, terms)
 
     def _eligibility(
-        self, terms: Sequence[Term], before: Array
-    ) -> Generator[Equation, None, Sequence[Term]]:
+        self, terms: list[Term], before: Array
+    ) -> Generator[Equation, None, list[Term]]:
         """The terms of a filtered trace, with the eligibility trace by its name."""
         itself = lambda value: any(s in value.free_symbols for s in self.step.symbols_of(before))
         if any(term.where is not None for term in terms):
             return terms
         addends = [a for term in terms for a in sp.Add.make_args(sp.expand(term.value, deep=False))]
         rest = sp.factor_terms(sum(a for a in addends if not itself(a)))
+        if rest == 0:
+            return terms
         e = self.step.array(f"e_{before.tex[-1]}", before.shape, "e", before.tex[-1])
         yield Equation(e, [Term(rest)])
         return [*(Term(a) for a in addends if itself(a)), Term(self.step.view(e))]
@@ -311,16 +313,19 @@ class CarriedArrays:
         """What one learning signal gives with the eligibility trace, a sum over states; `None` where credit is not one
         signal."""
         (op, part), view, step = key, self.step.view, self.step
-        found = {old: s for old in self.slots if (s := step.learning_signal(old)) is not None}
+        credited = [old for old in self.slots if step.signals[old] is not None]
+        found = {old: s for old in credited if (s := step.learning_signal(old)) is not None}
         signals = {signal for signal, _ in found.values()}
         _, grid, place = self._held(line, key)
         plain = self.meaning.shared is None and self.each and not self.meaning.holomorphic
-        if len(signals) != 1 or not plain or not grid.number.size:
+        several = len(signals) != 1 or len(found) < len(credited)
+        if several or not plain or not grid.number.size:
             return None
         (signal,), weight = signals, step.weights(op)[part]
-        if [slope for _, slope in found.values()] == [1]:
+        direct = step.signals[next(iter(found))]
+        if direct is not None and [slope for _, slope in found.values()] == [1]:
             (old,) = found
-            credit = step.signals[old]
+            credit = direct
             used = grid.of_outputs(np.flatnonzero(self.slots[old] >= 0))
             array = self.array(line, key, old)[1]
         else:

@@ -86,7 +86,9 @@ class Latex(InOrder, LatexPrinter):
         """The places of names below a letter that are the same wherever it stands: with indices they are left out."""
 
     def _print_Symbol(self, expr: Any, style: str = "plain") -> str:
-        name, prime, place, transposed, letters = SYMBOL.fullmatch(expr.name).groups()
+        found = SYMBOL.fullmatch(expr.name)
+        assert found is not None
+        name, prime, place, transposed, letters = found.groups()
         array = self.lines.arrays.get(name + prime) or self.lines.arrays.get(name + "'")
         head, *below = array.tex if array is not None and array.tex else (name,)
         of = lambda n: self._print(sp.Symbol(below[n] + (f"#{letters}" if letters else "")))
