@@ -61,6 +61,11 @@ class Text(InOrder, StrPrinter):
     def _print_Float(self, expr: Any) -> str:
         return f"{float(expr):.8g}"
 
+    def _print_Mul(self, expr: Any) -> str:
+        dots = [f for f in expr.args if type(f).__name__ == "dot"]
+        within = {f: sp.Symbol(f"({self._print(f)})") for f in dots}
+        return super()._print_Mul(expr.xreplace(within))
+
     def _print_Function(self, expr: Any) -> str:
         name, arguments = type(expr).__name__, [self._print(a) for a in expr.args]
         if name in COMPARISONS:
