@@ -76,16 +76,11 @@ class Lines:
         self.functions = [*self._functions(sections)]
         sections[first][:0] = self.functions
         every = [x for lines in sections.values() for x in lines]
-        symbols = {s for x in every for side in (x.left, x.right) for s in side.free_symbols}
-        names = {*map(base, symbols)}
+        names = {base(s) for x in every for a in (x.left, x.right) for s in a.free_symbols}
         self.arrays = {name: a for name, a in self.arrays.items() if name in names}
-        self.scalars = {name for name, a in self.arrays.items() if a.size == 1}
         values = {str(s): (s, a) for (_, a), s in rule.step.nodes.constants.items()}
-        self.scalars |= values.keys()
-        symbols = {
-            str(s) for lines in sections.values() for x in lines for s in x.right.free_symbols
-        }
-        given = [Line(s, sp.Float(a)) for name, (s, a) in values.items() if name in symbols]
+        self.scalars = {name for name, a in self.arrays.items() if a.size == 1} | values.keys()
+        given = [Line(s, sp.Float(a)) for name, (s, a) in values.items() if name in names]
         sections = {"constants": given} | sections
         self.sections = {title: lines for title, lines in sections.items() if lines}
         self.left_out = self._left_out()
@@ -208,15 +203,17 @@ class Lines:
                     step.remove(same[0])
                     loss = self.rule.derivatives.loss.get(output, output)
                     loss.tex = ("dl", base(same[0].right))
-        for line in [*sections[credit]]:
-            lines = sections[credit]
-            (left, right), lefts = (line.left, line.right), [other.left for other in lines]
-            line = next((x for x in lines if x.left in (left, right) and x.right.is_Symbol), line)
-            left, right = line.left, line.right
-            if not right.is_Symbol or lefts.count(left) > 1 or "[" in f"{left}{right}":
-                continue
-            lines.remove(line)
-            names = {right: left} if lefts.count(right) == 1 else {left: right}
+        while True:
+            lefts = [x.left for x in sections[credit]]
+            whole = lambda x, lefts=lefts: (
+                "[" not in f"{x.left}{x.right}" and lefts.count(x.left) == 1
+            )
+            found = (x for x in sections[credit] if x.right.is_Symbol and whole(x))
+            if (line := next(found, None)) is None:
+                return
+            sections[credit].remove(line)
+            old, new = line.left, line.right
+            names = {new: old} if lefts.count(new) == 1 else {old: new}
             for title, own in sections.items():
                 sections[title] = [
                     x._replace(left=names.get(x.left, x.left), right=x.right.xreplace(names))
