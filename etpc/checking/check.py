@@ -393,7 +393,8 @@ class Search:
                     continue
                 found = {p: self._explained(p, variant, named) for p in self.values}
                 near = lambda one, a: abs(one.factor / a.factor - 1) <= 4 * self._resolution
-                if self._is_enough([p for p, f in found.items() if f and near(f, fault)], named):
+                alike = [p for p, f in found.items() if f and near(f, fault)]
+                if self._is_enough([p for p in alike if self._is_changed(variant, p)], named):
                     return fault
         equal = [rules for p, rules in self.equal.items() if p != path]
         rule = next((r for r in self.tried if all(r in rules for rules in equal)), self.bptt)
@@ -404,6 +405,12 @@ class Search:
             )
             return dataclasses.replace(fault, text=text)
         return None
+
+    def _is_changed(self, variant: Variant, path: str) -> bool:
+        """Whether a path that is left out changes the gradient of a parameter, so that this one tells of it."""
+        base = self.tried[variant.rule].gradient.values[path]
+        off = float(np.linalg.norm(variant.values[path] - base))
+        return variant.kind != "path" or off > 10 * self.tolerance * float(np.linalg.norm(base))
 
     def _is_enough(self, paths: Iterable[str], named: bool = True) -> bool:
         """Whether the numbers of these parameters hardly agree by chance with what has no free factor, if `named`."""
@@ -438,7 +445,7 @@ class Search:
     def _without_paths(self) -> Iterable[Variant]:
         """The gradients of BPTT and of D-RTRL without some paths, each computed when it is first asked for."""
         terms = Terms(self._mistakes)
-        off = lambda rule: sum(found[rule] for found in self._distances.values())
+        off = lambda rule: sum(of.get(rule, np.inf) for of in self._distances.values())
         return Kept(v for rule in sorted(self._defined, key=off) for v in terms.variants(rule))
 
     @cached_property

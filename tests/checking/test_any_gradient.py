@@ -261,8 +261,8 @@ TERMS = {
         ", or without the path from the new [1] to ",
     ],
     "decay, leak": [
-        "without the path from the old [0] to the new [0]",
-        ", and without the path from the old [1] to `z`",
+        "the path from the old [0] to the new [0]",
+        "the path from the old [1] to `z`",
     ],
 }
 
