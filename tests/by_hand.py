@@ -74,7 +74,7 @@ def eprop(model, xs, targets, fault=None):
 
     **Source** Bellec et al., Nature Communications 11, 3625, 2020, equations 4, 22, 24 and 25.
 
-    - `fault`: a mistake.
+    - `fault`: a mistake; those of terms are left out of the derivation.
     """
     w_in, w_rec, w_out = (np.asarray(w) for w in (model.w_in, model.w_rec, model.w_out))
     (T, B, _), N, beta = xs.shape, len(w_rec), model.beta
@@ -86,18 +86,18 @@ def eprop(model, xs, targets, fault=None):
         z = heaviside(V - THRESHOLD - beta * a)
         psi = pseudo_derivative(V - THRESHOLD - beta * a)[..., None]
         before = V - THRESHOLD - beta * a
-        of_a = SLOW * of_a + psi * (of_V - beta * of_a)
+        of_a = SLOW * of_a + psi * (of_V - beta * of_a * (fault not in ("decay", "decay, leak")))
         old = of_V
         V = LEAK * V + x @ w_in.T + z @ w_rec.T - THRESHOLD * z
         a = SLOW * a + z
         z_new = heaviside(V - THRESHOLD - beta * a)
         presynaptic = np.concatenate([x, z_new if fault == "presynaptic" else z], 1)
-        of_V = LEAK * of_V + presynaptic[:, None, :]
+        of_V = LEAK * of_V * (fault != "decay, leak") + presynaptic[:, None, :]
         at = {"before": before, "reset": V - THRESHOLD * z_new - THRESHOLD, "uncentred": V}.get(
             fault, V - THRESHOLD - beta * a
         )
         trace = pseudo_derivative(at)[..., None] * (
-            (old if fault == "early" else of_V) - beta * of_a
+            (old if fault == "early" else of_V) - beta * of_a * (fault != "signal")
         )
         error = 2 * (z_new @ w_out.T - target)
         grad += np.einsum("bn,bni->ni", error @ w_out, trace) / (T * B)

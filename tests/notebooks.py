@@ -19,7 +19,7 @@ from tests.pages import ROOT, TOLERANCE
 
 DOCS = ROOT / "docs"
 FOLDER = DOCS / "notebooks"
-NOTEBOOKS = {"start": "start", "tutorial": "tutorial", "own-trace": "own-trace"}
+NOTEBOOKS = {name: name for name in ("start", "tutorial", "own-trace", "build-your-own")}
 """The page of each notebook."""
 
 _BLOCK = re.compile(

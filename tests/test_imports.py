@@ -39,7 +39,7 @@ SEES = {
     "show": "errors files trace forms algorithms analyse ir plan",
     "draw": "errors files plan show run",
     "viewing": "errors files trace analyse ir plan run show draw",
-    "equations": "later errors files forms algorithms analyse ir trace",
+    "equations": "later errors files forms algorithms analyse ir trace show",
     "export": "errors files _jax schedule trace run",
     # rules with forms or an extension of their own
     "rules": "errors trace ops analyse forms algorithms",
@@ -65,8 +65,20 @@ SEES = {
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
 COMPILER = "_jax ops trace analyse forms algorithms ir plan emit definition run"
 OUTER = {
-    *"show draw viewing equations export rules kernels checking checkpoint training plot".split(),
-    *"testing nn interop optim units cli".split(),
+    *[
+        "show",
+        "draw",
+        "viewing",
+        "equations",
+        "export",
+        "rules",
+        "kernels",
+        "checking",
+        "checkpoint",
+        "training",
+        "plot",
+    ],
+    *["testing", "nn", "interop", "optim", "units", "cli"],
 }
 """The outer ring."""
 LATER = {

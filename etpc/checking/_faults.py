@@ -76,7 +76,7 @@ class Mistakes:
         )
         longer = [jnp.concatenate([a, a[-1:]]) for a in self.inputs]
         nothing = Loss.of(lambda course, target: (jnp.zeros(()), course), has_aux=True)
-        course = self._run(self._record, nothing, longer, None, None)[2]
+        course = self.run(self._record, nothing, longer, None, None)[2]
         self.course = jax.tree.map(lambda a: a[:-1], course)
         self.after = jax.tree.map(lambda a: a[1:], course)
         """What the next step has; after the last, one with the same input again."""
@@ -106,10 +106,10 @@ class Mistakes:
             return self._twice(acting, at, target, counts) if twice else acting.as_step(at)
 
         xs, loss = (self.inputs, displaced, targets, counts), self.trial.objective.loss
-        grads = self._run(step, ITSELF if twice else loss, xs, targets, mask)[1]
+        grads = self.run(step, ITSELF if twice else loss, xs, targets, mask)[1]
         return flat_gradients(defined.step.model_leaves, grads)
 
-    def _run(self, step: Any, loss: Loss, xs: Any, targets: Any, mask: Any) -> tuple[Any, Any, Any]:
+    def run(self, step: Any, loss: Loss, xs: Any, targets: Any, mask: Any) -> tuple[Any, Any, Any]:
         """Loss, gradient and aux of BPTT of a step that takes the leaves of the state."""
         leaves = self.plain.step.state_leaves
         start = [jnp.asarray(a) for a in leaves.split(self.trial.carry.state)]

@@ -28,6 +28,7 @@ from ..trace import StepFunction, is_complex, is_float
 from ._faults import Mistakes, Variant
 from ._lags import Lag, cosines_by_lag
 from ._progress import progress
+from ._terms import Terms
 from ._trial import Outcome, Trial
 from .compare import short_name
 
@@ -50,7 +51,7 @@ CHANCE = 1e-5
 class Fault:
     """A typical mistake that explains a gradient.
 
-    - `kind`: `"factor"`, `"transpose"`, `"conjugate"`, `"shift"`, `"spike"` or `"twice"`.
+    - `kind`: `"factor"`, `"transpose"`, `"conjugate"`, `"shift"`, `"spike"`, `"twice"` or `"path"`.
     - `rule`: whose gradient it is but for the mistake.
     - `factor`: what that gradient, with the mistake, is multiplied with.
     - `text`: the mistake in words: each that it may be, where several have the same factor.
@@ -217,7 +218,7 @@ def check(
     ES-D-RTRL with a decay of 0.9, 0.95 or 0.99, until it equals one. RTRL has the gradient of BPTT. Where it equals
     none, it is compared with what these become by a typical mistake: a factor (a sum in the place of a mean, a sign),
     a transpose, the complex conjugate (PyTorch's convention), data or the derivative of a spike of another step, a
-    path that is counted twice.
+    path that is counted twice, or one or two paths of influence that are missing: terms of a derivation by hand.
 
     **Returns** a [`Check`][etpc.Check]: `print` shows a row for each parameter, what the gradient is, and what it
     leaves out, as paths of influence.
@@ -392,7 +393,8 @@ class Search:
                     continue
                 found = {p: self._explained(p, variant, named) for p in self.values}
                 near = lambda one, a: abs(one.factor / a.factor - 1) <= 4 * self._resolution
-                if self._is_enough([p for p, f in found.items() if f and near(f, fault)], named):
+                alike = [p for p, f in found.items() if f and near(f, fault)]
+                if self._is_enough([p for p in alike if self._is_changed(variant, p)], named):
                     return fault
         equal = [rules for p, rules in self.equal.items() if p != path]
         rule = next((r for r in self.tried if all(r in rules for rules in equal)), self.bptt)
@@ -403,6 +405,12 @@ class Search:
             )
             return dataclasses.replace(fault, text=text)
         return None
+
+    def _is_changed(self, variant: Variant, path: str) -> bool:
+        """Whether a path that is left out changes the gradient of a parameter, so that this one tells of it."""
+        base = self.tried[variant.rule].gradient.values[path]
+        off = float(np.linalg.norm(variant.values[path] - base))
+        return variant.kind != "path" or off > 10 * self.tolerance * float(np.linalg.norm(base))
 
     def _is_enough(self, paths: Iterable[str], named: bool = True) -> bool:
         """Whether the numbers of these parameters hardly agree by chance with what has no free factor, if `named`."""
@@ -431,22 +439,38 @@ class Search:
                 yield Variant(rule, "twice", text, {p: values[p] + now[p] for p in values})
         if named:
             yield from self._of_steps
+            yield from self._without_paths
+
+    @cached_property
+    def _without_paths(self) -> Iterable[Variant]:
+        """The gradients of BPTT and of D-RTRL without some paths, each computed when it is first asked for."""
+        terms = Terms(self._mistakes)
+        off = lambda rule: sum(of.get(rule, np.inf) for of in self._distances.values())
+        return Kept(v for rule in sorted(self._defined, key=off) for v in terms.variants(rule))
 
     @cached_property
     def _of_steps(self) -> list[Variant]:
         """The mistakes that are made within the steps, of BPTT and of D-RTRL."""
+        return [v for rule in self._defined for v in self._mistakes.variants(rule)]
+
+    @cached_property
+    def _mistakes(self) -> Mistakes:
         if D_RTRL() not in self.tried:
             self.tried[D_RTRL()] = self.trial.of(D_RTRL())
         program = self.tried[D_RTRL()].program
         assert program is not None
-        mistakes, found = Mistakes(self.trial, program.plan.analysis), []
+        return Mistakes(self.trial, program.plan.analysis)
+
+    @cached_property
+    def _defined(self) -> list[Algorithm]:
+        """Of BPTT and D-RTRL, those whose gradient the definition gives, without a mistake."""
+        found, mistakes = list[Algorithm](), self._mistakes
         for rule in (self.bptt, D_RTRL()):
-            want = self.tried[rule].gradient
-            right = KnownGradient(mistakes.gradient(rule))
-            if all(
-                agrees(right, want, path, self.tolerance, self.trial.dtype) for path in want.values
-            ):
-                found += mistakes.variants(rule)
+            want, right = self.tried[rule].gradient, KnownGradient(mistakes.gradient(rule))
+            near = lambda path, a=right, b=want: agrees(
+                *(a, b, path, self.tolerance), self.trial.dtype
+            )
+            found += [rule] if all(map(near, want.values)) else []
         return found
 
     def _transposed(self, values: Vectors) -> Vectors:
@@ -490,7 +514,12 @@ class Search:
         else:
             name, sign = f"{factor:.{2 if self._low else 4}g} times as large", 1
         wrong = "with the wrong sign" if sign < 0 else ""
-        texts = [text for text in (variant.text, name, wrong) if text]
+        text = variant.text
+        if variant.kind == "path":
+            off = float(np.linalg.norm(got - factor * want)) / float(np.linalg.norm(got))
+            digits = np.ceil(np.log10(max(off, float(jnp.finfo(self.trial.dtype).eps))))
+            text += f", it is yours to {10**digits:.0e}"
+        texts = [text for text in (text, name, wrong) if text]
         if not texts:  # near the rule, and not near enough to be called equal
             return None
         return Fault(variant.kind, variant.rule, factor, ", and ".join(texts))
@@ -513,6 +542,19 @@ class Search:
             text = f"a {one} over the outputs in the place of the {other}"
             causes.append((factor, text, "number of outputs"))
         return [(float(factor), text, varied) for factor, text, varied in causes if factor != 1]
+
+
+class Kept:
+    """What an iterator gives, more than once."""
+
+    def __init__(self, of: Iterator[Variant]):
+        self._of, self._found = of, list[Variant]()
+
+    def __iter__(self) -> Iterator[Variant]:
+        yield from self._found
+        for one in self._of:
+            self._found.append(one)
+            yield one
 
 
 def _named(causes: Sequence[tuple[float, str, str]]) -> str:

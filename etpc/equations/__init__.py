@@ -7,6 +7,7 @@ learning signals from these, and finds which elements have one expression, so th
 stage reads them. SymPy is imported when equations are asked for.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .. import later
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from ._equations import Equations, Evaluated
 
 
-def equations(program: TraceProgram, path: str | None = None) -> "Equations":
+def equations(
+    program: TraceProgram, path: str | None = None, names: Mapping[float, str] | None = None
+) -> "Equations":
     """The equations of a trace program; [`Program.equations`][etpc.Program.equations] calls it.
 
     **Raises** `UnsupportedError` where SymPy is missing, and for a rule whose equations are not written; `InputError`
@@ -29,7 +32,7 @@ def equations(program: TraceProgram, path: str | None = None) -> "Equations":
         raise UnsupportedError(
             not_installed("`Program.equations`", "SymPy", "equations")
         ) from error
-    return Equations(program, path)
+    return Equations(program, path, names)
 
 
 __getattr__ = later.names(__name__, {"_equations": "Equations Evaluated"})

@@ -1,7 +1,7 @@
 """A step in symbols: its equations, its Jacobians, and the credit of what it computes."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import sympy as sp
 from ..analyse import WeightOp
 from ..ir import TraceProgram
 from ._functions import dot
+from ._names import is_close
 from ._nodes import ACROSS, HERE, STORED, WHOLE, Array, Ids, Sums
 from ._products import Grid, Product
 from ._step import Step
@@ -54,8 +55,8 @@ Jacobian = dict[Array, list[Block]]
 class Derivatives:
     """The equations of a step and its derivatives; credit that is asked for is added to `credits`."""
 
-    def __init__(self, program: TraceProgram):
-        self.analysis, self.step = program.analysis, Step(program.analysis)
+    def __init__(self, program: TraceProgram, names: Mapping[float, str]):
+        self.analysis, self.step = program.analysis, Step(program.analysis, names)
         self.nodes, hidden = self.step.nodes, self.step.hidden
         self.views: dict[Any, tuple[Array, np.ndarray]] = {}
         """The array of each symbol, and the places in it."""
@@ -65,21 +66,31 @@ class Derivatives:
             for old, new in zip(*hidden[place], strict=True):
                 new.kind = "transient" if old.kind == "given" else "state"
         self.loss = {
-            a: self.array(f"dl_d{a.name}", a.shape)
+            a: self.array(f"dl_d{a.name}", a.shape, "dl", a.text)
             for v, parts in zip(self.analysis.split.outputs, self.step.outputs_of, strict=True)
             for a in parts
             if v.is_float
         }
         self.credits: list[Equation] = []
+        self.credit_of: dict[Array, Array] = {}
+        """What an array is the credit of."""
         self.signals = {old: self.credit(new) for old, new in self.states}
 
-    def array(self, text: str, shape: tuple[int, ...]) -> Array:
-        return self.nodes.array(self.nodes.name(text), shape, kind="given")
+    def array(self, text: str, shape: tuple[int, ...], *tex: str) -> Array:
+        return self.nodes.array(self.nodes.name(text), shape, kind="given", tex=tex)
 
     def constant(self, text: str, values: np.ndarray) -> Array:
         array = self.array(text, values.shape)
         self.step.values[array] = values.astype(float)
         return array
+
+    def number(self, value: float, name: str = "") -> Any:
+        """A number of a rule, by the name that the caller has for it, or by this one."""
+        if value % 1 == 0:
+            return sp.Integer(int(value))
+        found = [n for given, n in self.step.names.items() if is_close(given, value)]
+        text = next(iter(found), name)
+        return self.nodes.constant(text, value) if text else sp.Float(value)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._known:
@@ -142,7 +153,10 @@ class Derivatives:
         terms = [term for sums in array.sums for term in self._sums(array, sums)]
         call = self.step.calls[array]
         given = [self.view(*self.nodes.elements(ids.reshape(-1))) for ids in call.arguments]
-        yield Equation(array, terms, shown=sp.Function(call.name, real=True)(*given))
+        shown = sp.Function(call.name, real=True)(*given)
+        if call.factors:
+            shown = dot(*(self.view(*self.nodes.elements(ids)) for ids in call.factors))
+        yield Equation(array, terms, shown=shown)
 
     def _families(self, nodes: Ids) -> Iterator[tuple[np.ndarray, Any]]:
         for family in self.nodes.families(nodes):
@@ -218,8 +232,8 @@ class Derivatives:
         key = letter, new, source
         if key not in self._known:
             of = source.text or self.nodes.elements(source.values)[0].text
-            name = f"{letter}_{new.text.replace(chr(39), '')}_{of}"
-            array = self._known[key] = self.array(name, (new.size, source.size))
+            tex = letter, new.text.replace("'", ""), of
+            array = self._known[key] = self.array("_".join(tex), (new.size, source.size), *tex)
             blocks = self.jacobian(new.values, WHOLE).get(source, [])
             terms = [self.term(array, b.value, b.rows * source.size + b.cols) for b in blocks]
             yield Equation(array, terms)
@@ -286,11 +300,35 @@ class Derivatives:
                 block = Block(block.rows[at], block.cols[at], self.at(block.value, at))
             if block.rows.size:
                 sums.setdefault((block.rows.tobytes(), block.cols.tobytes()), []).append(block)
-        total = lambda blocks: sp.factor_terms(sum(b.value for b in blocks))
-        return [
-            self.term(of, total(alike) * self.view(credit, alike[0].rows), alike[0].cols)
-            for alike in sums.values()
-        ]
+        terms = list[Term]()
+        for blocks in sums.values():
+            value, rows, cols = (
+                *(sp.factor_terms(sum(b.value for b in blocks)), blocks[0].rows, blocks[0].cols),
+            )
+            whole = self._by_matrix(value, rows, cols, of, credit)
+            terms.append(whole or self.term(of, value * self.view(credit, rows), cols))
+        return terms
+
+    def _by_matrix(
+        self, value: Any, rows: np.ndarray, cols: np.ndarray, of: Array, credit: Array
+    ) -> Term | None:
+        """Credit times a constant matrix, times a factor of each column, as a product of whole arrays."""
+        for symbol in self.symbols(value) if rows.size == credit.size * of.size else ():
+            array, at = self.views[symbol]
+            first = np.flatnonzero(rows == 0)
+            if (
+                array.shape != (credit.size, of.size)
+                or (at.reshape(-1) != rows * of.size + cols).any()
+            ):
+                continue
+            rest = value / symbol
+            others = [self.views[s] for s in self.symbols(rest)]
+            if rest.has(symbol) or any(
+                (a[1].reshape(-1) != a[1].reshape(-1)[first][cols]).any() for a in others
+            ):
+                return None
+            return Term(dot(self.view(credit), self.view(array)) * self.at(rest, first))
+        return None
 
     def _sum(self, of: Array, terms: list[Term], letter: str) -> Array | None:
         """An array with a name for a sum, which is added to the equations; the one that has it already."""
@@ -299,9 +337,45 @@ class Derivatives:
         key = of, *((t.value, None if t.where is None else t.where.tobytes()) for t in terms)
         if key not in self._known:
             text = (of.text or self.nodes.elements(of.values)[0].text).replace("'", "")
-            self._known[key] = self.array(f"{letter}_{text}", (of.size,))
+            self._known[key] = self.array(f"{letter}_{text}", (of.size,), letter, text)
             self.credits.append(Equation(self._known[key], terms))
+            self.credit_of[self._known[key]] = of
         return self._known[key]
+
+    def learning_signal(self, old: Array) -> tuple[Any, Any] | None:
+        """What is known of the credit of a state: the credit of what reads it, and the derivative of that by the state;
+        `None` where it has no credit, or of several. A credit that is alike of several states is one signal."""
+        given = self.signals.get(old)
+        terms = next((e.terms for e in self.credits if e.target is given), [])
+        if len(terms) != 1 or terms[0].where is not None:
+            return None
+        factors = sp.Mul.make_args(terms[0].value)
+        is_credit = lambda s: (
+            s in self.views and self.views[s][0].tex[:1] in (("dl",), ("c",), ("L",))
+        )
+        signal = sp.Mul(*(f for f in factors if any(map(is_credit, f.free_symbols))))
+        return signal, terms[0].value / signal
+
+    def named_signal(self, signal: Any) -> Array:
+        """A learning signal by its name."""
+        key = "signal", signal
+        if key not in self._known:
+            arrays = [self.views[s][0] for s in self.symbols(signal)]
+            text = next(a.tex[1] for a in arrays if a.tex[1:])
+            known = ((old.shape, self.learning_signal(old)) for old, _ in self.states)
+            shape = next(shape for shape, of in known if of is not None and of[0] == signal)
+            self._known[key] = self.array(f"L_{text}", shape, "L", text)
+            self.credits.append(Equation(self._known[key], [Term(signal)]))
+        return self._known[key]
+
+    def is_filtered(self, old: Array) -> bool:
+        """Whether a state is the data of a product, filtered."""
+        step = self.step.step
+        added = len(step.state_paths) - len(step.added)
+        return any(old is a for parts in self.step.state[added:] for a in parts)
+
+    def symbols_of(self, array: Array) -> list[Any]:
+        return [s for s, (of, _) in self.views.items() if of is array]
 
     def into(self, of: Array, letter: str, more: Sequence[Term] = ()) -> Array | None:
         """`F^T`, or `D^T`, on the learning signals."""

@@ -14,8 +14,11 @@ from ..errors import InputError, UnsupportedError, raise_together
 from ..files.record import record
 from ..ir import TraceProgram
 from ..trace import is_float, is_key
+from ._lines import Lines, NotIndexed
+from ._names import checked_names
+from ._numpy import Source
 from ._rule import Rule
-from ._write import Source, as_latex, as_text, lines_of
+from ._write import as_latex, as_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,41 +41,58 @@ class Equations:
     They are those of one example with a window of one step; the gradient is the same with any window.
     """
 
-    def __init__(self, program: TraceProgram, path: str | None = None):
+    def __init__(
+        self,
+        program: TraceProgram,
+        path: str | None = None,
+        names: Mapping[float, str] | None = None,
+    ):
         paths = {op.path for op in program.analysis.ops}
         if path is not None and not any(path in p.split(", ") for p in paths):
             raise InputError(
                 f"There is no weight {path!r}. The weights: {', '.join(sorted(paths))}."
             )
-        self.path, self.rule = path, Rule(program)
-        self._lines = lines_of(self.rule, path)
+        self.path, self.rule = path, Rule(program, checked_names(names))
+        self._lines = Lines(self.rule, path)
 
     def __str__(self) -> str:
         return as_text(self._lines)
 
     __repr__ = __str__
 
-    def latex(self) -> str:
-        """The equations as LaTeX, aligned."""
-        return as_latex(self._lines)
+    def latex(self, *, indices: bool | None = None, width: int = 42) -> str:
+        """The equations as LaTeX, to be pasted: headings, blocks of `align`, and a paragraph on notation.
+
+        **Arguments:**
+
+        - `indices`: whether elements of arrays are written, with indices, as papers on e-prop do, or whole arrays. By
+            default it is so for e-prop, where arrays have no parts.
+        - `width`: about how many letters wide a line may be; by default it fits a column of two.
+
+        **Raises** `etpc.UnsupportedError` where indices are asked for, and arrays have parts.
+        """
+        if indices or (indices is None and self.rule.program.algorithm.name == "e_prop"):
+            try:
+                return as_latex(Lines(self.rule, self.path, True), width)
+            except NotIndexed as error:
+                if indices:
+                    why = "an array has parts with equations of their own, or more than two axes"
+                    raise UnsupportedError(
+                        f"There are no indices: {why}. Leave out `indices=`."
+                    ) from error
+        return as_latex(self._lines, width)
 
     def _repr_latex_(self) -> str:
-        return f"$${self.latex()}$$"
+        return self.latex()
 
     def as_dict(self) -> dict[str, Any]:
         """The equations ready for JSON: both sides of each in SymPy's `srepr`, under their headings."""
         sections: list[dict[str, Any]] = []
-        for line in self._lines:
-            if line.right is not None:
-                left, right = map(sp.srepr, (line.left, line.right))
-                sections[-1]["equations"].append(
-                    dict(left=left, sign=line.sign, right=right, note=line.note)
-                )
-            elif line.note:
-                sections[-1]["notes"].append(line.note)
-            else:
-                sections.append({"title": line.left, "equations": [], "notes": []})
-        return record("etpc-equations/1", sections=sections)
+        for title, lines in self._lines.sections.items():
+            of = [(sp.srepr(x.left), x.sign, sp.srepr(x.right), x.note) for x in lines]
+            equations = [dict(left=a, sign=s, right=b, note=n) for a, s, b, n in of]
+            sections.append({"title": title, "equations": equations})
+        return record("etpc-equations/1", sections=sections, left_out=self._lines.left_out)
 
     def to_numpy(self) -> str:
         """A file of plain NumPy that runs the equations, and has them as comments.

@@ -21,10 +21,10 @@ RESERVED = re.findall(
 
 Partials = dict[int, Any]
 """The derivative of one node by others."""
-HERE, STORED, ACROSS, WHOLE = range(4)
+HERE, STORED, ACROSS, WHOLE, NEW = range(5)
 """How far derivatives pass: to new states; to those that the step stores; through all, and through products of weights
-too that are not cut."""
-STOPS = ("state", "transient"), ("state",), (), ()
+too that are not cut; through such products to new states."""
+STOPS = ("state", "transient"), ("state",), (), (), ("state", "transient")
 """The kinds of arrays at which they stop then."""
 Ids = np.ndarray
 """An array of the numbers of nodes."""
@@ -50,6 +50,8 @@ class Array:
     """The elements of another array that have the same values: a weight, as one operation uses it."""
     sums: "Sequence[Sums]" = ()
     """What it is the sum of."""
+    tex: tuple[str, ...] = ()
+    """What its name is made of, where that is more than one name: a letter, and what stands below it."""
     dtype: str = ""
     """As what NumPy holds it, where that is said: `int`, or `float` for conditions."""
 
@@ -118,6 +120,8 @@ class Nodes:
         self._expressions: dict[int, Any] = {}
         self._partials: dict[tuple[int, int], Partials] = {}
         self._symbols: dict[Any, int] = {}
+        self.constants: dict[tuple[str, float], Any] = {}
+        """The symbols of numbers that have a name."""
         self.names = {*RESERVED, *FUNCTIONS}
         self.own: dict[Any, list[tuple[str, tuple[Any, ...], Any]]] = {}
         """Functions that the model defines, each followed by its derivatives: name, arguments and expression."""
@@ -147,17 +151,23 @@ class Nodes:
         """A number as it was written: 0.95 also where float32 rounds it."""
         is_int = isinstance(value, bool | np.bool_ | int | np.integer)
         if is_int or (abs(value) < 2**53 and float(value).is_integer()):
-            return self._node("number", (sp.Integer(int(value)),))
-        return self._node("number", (sp.sympify(float(str(value))),))
+            return self.node("number", (sp.Integer(int(value)),))
+        return self.node("number", (sp.sympify(float(str(value))),))
+
+    def constant(self, name: str, value: float) -> Any:
+        """A number by its name."""
+        if (name, value) not in self.constants:
+            self.constants[name, value] = sp.Symbol(self.name(name), real=True)
+        return self.constants[name, value]
 
     def apply(self, name: str, *operands: Ids) -> Ids:
         """A function, element by element."""
         stacked = np.stack(np.broadcast_arrays(*operands), -1)
         rows, inverse = np.unique(stacked.reshape(-1, len(operands)), axis=0, return_inverse=True)
-        ids = np.array([self._node(name, tuple(row)) for row in rows.tolist()], np.int64)
+        ids = np.array([self.node(name, tuple(row)) for row in rows.tolist()], np.int64)
         return ids[inverse.reshape(-1)].reshape(stacked.shape[:-1])
 
-    def _node(self, name: str, arguments: tuple[Any, ...]) -> int:
+    def node(self, name: str, arguments: tuple[Any, ...]) -> int:
         key = name, arguments
         if key not in self._number:
             if self._arrays[-1] is not None:
@@ -193,6 +203,12 @@ class Nodes:
             return 0
         name, arguments = self._functions[node]
         return 0 if name == "number" else 1 + sum(map(self.operations, arguments))
+
+    def inside(self, name: str, ids: Ids, *more: Ids) -> Ids | None:
+        """The arguments of nodes that are all one function; `None` where some is another one."""
+        found = [self._functions.get(n, ("", ())) for n in ids.reshape(-1).tolist()]
+        alike = found and not more and all(of == name for of, _ in found)
+        return np.array([a for _, (a, *_) in found]).reshape(ids.shape) if alike else None
 
     # --- expressions and derivatives ---
 
@@ -233,7 +249,7 @@ class Nodes:
     def _through(self, total: Partials, node: int, reach: int, named: int | None = None) -> None:
         """The derivative of an expression, in terms of its own value where that has a name."""
         value = self.expression(node)
-        for symbol in sorted(value.free_symbols, key=str):
+        for symbol in sorted(self._symbols.keys() & value.free_symbols, key=str):
             inner = self.partials(self._symbols[symbol], reach)
             slope = sp.diff(value, symbol) if inner else 0
             if named is not None and slope != 0 and not (value.is_Add or value.is_Mul):
@@ -242,7 +258,7 @@ class Nodes:
 
     def factors(self, array: Array, place: int, reach: int) -> Iterator[tuple[int, int, int]]:
         """The products that an element is the sum of, where derivatives pass through them: a sign and two nodes."""
-        for sums in array.sums if reach == WHOLE or array.kind == "value" else ():
+        for sums in array.sums if reach in (WHOLE, NEW) or array.kind == "value" else ():
             for left, right in () if sums.cut else sums.of_row.get(place, ()):
                 yield sums.sign, left, right
 

@@ -1,6 +1,6 @@
 """A learning rule on a step: its equations, in order."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,26 +16,27 @@ from ._traces import CarriedArrays, Data, Placed
 class Rule:
     """The equations of a trace program."""
 
-    def __init__(self, program: TraceProgram):
+    def __init__(self, program: TraceProgram, names: Mapping[float, str]):
         meanings = _meanings(program)
         self.program, self.analysis = program, program.analysis
-        self.derivatives = d = Derivatives(program)
+        self.derivatives = d = Derivatives(program, names)
         self.step = d.step
         self.gradient: dict[Array, Array] = {}
-        self.traces = {n: CarriedArrays(d, n, m, program.closed(n)) for n, m in meanings.items()}
+        self.of_eprop = of_eprop = program.algorithm.name == "e_prop"
+        self.traces = {
+            n: CarriedArrays(d, n, m, program.closed(n), of_eprop) for n, m in meanings.items()
+        }
         traces = [(node, [*trace.equations()]) for node, trace in self.traces.items()]
         gradients = {op: [*self._gradient(op)] for op in self.analysis.ops}
         step = [e for c in (*self.step.once, *self.step.computed) for e in d.equations_of(*c)]
         self.sections: list[tuple[str, str | None, list[Equation]]] = [
-            (f"the step, as {program.algorithm} takes it", None, step),
-            ("the learning signals and other credit", None, d.credits),
+            ("the step", None, step),
+            ("the learning signals", None, d.credits),
         ]
         """Titles, the paths of the weights that they are about, and equations."""
         for node, equations in traces:
             paths = ", ".join(dict.fromkeys(op.path for op in node.ops))
-            by = dict.fromkeys(c.by for c in program.changes if c.path in paths.split(", "))
-            title = f"the trace of {paths}: {', '.join((node.form.held, *by))}"
-            self.sections.append((title, paths, equations))
+            self.sections.append((f"the trace of {paths}: {node.form.held}", paths, equations))
         for op, equations in gradients.items():
             self.sections.append(("the gradient of a step", op.path, equations))
         leaves = zip(self.step.parameters, program.analysis.step.model_leaves.paths, strict=True)
@@ -90,7 +91,12 @@ class Rule:
         trace, first = self.traces[node], node.feeds[0].ops
         op, line = first[node.ops.index(op) % len(first)], trace.lines[trace.meaning.meets]
         for part in range(len(self.derivatives.weights(op))):
-            yield from self._added(op, part, trace.met(line, (op, part), note != "past"), note)
+            values = None
+            if trace.of_eprop and note != "past":
+                values = yield from trace.by_eligibility(line, (op, part))
+            if values is None:
+                values = trace.met(line, (op, part), note != "past")
+            yield from self._added(op, part, values, note)
 
     def _added(
         self, op: WeightOp, part: int, values: Iterable[Placed], note: str
@@ -104,7 +110,9 @@ class Rule:
 
     def _gradient_of(self, weight: Array) -> Array:
         if weight not in self.gradient:
-            self.gradient[weight] = self.derivatives.array(f"g_{weight.name}", weight.shape)
+            self.gradient[weight] = self.derivatives.array(
+                *(f"g_{weight.name}", weight.shape, "g", weight.text)
+            )
         return self.gradient[weight]
 
     def _outer(

@@ -1,13 +1,9 @@
 """The traced step on scalars: named arrays, each computed by one or more equations."""
 
-import ast
 import dataclasses
-import functools
-import linecache
-import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +13,7 @@ import sympy as sp
 
 from ..analyse import Analysis, WeightOp
 from ..errors import UnsupportedError
+from ..files.source import assigned, statement_of
 from ..files.words import python_name
 from ..trace import (
     IDENTITIES,
@@ -34,13 +31,12 @@ from ..trace import (
     prune,
 )
 from ._functions import COMPLEX, ELEMENTS, INTEGERS, WITHIN, WRAPPING, function, parts_of
+from ._names import in_names, is_close, numbers_of
 from ._nodes import Array, Ids, Nodes, Sums
-from ._products import Grid, Product, sums_of
+from ._products import Grid, Product, matrix_and_vector, sums_of
 
 Parts = tuple[Ids, ...]
 """The nodes of a real array, or of the real and the imaginary part of a complex one."""
-LIBRARIES = tuple(os.path.dirname(module.__file__ or "") for module in (jax, np))
-HERE = os.path.dirname(os.path.dirname(__file__))
 
 
 class Evaluation:
@@ -238,18 +234,22 @@ class Call(NamedTuple):
     arguments: list[Ids]
     is_known: bool
     """Whether it is written as a sum."""
+    factors: tuple[Ids, ...] = ()
+    """Of a product of a matrix and a vector, the two in the order of whole arrays."""
 
 
 class Step(Evaluation):
     """The named arrays of a step, in the order in which they are computed."""
 
-    def __init__(self, analysis: Analysis):
+    def __init__(self, analysis: Analysis, names: Mapping[float, str]):
         step, split, hidden = analysis.step, analysis.split, analysis.hidden
         given = {**step.constants, **step.fixed}
         super().__init__(
             Nodes(), {v: np.asarray(a) for v, a in given.items() if not is_key(v.aval)}
         )
-        self.analysis, self.step = analysis, step
+        self.analysis, self.step, self.names = analysis, step, names
+        model = step.model_leaves.join(step.model_leaves.avals)
+        self.numbers = numbers_of(model, step.call)
         self.computed: list[tuple[Array, np.ndarray | None]] = []
         """What is computed, in order: the elements of an array, or all."""
         self.products: dict[WeightOp, Product] = {}
@@ -262,11 +262,13 @@ class Step(Evaluation):
         paths = step.with_begins(step.input_leaves.paths, "begins")
         self.inputs = self._leaves(step.inputs, paths, "given")
         self.state = self._leaves(step.state, step.state_paths, "source")
-        new = lambda a: self._new(self.nodes.name(a.name + "_new"), a.shape, a.name + "'", a.dtype)
+        new = lambda a: self._new(
+            self.nodes.name(a.name + "_new"), a.shape, shown=a.name + "'", dtype=a.dtype, tex=a.tex
+        )
         self.new_state = [tuple(map(new, parts)) for parts in self.state]
         self.body = [e for eqn in split.body for e in _written(eqn, bool(step.added))]
         every = [*split.prefix, *self.body]
-        self._assigned = _assigned(every)
+        self._assigned = assigned(every)
         transient = [*map(self._transient, hidden.new[hidden.stored :])]
         stored = [(self.state[i], self.new_state[i]) for i in hidden.leaves[: hidden.stored]]
         self.hidden = [*stored, *transient]
@@ -323,7 +325,8 @@ class Step(Evaluation):
             is_matrix = v in self.step.parameters and len(v.shape) == 2
             shape = v.shape if is_matrix else (v.size,)
             of = kind if v.is_float else "given"
-            held = dict(kind=of, dtype=_held_as(v))
+            tex = ("xbar", last.removeprefix("q_")) if path in filtered else ()
+            held = dict(kind=of, dtype=_held_as(v), tex=tex)
             parts = tuple(self.nodes.array(name + s, shape, **held) for s in suffixes)
             self.env[v] = tuple(a.ids.reshape(v.shape) for a in parts)
             found.append(parts)
@@ -336,10 +339,9 @@ class Step(Evaluation):
         old = (self.nodes.array(n, (v.size,), kind="given") for n in names)
         return tuple(old), tuple(self._new(n, (v.size,)) for n in names)
 
-    def _new(self, name: str, shape: tuple[int, ...], shown: str = "", dtype: str = "") -> Array:
+    def _new(self, name: str, shape: tuple[int, ...], **fields: Any) -> Array:
         """A new state, whose elements are found as they are computed."""
-        nodes = np.full(int(np.prod(shape)), -1)
-        return self.nodes.array(name, shape, shown=shown, nodes=nodes, dtype=dtype)
+        return self.nodes.array(name, shape, nodes=np.full(int(np.prod(shape)), -1), **fields)
 
     def named(self, ids: Ids, text: str, dtype: str = "") -> Ids:
         """Values as elements of one array, which gets a name where they are not."""
@@ -363,8 +365,10 @@ class Step(Evaluation):
         if uniform:
             return super().constant(value)
         value = value.astype(float) if value.dtype == np.dtype(bool) else value
-        array = self.nodes.array(self.nodes.name("c"), (value.size,), kind="given")
-        self.values[array] = value.reshape(-1)
+        shape = value.shape if value.ndim == 2 else (value.size,)
+        name = self.nodes.name("B" if value.ndim == 2 else "c")
+        array = self.nodes.array(name, shape, kind="given")
+        self.values[array] = value.reshape(shape)
         return (array.ids.reshape(value.shape),)
 
     def argument(self, ids: Ids) -> Ids:
@@ -412,7 +416,28 @@ class Step(Evaluation):
 
     # --- weights and functions of whole arrays ---
 
+    def _named(self, v: Variable, eqn: Equation) -> Any:
+        """A constant of an equation by its name, or in symbols of other names."""
+        value, symbol = float(self.known[v].flat[0]), self.nodes.constant
+        for given, name in self.names.items():
+            if is_close(given, value):
+                return symbol(name, given)
+            if abs(1 - given - value) < 1e-6 * value:
+                return 1 - symbol(name, given)
+        if v in self._assigned:
+            return symbol(self._assigned[v], value)
+        found = in_names(value, statement_of(eqn), self.numbers) if value else None
+        if found is None or (value in (1, -1) and not found[1].is_Symbol):
+            return None
+        return found[1].xreplace({sp.Symbol(n): symbol(n, a) for n, a in found[0].items()})
+
     def outputs(self, eqn: Equation) -> Sequence[Parts]:
+        for v in eqn.inputs:
+            constant = self.known.get(v, np.zeros(0))
+            if v.is_float and v not in self.env and constant.size and not is_complex(v.aval):
+                alike = (constant == constant.flat[0]).all() and self._named(v, eqn)
+                if alike:
+                    self.env[v] = (np.full(v.shape, self.nodes.node("number", (alike,))),)
         ops = self._ops.get(eqn, [])
         operands = [self.value(v) for v in eqn.inputs]
         for op in ops:
@@ -440,8 +465,14 @@ class Step(Evaluation):
             xs = [self.named(self._one_hot(op, operands[data][0]), "one_hot")]
         (first, place), *_ = of_weights = [self.nodes.elements(w) for w in weights]
         suffixes = ("_re", "_im") if is_complex(out.aval) else ("",)
-        stem = self.nodes.name("I_" + first.text.removesuffix("_re"))
-        arrays = [self.nodes.array(stem + s, (out.size,), kind="source") for s in suffixes]
+        text = first.text.removesuffix("_re")
+        stem, of = self.nodes.name("I_" + text), ("I", text)
+        arrays = [
+            self.nodes.array(
+                stem + s, (out.size,), kind="source", tex=(*of, *filter(None, [s[1:]]))
+            )
+            for s in suffixes
+        ]
         terms = [
             ((a + b) % 2, -1 if a and b else 1, w, x.reshape(-1))
             for a, (w, _) in enumerate(of_weights)
@@ -473,15 +504,21 @@ class Step(Evaluation):
         """A function of whole arrays, by its name."""
         text = params.shown_name(eqn).removeprefix("reduce_").replace("dot_general", "product")
         text = python_name(text, "f")
+        inner = [self.nodes.inside("stop_gradient", *parts) for parts in operands]
+        if stopped := (eqn.primitive.name == "dot_general" and all(a is not None for a in inner)):
+            operands = [(ids,) for ids in inner if ids is not None]
         pairs = zip(eqn.inputs, operands, strict=True)
         given = [ids for v, parts in pairs if v.is_float for ids in self._parts(parts, "q")]
+        factors = matrix_and_vector(eqn, given, self.nodes)
         found: list[Parts] = []
         for v in eqn.outputs:
             suffixes = ("_re", "_im") if is_complex(v.aval) else ("",)
-            arrays = [self._array(text + s, v.shape) for s in suffixes]
+            matrix = [self.nodes.elements(ids)[0] for ids in factors if ids.ndim == 2]
+            tex = ("I", *(a.text for a in matrix)) if matrix else ()
+            arrays = [self._array(text + s, v.shape, tex=tex) for s in suffixes]
             for part, array in enumerate(arrays):
-                array.sums = sums_of(eqn, operands, part, self.nodes)
-                self.calls[array] = Call(text, eqn, given, bool(array.sums))
+                array.sums = sums_of(eqn, operands, part, self.nodes, stopped)
+                self.calls[array] = Call(text, eqn, given, bool(array.sums), factors)
                 array.sums = array.sums or self._opaque(array, given, v)
             self.computed += [(a, None) for a in arrays]
             found.append(tuple(a.ids.reshape(v.shape) for a in arrays))
@@ -492,7 +529,9 @@ class Step(Evaluation):
         found: list[Sums] = []
         for of in dict.fromkeys(self.nodes.elements(ids)[0] for ids in given if v.is_float):
             name = self.nodes.name(f"D_{array.name}_{of.name}")
-            jacobian = self.nodes.array(name, (array.size, of.size), kind="given")
+            jacobian = self.nodes.array(
+                *(name, (array.size, of.size)), kind="given", tex=("D", array.name, of.name)
+            )
             rows, columns = np.indices(jacobian.shape).reshape(2, -1)
             found.append(Sums(rows, of.ids[columns], jacobian.ids))
         return found
@@ -608,46 +647,3 @@ _PLACED = {
     "dynamic_update_slice": slice(2, None),
 }
 """Operations that move elements, and which operands say to what places."""
-
-
-def _assigned(equations: Sequence[Equation]) -> dict[Variable, str]:
-    """The name that the user's code gives to a value, where it assigns it to one."""
-    last: dict[tuple[str, int], tuple[Variable, str]] = {}
-    for eqn in equations:
-        place = _statement(eqn)
-        if place is not None and len(eqn.outputs) == 1:
-            last[place[0]] = eqn.outputs[0], place[1]
-    return {v: name for v, name in last.values() if name}
-
-
-def _statement(eqn: Equation) -> tuple[tuple[str, int], str] | None:
-    """The statement that made an equation, and the one name that it assigns to."""
-    for frame in getattr(eqn.traceback.of, "frames", ()):
-        file = frame.file_name
-        own = any(f"{HERE}/{part}/" in file for part in ("trace", "_jax"))
-        if file.startswith(LIBRARIES) or own or file.endswith("surrogate.py"):
-            continue
-        found = [s for s in _assignments(file) if s[0] <= frame.line_num <= s[1]]
-        if not found:
-            return (file, frame.line_num), ""
-        first, _, name = max(found)
-        return (file, first), name
-    return None
-
-
-@functools.cache
-def _assignments(file: str) -> list[tuple[int, int, str]]:
-    """The first and the last line of each assignment in a file, and the name, if it is to a single one."""
-    lines = linecache.getlines(file)
-    try:
-        tree = ast.parse("".join(lines))
-    except SyntaxError:  # a page with code in it
-        texts = [(n, re.match(r"\s*(\w+) = ", line)) for n, line in enumerate(lines, 1)]
-        return [(n, n, text[1]) for n, text in texts if text]
-    found: list[tuple[int, int, str]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            (target, *more) = node.targets
-            name = target.id if isinstance(target, ast.Name) and not more else ""
-            found.append((node.lineno, node.end_lineno or node.lineno, name))
-    return found

@@ -1,6 +1,7 @@
 """One trace: the recursions that its form means, and what credit of states gives with what they carry."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..forms import Line, Meaning
 from ..ir import TraceNode
 from ._derivatives import Block, Derivatives, Equation, State, Term
 from ._functions import dot
-from ._nodes import WHOLE, Array
+from ._nodes import NEW, STOPS, WHOLE, Array
 from ._products import Grid
 
 Key = tuple[WeightOp, Any]
@@ -31,8 +32,12 @@ multiplied with: for some uses, or all."""
 class CarriedArrays:
     """What is carried for a trace."""
 
-    def __init__(self, step: Derivatives, node: TraceNode, meaning: Meaning, closed: bool):
+    def __init__(
+        self, step: Derivatives, node: TraceNode, meaning: Meaning, closed: bool, of_eprop: bool
+    ):
         self.step, self.node, self.meaning, self.closed = step, node, meaning, closed
+        self.of_eprop = of_eprop
+        """Whether the traces of states, their eligibility vectors, are told from eligibility traces."""
         self.lines = {line.name: line for line in meaning.lines}
         self.passes_back = meaning.is_whole and closed
         """Whether credit passes back by D and F themselves."""
@@ -55,19 +60,32 @@ class CarriedArrays:
             (op, part), nodes = key, self.step.nodes
             names = [] if old is None else [old.name]
             weight = self.step.weights(op)[part if line.of == "uses" else 0]
-            text = "_".join((line.name, *names, weight.name))
-            text += "_im" if line.of == "outputs" and part else ""
-            text += "_added" if line is PAIRS[1] else ""
+            letter = self._named(line, old)
+            tex = letter, *(names if letter != "ebar" else ()), weight.name
+            tex += ("im",) * (line.of == "outputs" and part > 0) + ("added",) * (line is PAIRS[1])
+            text = "_".join(tex)
             shape = self._held(line, key)[0].shape
             shape = shape if self.each or old is None else (old.size, *shape)
             kind = "given" if line.of == "steps" else "carried"
-            before = nodes.array(nodes.name(text), shape, kind=kind)
+            before = nodes.array(nodes.name(text), shape, kind=kind, tex=tex)
             name = nodes.name(before.name + "_new")
-            after = nodes.array(name, shape, kind=kind, shown=before.name + "'")
+            after = nodes.array(name, shape, kind=kind, shown=before.name + "'", tex=tex)
             self._known[line, key, old] = before, after
             if old is None or old.kind != "given" or line.kept:  # nothing follows a transient state
                 self.arrays[before] = after
         return self._known[line, key, old]
+
+    def _named(self, line: Line, old: Array | None) -> str:
+        """The letter of an array: in e-prop a trace that credit meets is another one than those of other states."""
+        if not self.of_eprop or line.of != "uses" or old is None:
+            return line.name
+        meets = self.step.learning_signal(old)
+        is_trace = meets is not None and meets[1] == 1
+        if line.name == "low":
+            return "ebar" if is_trace else "epsilonbar"
+        if is_trace and line.name == self.meaning.meets and self.step.is_filtered(old):
+            return "ebar"
+        return "e" if is_trace else "epsilon"
 
     def _held(self, line: Line, key: Key) -> tuple[Grid, Grid, np.ndarray]:
         """The uses, outputs or inputs that an array has entries for, all of them, and where each has its entry."""
@@ -96,6 +114,23 @@ class CarriedArrays:
         place[grid.outputs] = grid.rows
         return place
 
+    @functools.cached_property
+    def _order(self) -> tuple[Sequence[State], int]:
+        """The states, and how far derivatives pass: a trace of a state that reads new ones reads the traces of these,
+        which come before it, where the trace has them all."""
+        waiting, found = [*self._has], list[State]()
+        reads = {
+            new: {a for a in self.step.jacobian(new.values, NEW) if a.kind in STOPS[NEW]}
+            for _, new in waiting
+        }
+        while waiting and self.each and self.closed:
+            ready = [s for s in waiting if reads[s[1]] <= {new for _, new in found}]
+            if not ready:
+                break
+            found.append(ready[0])
+            waiting.remove(ready[0])
+        return ([*self._has], WHOLE) if waiting else (found, NEW)
+
     # --- the recursions ---
 
     def equations(self) -> Iterator[Equation]:
@@ -122,13 +157,13 @@ class CarriedArrays:
     def _recursion(self, line: Line, key: Key) -> Iterator[Equation]:
         """What is kept of an array, D times what is carried, and what the step adds or another line has."""
         grid, plus, view = self._held(line, key)[0], self.lines.get(line.plus), self.step.view
-        kept, moved = (
-            sp.Float(a) if a % 1 else sp.Integer(int(a)) for a in (line.kept, line.moved)
-        )
+        named = lambda a: self.step.number(a, "kappa" if self.of_eprop else "")
+        kept, moved = named(line.kept), named(line.moved)
         if line.of in ("inputs", "steps"):
             old, new = self.array(line, key)
             yield Equation(new, [Term(kept * view(old)), self._added(line, key, new)])
-        for old, new in self._has if line.of in ("uses", "outputs") else ():
+        order, reach = self._order
+        for old, new in order if line.of in ("uses", "outputs") else ():
             before, target = self.array(line, key, old)
             held = lambda letter, state, scale, array: (
                 *(letter, state, self.slots[state]),
@@ -139,12 +174,34 @@ class CarriedArrays:
                 summands.append(held("", old, 1, self.array(plus, key, old)[1]))
             of_states = [(s, self.array(line, key, s)[0]) for s in self.slots if line.moved]
             summands += [held("D", state, moved, array) for state, array in of_states]
+            if reach == NEW and plus is None:
+                summands += [
+                    ("D", of, self.slots[s], held("", s, 1, self.array(line, key, s)[1])[3])
+                    for s, of in order
+                ]
             summands += self._entering(line, key) if plus is None and line is not PAIRS[0] else ()
             if self.each:
-                terms = [*self._over_outputs((old, new), summands, grid, target)]
+                terms = [*self._over_outputs((old, new), summands, grid, target, reach)]
             else:
                 terms = yield from self._by_matrices((old, new), summands, grid)
+            if self.of_eprop and self.each and self.step.is_filtered(old):
+                terms = yield from self._eligibility(terms, before)
             yield Equation(target, terms)
+
+    def _eligibility(
+        self, terms: list[Term], before: Array
+    ) -> Generator[Equation, None, list[Term]]:
+        """The terms of a filtered trace, with the eligibility trace by its name."""
+        itself = lambda value: any(s in value.free_symbols for s in self.step.symbols_of(before))
+        if any(term.where is not None for term in terms):
+            return terms
+        addends = [a for term in terms for a in sp.Add.make_args(sp.expand(term.value, deep=False))]
+        rest = sp.factor_terms(sum(a for a in addends if not itself(a)))
+        if rest == 0:
+            return terms
+        e = self.step.array(f"e_{before.tex[-1]}", before.shape, "e", before.tex[-1])
+        yield Equation(e, [Term(rest)])
+        return [*(Term(a) for a in addends if itself(a)), Term(self.step.view(e))]
 
     def _added(self, line: Line, key: Key, new: Array) -> Term:
         """What is added to an array that no state is in."""
@@ -199,7 +256,7 @@ class CarriedArrays:
         return [*([] if moved == 0 else [Term(moved)]), *terms]
 
     def _over_outputs(
-        self, state: State, summands: Sequence[Summand], grid: Grid, target: Array
+        self, state: State, summands: Sequence[Summand], grid: Grid, target: Array, reach: int
     ) -> Iterator[Term]:
         """For each output, a sum of entries of Jacobians in its row and columns, times something of each use.
 
@@ -207,7 +264,7 @@ class CarriedArrays:
         """
         rows, found = self.slots[state[0]], list[tuple[int, Any, np.ndarray, np.ndarray]]()
         same = [Block(every := np.arange(state[0].size), every, sp.Integer(1))]
-        jacobian = self.step.jacobian(state[1].values, WHOLE)
+        jacobian = self.step.jacobian(state[1].values, reach)
         for n, (letter, source, columns, _) in enumerate(summands):
             for b in jacobian.get(source, ()) if letter else same:
                 most = int(b.cols.max(initial=0)) + 1
@@ -250,13 +307,50 @@ class CarriedArrays:
             elif given is not None:
                 yield sign * dot(view(given), view(array)), grid.weights
 
+    def by_eligibility(
+        self, line: Line, key: Key
+    ) -> Generator[Equation, None, Sequence[Placed] | None]:
+        """What one learning signal gives with the eligibility trace, a sum over states; `None` where credit is not one
+        signal."""
+        (op, part), view, step = key, self.step.view, self.step
+        credited = [old for old in self.slots if step.signals[old] is not None]
+        found = {old: s for old in credited if (s := step.learning_signal(old)) is not None}
+        signals = {signal for signal, _ in found.values()}
+        _, grid, place = self._held(line, key)
+        plain = self.meaning.shared is None and self.each and not self.meaning.holomorphic
+        several = len(signals) != 1 or len(found) < len(credited)
+        if several or not plain or not grid.number.size:
+            return None
+        (signal,), weight = signals, step.weights(op)[part]
+        direct = step.signals[next(iter(found))]
+        if direct is not None and [slope for _, slope in found.values()] == [1]:
+            (old,) = found
+            credit = direct
+            used = grid.of_outputs(np.flatnonzero(self.slots[old] >= 0))
+            array = self.array(line, key, old)[1]
+        else:
+            credit = step.named_signal(signal)
+            array = step.array(f"e_{weight.name}", grid.shape, "e", weight.name)
+            terms, used = list[Term](), grid
+            for old, (_, slope) in found.items():
+                if (self.slots[old] < 0).any():
+                    return None
+                at = self.slots[old][grid.outputs]
+                value = view(self.array(line, key, old)[1], place.reshape(-1)[grid.number])
+                terms.append(step.term(array, step.at(slope, at) * value, grid.number))
+            yield Equation(array, terms)
+        outputs = (self.slots[next(iter(found))])[used.outputs]
+        return [(view(credit, outputs) * view(array, place.reshape(-1)[used.number]), used.weights)]
+
     def signals(self, line: Line, after: bool) -> Generator[Equation, None, list[Array | None]]:
         """Credit of the parts of the output: of states, times what is carried for outputs."""
         for part, source in enumerate(self.step.sources(self.node.op)):
             terms = [*self.met(line, (self.node.op, part), after)]
             if terms and (part, after) not in self._signals:
                 name = f"s_{source.text}" + "_past" * (not after)
-                array = self._signals[part, after] = self.step.array(name, (source.size,))
+                array = self._signals[part, after] = self.step.array(
+                    name, (source.size,), "s", source.text
+                )
                 yield Equation(array, [self.step.term(array, *term) for term in terms])
         return [self._signals.get((n, after)) for n in range(len(self.step.sources(self.node.op)))]
 

@@ -1,61 +1,45 @@
-"""Writes the equations: as text, as LaTeX, and as a file of NumPy."""
+"""Writes the equations as text and as LaTeX."""
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import sympy as sp
 from sympy.printing.latex import LatexPrinter
-from sympy.printing.numpy import NumPyPrinter
 from sympy.printing.str import StrPrinter
 
-from ..errors import in_one_line
-from ._derivatives import Equation, Term
-from ._functions import COMPARISONS, FUNCTIONS, dot
-from ._nodes import Array
-from ._rule import Rule
+from ._functions import COMPARISONS
+from ._lines import Line, Lines, base
 
 GREEK = re.findall(
     r"\w+",
     "alpha beta gamma delta epsilon eta theta kappa lambda mu nu omega phi psi rho sigma tau xi",
 )
-OF_TEXT = {"_": r"\_", "\\": r"\backslash ", "~": r"\sim ", "^": r"\wedge "}
-"""What stands for signs that are no text in LaTeX."""
-SLASHED = r"\\\g<0>"
 SIGNS = {"==": "=", "!=": r"\ne", "<=": r"\le", ">=": r"\ge"}
-
-
-def along(shape: tuple[int, ...], at: np.ndarray) -> list[tuple[int | None, np.ndarray]] | None:
-    """For each axis of an array, the axis of `at` that its places follow, and these.
-
-    `at` are places in the flat array. The axis is `None` where there is one place for all, and so is all where places
-    follow several axes. Those of `x^T` in a matrix follow its last axis.
-    """
-    found: list[tuple[int | None, np.ndarray]] = []
-    first = 0
-    for places in np.unravel_index(at, shape):
-        if at.size > 1 and (places == places.flat[0]).all():
-            found.append((None, places.reshape(-1)[:1]))
-            continue
-        for axis in range(first, at.ndim):
-            lines = np.moveaxis(places, axis, 0).reshape(at.shape[axis], -1)
-            if (lines == lines[:, :1]).all():
-                found.append((axis, lines[:, 0]))
-                first = axis + 1
-                break
-        else:
-            return None
-    return found
-
-
-def slice_of(places: np.ndarray, size: int) -> str | None:
-    """Places as a slice, if they are one."""
-    step = int(places[1] - places[0]) if places.size > 1 else 1
-    if step < 1 or (places != places[0] + step * np.arange(places.size)).any():
-        return None
-    whole = step == 1 and places.size == size
-    return ":" if whole else f"{places[0]}:{places[-1] + 1}" + (f":{step}" if step > 1 else "")
+HEADS = "e", "epsilon", "ebar", "epsilonbar", "low", "L", "c", "xbar"
+"""Letters below which a name that is the same everywhere is left out, beside indices."""
+OVER = {"ebar": r"\bar{e}", "epsilonbar": r"\bar{\epsilon}", "low": r"\bar{e}", "xbar": r"\bar{x}"}
+"""Letters with a bar."""
+OF_TEXT = {c: rf"\{c}" for c in "#%&${}_"} | {"\\": r"\textbackslash{}"}
+OF_TEXT |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+"""What stands for signs that are no text in LaTeX."""
+SYMBOL = re.compile(r"(.+?)('?)(\[[^#^]*\])?(\^T)?(?:#(\w+))?")
+NOTATION = (
+    (r"^{\prime}", "A prime marks a value after the step."),
+    (
+        r"\odot",
+        r"$\odot$ multiplies element by element; a vector before a matrix multiplies its rows.",
+    ),
+    (r"\operatorname{stop}", r"$\operatorname{stop}$ is the identity, without a derivative."),
+    (r"\left[", r"A condition in brackets is 1 where it holds, and 0 elsewhere."),
+    (r"\right]_{\frac", r"With $\frac{1}{2}$ below it is that where both sides are equal."),
+    (r"\mathrm{d} E", r"$E$ is the sum of the losses $\ell$ of all steps."),
+    (r"\approx", r"The gradient is approximate, as it leaves some influence out."),
+    (
+        r"y_{k}^{*}",
+        r"$y_{k} - y_{k}^{*}$ is the derivative of half a squared error by $y_{k}$; another loss has its own.",
+    ),
+)
+"""What is said of signs, where they stand."""
 
 
 class InOrder:
@@ -74,6 +58,14 @@ class InOrder:
 class Text(InOrder, StrPrinter):
     """Expressions as text; a condition is in brackets."""
 
+    def _print_Float(self, expr: Any) -> str:
+        return f"{float(expr):.8g}"
+
+    def _print_Mul(self, expr: Any) -> str:
+        dots = [f for f in expr.args if type(f).__name__ == "dot"]
+        within = {f: sp.Symbol(f"({self._print(f)})") for f in dots}
+        return super()._print_Mul(expr.xreplace(within))
+
     def _print_Function(self, expr: Any) -> str:
         name, arguments = type(expr).__name__, [self._print(a) for a in expr.args]
         if name in COMPARISONS:
@@ -84,359 +76,280 @@ class Text(InOrder, StrPrinter):
 
 
 class Latex(InOrder, LatexPrinter):
-    """Expressions as LaTeX."""
+    """Expressions as LaTeX: of whole arrays, or with indices."""
+
+    def __init__(self, lines: Lines):
+        super().__init__({"full_prec": False})
+        self.lines, self.indexed = lines, lines.indexed
+        heads = dict[str, list[tuple[str, ...]]]()
+        for array in lines.arrays.values():
+            heads.setdefault(array.tex[0], []).append(array.tex) if array.tex else None
+        alike = lambda several, n: len({t[n] for t in several if n < len(t)}) < 2
+        self._alike = {
+            head: {n for n in range(1, 4) if alike(several, n)} for head, several in heads.items()
+        }
+        """The places of names below a letter that are the same wherever it stands: with indices they are left out."""
 
     def _print_Symbol(self, expr: Any, style: str = "plain") -> str:
-        found = re.fullmatch(r"([^'\[^]+)('?)(\[.*\])?(\^T)?", expr.name)
-        name, prime, place, transposed = found.groups() if found else (expr.name, "", "", "")
-        if name.startswith("dl_d"):
-            return rf"\frac{{\partial l}}{{\partial {self._print(sp.Symbol(name[4:]))}}}"
-        words = [
-            rf"\{w}" if w in GREEK else rf"\mathrm{{{w}}}" if w[1:] else w for w in name.split("_")
-        ]
-        below = "_{" + r"\,".join(words[1:]) + "}" if words[1:] else ""
-        above = (r"\prime" if prime else "") + (r"\top" if transposed else "")
-        text = words[0] + below + (f"^{{{above}}}" if above else "")
-        return text + (rf"{{\scriptstyle {place}}}" if place else "")
+        found = SYMBOL.fullmatch(expr.name)
+        assert found is not None
+        name, prime, place, transposed, letters = found.groups()
+        array = self.lines.arrays.get(name + prime) or self.lines.arrays.get(name + "'")
+        head, *below = array.tex if array is not None and array.tex else (name,)
+        of = lambda n: self._print(sp.Symbol(below[n] + (f"#{letters}" if letters else "")))
+        if head == "dl" and below and letters and self.lines.rule.of_eprop:
+            target = self._print(sp.Symbol(f"{below[0].removesuffix(chr(39))}#{letters}"))
+            return rf"\left({of(0)} - {target}^{{*}}\right)"
+        if head == "dl" and below:
+            return rf"\frac{{\partial \ell}}{{\partial {of(0)}}}"
+        if head == "g" and below:
+            return rf"\frac{{\mathrm{{d}} E}}{{\mathrm{{d}} {of(0)}}}"
+        if head == "d" and below:
+            parts = (rf"\mathrm{{d}} {of(0)}",) if len(below) < 2 else (of(0), of(1))
+            return (
+                parts[0]
+                if len(parts) < 2
+                else r"\frac{{\partial {}}}{{\partial {}}}".format(*parts)
+            )
+        if self.indexed and array is not None and array.tex and head in HEADS:
+            below = [b for n, b in enumerate(below, 1) if n not in self._alike[head]]
+        if array in self.lines.rule.step.values:  # as papers write feedback weights
+            letters = letters and letters[::-1]
+        below = [*map(self._label, below), *([letters] if letters else [])]
+        above = r"\prime" * bool(prime) + r"\top" * bool(transposed)
+        word, _, under = _word(head).partition("_{")
+        below = [*([under[:-1]] if under else []), *below]
+        text = word + (f"_{{{', '.join(below)}}}" if below else "")
+        return (
+            text
+            + (f"^{{{above}}}" if above else "")
+            + (rf"{{\scriptstyle {place}}}" if place else "")
+        )
+
+    def _label(self, name: str) -> str:
+        """A name that stands below another one."""
+        array = self.lines.arrays.get(name) or self.lines.arrays.get(name + "'")
+        return self._print(sp.Symbol(name)) if array is not None and array.tex else _word(name)
 
     def _print_Function(self, expr: Any, exp: Any = None) -> str:
         name, arguments = type(expr).__name__, [self._print(a) for a in expr.args]
+        first, brackets = arguments[0], ", ".join(arguments)
         if name in COMPARISONS:
             sign = COMPARISONS[name]
-            text = rf"\left[{arguments[0]} {SIGNS.get(sign, sign)} {arguments[1]}\right]"
+            text = rf"\left[{first} {SIGNS.get(sign, sign)} {arguments[1]}\right]"
+        elif name == "above":
+            text = rf"\left[{first} > {arguments[1]}\right]_{{\frac{{1}}{{2}}}}"
+        elif name == "where" and expr.args[1:] == (1, -1):
+            text = rf"\left(2 {first} - 1\right)"
+        elif name == "abs":
+            text = rf"\left|{first}\right|"
         elif name == "dot":
-            text = r" \, ".join(arguments)
+            rows, columns = (self._axes(a) for a in expr.args)
+            text = (
+                rf"{arguments[1]}^{{\top}} {first}"
+                if columns > rows
+                else rf"{first} \, {arguments[1]}"
+            )
+        elif name.startswith("sum_"):
+            first = rf"\left({first}\right)" if expr.args[0].is_Add else first
+            text = rf"\sum_{{{name[4:]}}} {first}"
+        elif name in ("max", "min"):
+            text = rf"\{name}\left({brackets}\right)"
         elif hasattr(sp, name):
             return super()._print_Function(expr, exp)
         else:
-            is_symbol = len(name) < 2 or name in GREEK
-            words = name.replace("_", r"\_")
-            head = self._print(sp.Symbol(name)) if is_symbol else rf"\operatorname{{{words}}}"
-            text = rf"{head}\left({', '.join(arguments)}\right)"
+            text = rf"{_word(name) if len(name) < 2 or name in GREEK else _named(name)}\left({brackets}\right)"
         return text if exp is None else rf"{{{text}}}^{{{exp}}}"
 
-
-class Code(NumPyPrinter):
-    """Expressions in NumPy; numbers in full."""
+    def _axes(self, value: Any) -> int:
+        arrays = [self.lines.arrays.get(base(s)) for s in value.free_symbols]
+        return max((len(a.shape) for a in arrays if a is not None), default=0)
 
     def _print_Float(self, expr: Any) -> str:
-        return repr(float(expr))
+        digits, _, power = f"{float(expr):.8g}".partition("e")
+        return digits + (rf" \cdot 10^{{{int(power)}}}" if power else "")
 
-    def _print_Function(self, expr: Any) -> str:
-        name = type(expr).__name__
-        arguments = ", ".join(self._print(a) for a in expr.args)
-        return f"np.tensordot({arguments}, 1)" if name == "dot" else f"{name}({arguments})"
+    def _print_Add(self, expr: Any, order: Any = None) -> str:
+        return " ".join(self._pieces(expr, float("inf")))
 
-
-# --- text and LaTeX ---
-
-
-class Line(NamedTuple):
-    """One equation, or a heading, in symbols that people read."""
-
-    left: Any
-    right: Any = None
-    note: str = ""
-    sign: str = "="
-
-
-def lines_of(rule: Rule, path: str | None) -> list[Line]:
-    """The equations as lines; with `path`, those about one weight and the step."""
-    lines: list[Line] = []
-    last = ""
-    for n, (title, of, equations) in enumerate(rule.sections):
-        if not equations or (path and of and path not in of.split(", ")):
-            continue
-        lines += [Line(title)] if title != last else []
-        last = title
-        if n == 0:
-            for name, arguments, value in (
-                d for several in rule.step.nodes.own.values() for d in several
-            ):
-                lines.append(Line(sp.Function(name)(*arguments), value))
-        lines += [line for equation in equations for line in _lines(rule, equation)]
-    return lines + _left_out(rule, path)
-
-
-def _lines(rule: Rule, equation: Equation) -> list[Line]:
-    """A line for each part of the target; `+=` where an earlier one gives some of its elements."""
-    target, sides = equation.target, dict[tuple[str, bytes], dict[str, list[Any]]]()
-    given = np.full(target.size, target in rule.gradient.values())
-    terms = equation.terms if equation.shown is None else [Term(equation.shown)]
-    every = np.arange(target.size).reshape(target.shape)
-    for term in terms:
-        symbols = {
-            s: _symbol(*rule.derivatives.views[s]) for s in rule.derivatives.symbols(term.value)
-        }
-        at = every if term.where is None else term.where
-        where, of = _place(target, at), ""
-        repeat = [np.unique(p).size < p.size for p in (at, *np.unravel_index(at, target.shape))]
-        if repeat[0]:
-            where, of = "", "sum"
-        elif len(target.shape) > at.ndim and not any(repeat):
-            of = "diag"
-        key = where, (at if where else every).tobytes()
-        sides.setdefault(key, {}).setdefault(of, []).append(term.value.xreplace(symbols))
-    lines: list[Line] = []
-    for (where, places), sums in sides.items():
-        total = sum(
-            sp.Function(of, real=True)(sp.Add(*values)) if of else sp.Add(*values)
-            for of, values in sums.items()
+    def _print_Mul(self, expr: Any) -> str:
+        sign = "- " if expr.could_extract_minus_sign() else ""
+        return sign + " ".join(
+            f"{between}{text}" for between, text, _ in self._factors(-expr if sign else expr)
         )
-        at = np.frombuffer(places, int)
-        sign = "+=" if given[at].any() else "="
-        given[at] = True
-        lines.append(Line(sp.Symbol(target.text + where), total, equation.note, sign))
-    return lines
+
+    def _factors(self, term: Any) -> list[tuple[str, str, Any]]:
+        """The factors of a product, each with the sign before it: numbers first, then arrays element by element, and
+        last what stands along the columns."""
+        commuting, others = term.args_cnc(split_1=False)
+        above, below = sp.fraction(sp.Mul(*commuting))
+        is_array = lambda f: any(base(s) not in self.lines.scalars for s in f.free_symbols)
+        parts = [a for a in sp.Mul.make_args(above) if a != 1 or below != 1]
+        key = lambda f: (
+            not f.is_Number,
+            is_array(f),
+            f.has(sp.Function("sum")),
+            sp.default_sort_key(f),
+        )
+        parts = sorted(parts, key=key)
+        if below != 1:
+            product = self._print(sp.Mul(*parts)) if parts else "1"
+            fraction = sp.Mul(*parts) / below
+            found = [
+                ("", rf"\frac{{{product}}}{{{self._print(below)}}}", fraction, is_array(fraction))
+            ]
+        else:
+            found = [("", self._in_product(f, term), f, is_array(f)) for f in parts]
+        found += [
+            ("", self._in_product(f, term), f, not f.is_Symbol or "^T" not in f.name)
+            for f in others
+        ]
+        texts: list[tuple[str, str, Any]] = []
+        array_before = False
+        for _, text, f, is_of_arrays in found:
+            elements = array_before and is_of_arrays and not self.indexed
+            texts.append((r"\odot " if elements else r"\, " if texts else "", text, f))
+            array_before |= is_of_arrays
+        return texts
+
+    def _in_product(self, factor: Any, term: Any) -> str:
+        text = self._print(factor)
+        sums = type(factor).__name__ == "dot" or type(factor).__name__.startswith("sum_")
+        return rf"\left({text}\right)" if factor.is_Add or (sums and factor != term) else text
+
+    def _pieces(self, value: Any, room: float) -> list[str]:
+        """A sum in pieces that are no longer than there is room, at any of which a line may end."""
+        found: list[str] = []
+        for n, term in enumerate(self._as_ordered_terms(value) if value.is_Add else [value]):
+            minus = term.could_extract_minus_sign()
+            lead, term = "- " if minus else "+ " if n else "", -term if minus else term
+            whole = size(text := self._print(term)) <= room
+            factors = self._factors(term) if term.is_Mul and not whole else [("", text, term)]
+            for between, text, factor in factors:
+                head, inner = "", factor
+                if size(text) > room and factor.is_Function and len(factor.args) == 1:
+                    head, (inner,) = re.split(r"\{?\\left\(", text)[0], factor.args
+                if size(text) > room and inner.is_Add:
+                    pieces = self._pieces(inner, room)
+                    pieces[0] = rf"{head}\bigl({pieces[0]}"
+                    pieces[-1] += r"\bigr)"
+                else:
+                    pieces = [text]
+                found += [lead + between + pieces[0], *pieces[1:]]
+                lead = ""
+        return found
+
+    def rows(self, left: str, sign: str, value: Any, width: int) -> str:
+        """An equation in lines of a width."""
+        lines, used = [""], size(left) + 2 * len(sign.split())
+        for piece in self._pieces(value, width - 6):
+            if used + size(piece) > width and lines[-1]:
+                lines.append("")
+                used = 4
+            lines[-1] += f" {piece}"
+            used += size(piece)
+        return f"{left} &{sign}" + " \\nonumber \\\\\n&\\quad".join(lines)
 
 
-def _symbol(array: Array, at: np.ndarray) -> Any:
-    """An array as an expression names it: `x^T` where it follows the columns of a matrix."""
-    followed = along(array.shape, at) if len(array.shape) == 1 < array.size else []
-    by_columns = bool(followed) and at.ndim > 1 and followed[0][0] == at.ndim - 1
-    name = array.text + _place(array, at) + ("^T" if by_columns else "")
-    return sp.Symbol(name, commutative=not by_columns and array.kind != "carried")
+def size(text: str) -> int:
+    """About how many letters wide a formula is; what stands below others is smaller."""
+    text = re.sub(r"\\frac\{(.*?)\}\{(.*?)\}", lambda f: max(f.groups(), key=len), text)
+    text = re.sub(r"\\(left|right|bigl|bigr|mathrm|operatorname|bar|scriptstyle|,|quad)", "", text)
+    text = re.sub(r"\\sum_\{.\}", "xxx", text)
+    text = re.sub(r"\\[a-zA-Z]+", "x", text)
+    below = re.findall(r"[_^]\{([^{}]*)\}", text)
+    signs = len(re.findall(r"(?:^| )[-+=x] ", text))
+    return len(re.sub(r"[\s{}_^\\]", "", text)) - sum(len(b) for b in below) // 3 + signs
 
 
-def _place(array: Array, at: np.ndarray) -> str:
-    """Which elements of an array; empty where it is all of them."""
-    followed = along(array.shape, at)
-    if followed is None:
-        followed = [(0, places) for places in np.unravel_index(at.reshape(-1), array.shape)]
-    repeats = lambda p, n: p.size % n == 0 and (p == np.tile(np.arange(n), p.size // n)).all()
-    slices = [
-        ":" if repeats(p, n) else str(p[0]) if axis is None else slice_of(p, n) or "..."
-        for (axis, p), n in zip(followed, array.shape, strict=True)
+def _word(name: str) -> str:
+    """A name in mathematics: `tau_mem` as a letter with what stands below it."""
+    name, prime = name.removesuffix("'"), "^{\\prime}" * name.endswith("'")
+    if name in OVER:
+        return OVER[name]
+    first, *below = name.split("_")
+    letter = re.fullmatch(rf"([A-Za-z]|{'|'.join(GREEK)})(\d+)", first)
+    if letter:
+        first, below = letter[1], [letter[2], *below]
+    words = [
+        rf"\{w}"
+        if w in GREEK
+        else rf"\mathrm{{{_escaped(w)}}}"
+        if w[1:] and not w.isdigit()
+        else _escaped(w)
+        for w in (first, *below)
     ]
-    return "" if array.size == 1 or all(s == ":" for s in slices) else f"[{', '.join(slices)}]"
+    return words[0] + (f"_{{{', '.join(words[1:])}}}" if words[1:] else "") + prime
 
 
-def _left_out(rule: Rule, path: str | None) -> list[Line]:
-    reach = rule.analysis.reach
-    ops = [op for op in rule.analysis.ops if path is None or path in op.path.split(", ")]
-    texts = dict.fromkeys(
-        f"{op.path}: {escape}" for op in ops for escape in reach[op.number].escapes
-    )
-    form = {n.op.path: n.form.left_out for n in rule.program.traces if n.form.left_out}
-    texts |= dict.fromkeys(f"{p}: {t}" for p, t in form.items() if path in (None, p))
-    return [Line("what is left out"), *(Line("", note=text) for text in texts)] if texts else []
+def _named(name: str) -> str:
+    return rf"\operatorname{{{_escaped(name)}}}"
 
 
-def as_text(lines: Sequence[Line]) -> str:
-    printer = Text({"full_prec": False})
-    texts: list[str] = []
-    for line in lines:
-        if line.right is None:
-            texts.append(f"    {line.note}" if line.note else ("\n" if texts else "") + line.left)
-        else:
-            note = f"    ({line.note})" if line.note else ""
-            sides = map(printer.doprint, (line.left, line.right))
-            texts.append("    " + f" {line.sign} ".join(sides) + note)
-    return "\n".join(texts)
+def _escaped(text: str) -> str:
+    """Text, with signs that are none in LaTeX."""
+    return re.sub(r"[\\~^#%&${}_]", lambda found: OF_TEXT[found[0]], text)
 
 
-def as_latex(lines: Sequence[Line]) -> str:
-    printer = Latex({"full_prec": False, "mul_symbol": r" \, "})
-    rows: list[str] = []
-    for line in lines:
-        if line.right is None:
-            parts = re.split(r"([_\\~^])", line.note or line.left)
-            texts = (rf"\text{{{re.sub(r'[#%&${}]', SLASHED, part)}}}" for part in parts)
-            rows.append("&" + "".join(map(OF_TEXT.get, parts, texts)))
-        else:
-            rows.append(f"{printer.doprint(line.left)} &{line.sign} {printer.doprint(line.right)}")
-    body = " \\\\\n".join(rows)
-    return f"\\begin{{split}}\n{body}\n\\end{{split}}"
-
-
-# --- NumPy ---
-
-
-class Source:
-    """The file of NumPy."""
-
-    def __init__(self, rule: Rule):
-        self.rule, self.lines = rule, list[str]()
-        self.tables: dict[bytes, tuple[str, np.ndarray]] = {}
-        self.printer = Code({"fully_qualified_modules": True, "allow_unknown_functions": True})
-        self._begun: set[Array] = set()
-        self._functions: set[str] = set()
-        step = rule.step
-        leaves = (step.step.model_leaves, step.step.input_leaves)
-        inputs = step.step.with_begins(leaves[1].paths, "begins")
-        for source, paths, arrays in (
-            ("parameters", leaves[0].paths, step.parameters),
-            ("inputs", inputs, step.inputs),
-            ("carry", step.step.state_paths, step.state),
-        ):
-            for path, parts in zip(paths, arrays, strict=True):
-                for array, part in _parts(parts):
-                    dtype = array.dtype and f", {array.dtype}"
-                    given = f"np.asarray({source}[{path!r}]{dtype}){part}"
-                    self.line(f"{array.name} = {given}.reshape({array.shape})")
-        for array, values in step.values.items():
-            self.line(f"{array.name} = {self.table(values)}")
-        for old in rule.carried:
-            self.line(f"{old.name} = carry[{old.name!r}]")
-        for n, (title, _, equations) in enumerate(rule.sections):
-            if equations:
-                self.lines += ["", f"    # {in_one_line(title)}"]
-            for equation in equations:
-                self.equation(equation)
-            if n == 0:
-                self.outputs()
-        self.returned()
-
-    def line(self, text: str) -> None:
-        self.lines.append(f"    {text}")
-
-    def outputs(self) -> None:
-        step, leaves = self.rule.step, self.rule.step.step.output_leaves
-        given = zip(leaves.paths, step.outputs_of, leaves.avals, strict=True)
-        self.line(
-            f"y_of_step = {{{', '.join(f'{p!r}: {_whole(a, v.shape)}' for p, a, v in given)}}}"
+def as_text(lines: Lines) -> str:
+    printer, parts = Text({"full_prec": False}), list[str]()
+    for title, of in lines.sections.items():
+        sides = [f"{printer.doprint(x.left)} {x.sign} {printer.doprint(x.right)}" for x in of]
+        notes = [f"    ({x.note})" if x.note else "" for x in of]
+        parts.append(
+            "\n".join([title, *("    " + a + b for a, b in zip(sides, notes, strict=True))])
         )
-        self.line("gradient = dloss(y_of_step)")
-        for path, parts in zip(leaves.paths, step.outputs_of, strict=True):
-            for array, part in _parts(parts):
-                if array in self.rule.derivatives.loss:
-                    sign = "-" if part == ".imag" else ""  # of the conjugate
-                    text = f"{sign}np.asarray(gradient[{path!r}]){part}.reshape(-1)"
-                    self.line(f"{self.rule.derivatives.loss[array].name} = {text}")
-
-    def returned(self) -> None:
-        step = self.rule.step
-        model, of = step.step.model_leaves, step.step
-        new = [
-            f"{p!r}: {_whole(a, v.shape)}"
-            for p, a, v in zip(of.state_paths, step.new_state, of.state_avals, strict=True)
-        ]
-        new += [f"{old.name!r}: {new.name}" for old, new in self.rule.carried.items()]
-        self.lines.append("")
-        self.line(f"carry = {{{', '.join(new)}}}")
-        grads: list[str] = []
-        for i in model.floats:
-            parts = [self.rule.gradient.get(a) for a in step.parameters[i]]
-            texts = [f"np.zeros({model.avals[i].shape})" if g is None else g.name for g in parts]
-            whole = texts[0] if len(texts) == 1 else f"({texts[0]} - 1j * {texts[1]})"
-            grads.append(f"{model.paths[i]!r}: {whole}.reshape({tuple(model.avals[i].shape)})")
-        self.line(f"return y_of_step, carry, {{{', '.join(grads)}}}")
-
-    def table(self, values: np.ndarray) -> str:
-        """Constants that are written once, above all."""
-        key = values.tobytes() + str((values.shape, values.dtype)).encode()
-        if key not in self.tables:
-            letter = "AT" if values.dtype.kind in "iub" else "TABLE"
-            name = self.rule.step.nodes.name(f"{letter}_{len(self.tables)}")
-            self.tables[key] = name, values
-        return self.tables[key][0]
-
-    def index(self, shape: tuple[int, ...], at: np.ndarray) -> str | None:
-        """An index that gives elements of an array, along the axes of `at`."""
-        followed = along(shape, at)
-        if followed is None:
-            return None
-        tokens, axes = list[str](), 0
-        for (axis, places), n in zip(followed, shape, strict=True):
-            if axis is None:
-                tokens.append(str(places[0]))
-            else:
-                tokens += ["None"] * (axis - axes if tokens else 0)
-                tokens.append(slice_of(places, n) or self.table(places))
-                axes = axis + 1
-        tokens += ["None"] * (at.ndim - axes if axes else 0)
-        if sum(t.startswith("AT") for t in tokens) > 1:
-            return None
-        return "" if all(t == ":" for t in tokens) else f"[{', '.join(tokens)}]"
-
-    def code(self, value: Any) -> str:
-        """An expression in NumPy."""
-        names: dict[Any, Any] = {}
-        codes: list[str] = []
-        for symbol in self.rule.derivatives.symbols(value):
-            array, at = self.rule.derivatives.views[symbol]
-            index = "" if array.size == 1 else self.index(array.shape, at)
-            index = f".reshape(-1)[{self.table(at)}]" if index is None else index
-            names[symbol] = sp.Symbol(f"<{len(codes)}>")
-            codes.append(array.name + index)
-        value = value.xreplace(names)
-        self._functions |= {type(f).__name__ for f in value.atoms(sp.Function)}
-        text = str(self.printer.doprint(value)).replace("numpy.", "np.")
-        return re.sub(r"<(\d+)>", lambda found: codes[int(found[1])], text)
-
-    def equation(self, equation: Equation) -> None:
-        target = equation.target
-        whole = [t.value for t in equation.terms if t.where is None]
-        note = f"  # {equation.note}" if equation.note else ""
-        zeros = f"np.zeros({target.shape}{target.dtype and f', {target.dtype}'})"
-        begun = target in self._begun
-        self._begun.add(target)
-        if whole:
-            text = " + ".join(self.code(v) for v in whole)
-            full = any(self._fills(v, target) for v in whole)
-            text = text if full or begun else f"{text} + {zeros}"
-            # A slice would be a view, and what is added to it below would be added to the other array too.
-            text = f"{text}.copy()" if text == self.code(whole[0]) and whole[0].is_Symbol else text
-            self.line(f"{target.name} {'+=' if begun else '='} {text}{note}")
-        elif not begun:
-            self.line(f"{target.name} = {zeros}")
-        for term in equation.terms:
-            if term.where is not None:
-                self.line(self.added(target, term.value, term.where) + note)
-
-    def _fills(self, value: Any, target: Array) -> bool:
-        """Whether an expression has the shape of what it is assigned to."""
-        if value.has(dot):
-            return True
-        views = (self.rule.derivatives.views[s] for s in self.rule.derivatives.symbols(value))
-        axes = lambda array, at: {axis for axis, _ in along(array.shape, at) or enumerate(at.shape)}
-        fills = lambda array, at: at.shape == target.shape and axes(array, at) >= {*range(at.ndim)}
-        return any(
-            fills(array, at) if array.size > 1 else array.shape == target.shape
-            for array, at in views
-        )
-
-    def added(self, target: Array, value: Any, where: np.ndarray) -> str:
-        once, index = np.unique(where).size == where.size, self.index(target.shape, where)
-        if once and index is not None:
-            return f"{target.name}{index} += {self.code(value)}"
-        return f"np.add.at({target.name}.reshape(-1), {self.table(where)}, {self.code(value)})"
-
-    def file(self, equations: str) -> str:
-        """The whole file."""
-        head = ["# " + in_one_line(line) if line else "#" for line in equations.split("\n")]
-        own = [d for several in self.rule.step.nodes.own.values() for d in several]
-        written = [
-            f"def {n}({', '.join(map(str, a))}):\n    return {self.code(v)}" for n, a, v in own
-        ]
-        known = [
-            f"def {name}({', '.join('abc'[: next(iter(of.nargs))])}):\n    return {body}"
-            for name, (of, body) in FUNCTIONS.items()
-            if name in self._functions
-        ]
-        array = lambda a: np.array2string(
-            a, separator=", ", threshold=a.size + 1, floatmode="unique"
-        )
-        tables = [f"{name} = np.array({array(a)})" for name, a in self.tables.values()]
-        carried = ", ".join(f"{a.name!r}: np.zeros({a.shape})" for a in self.rule.carried)
-        parts = [
-            *head,
-            "import math\n\nimport numpy as np\n\nnan, inf = np.nan, np.inf",
-            *tables,
-            *(f"\n\n{f}" for f in (*known, *written)),
-            f"\n\ndef traces():\n    return {{{carried}}}",
-            "\n\ndef step(parameters, inputs, carry, dloss):",
-            *self.lines,
-        ]
-        return "\n".join(parts) + "\n"
+    if lines.left_out:
+        parts.append("\n    ".join(["what is left out", *lines.left_out]))
+    return "\n\n".join(parts)
 
 
-def _parts(parts: Sequence[Array]) -> Iterator[tuple[Array, str]]:
-    """Each array, and what attribute of a complex one it is."""
-    yield from zip(parts, (".real", ".imag") if parts[1:] else ("",), strict=True)
+def as_latex(lines: Lines, width: int) -> str:
+    """A heading and a block of `align` for each section, and a paragraph on notation."""
+    printer, parts = Latex(lines), list[str]()
+    notes: list[str] = [n for line in lines.functions if (n := _remark(printer, line))]
+    for title, of in lines.sections.items():
+        rows, given = list[str](), dict[Any, Any]()
+        for line in of:
+            given[line.left] = given.get(line.left, 0) + line.right
+        for left, right in given.items():
+            rows.append(printer.rows(*_sides(printer, left, right), width))
+        block = "\\begin{align}\n" + " \\\\\n".join(rows) + "\n\\end{align}"
+        if title == "constants":
+            block = ", ".join(f"${row.replace(' &', ' ')}$" for row in rows) + "."
+        parts.append(f"{_in_words(title[:1].upper() + title[1:])}:\n{block}")
+    text = "\n\n".join(parts)
+    notes += [note for sign, note in NOTATION if sign in text]
+    left_out = [_in_words(line) for line in lines.left_out]
+    notes += [f"Left out: {'; '.join(left_out)}."] if left_out else []
+    return text + ("\n\n" + "\n".join(notes) if notes else "")
 
 
-def _whole(parts: Sequence[Array], shape: Any) -> str:
-    names = [a.name for a in parts]
-    whole = names[0] if len(names) == 1 else f"({names[0]} + 1j * {names[1]})"
-    return f"{whole}.reshape({tuple(shape)})"
+def _sides(printer: Latex, left: Any, right: Any) -> tuple[str, str, Any]:
+    """The left side, the sign and the right side: a gradient is a sum over time."""
+    lines, name = printer.lines, printer.doprint(left)
+    gradients = {a.text for a in lines.rule.gradient.values()}
+    is_gradient = lambda symbol: base(symbol) in gradients
+    if not is_gradient(left):
+        return name, "=", right
+    others = [term for term in sp.Add.make_args(right) if any(map(is_gradient, term.free_symbols))]
+    of_steps = right - sp.Add(*others)
+    total = sp.Function("sum_t")(of_steps) if of_steps != 0 else 0
+    return name, r"\approx" if lines.left_out else "=", total + sp.Add(*others)
+
+
+def _in_words(path: str) -> str:
+    """A path that is cut, with its names in mathematics."""
+    parts = re.split(r"(hidden \S+|(?<!\w)\.[\w.\[\]]+| -> )", path)
+    name = lambda part: re.split(r"\W+", part.rstrip("]'"))[-1]
+    shown = lambda part: r" $\to$ " if part == " -> " else f"${_word(name(part))}$"
+    return "".join(shown(p) if n % 2 else _escaped(p) for n, p in enumerate(parts))
+
+
+def _remark(printer: Latex, line: Line) -> str:
+    """What a derivative that a model defines stands for."""
+    name, _, of = line.note.partition(" stands for the derivative of ")
+    symbols = [
+        printer.doprint(sp.Function(n)(sp.Symbol("u"))).partition(r"\left(")[0] for n in (name, of)
+    ]
+    return f"${symbols[0]}$ stands for the derivative of ${symbols[1]}$." if of else ""

@@ -35,7 +35,8 @@ class EProp(Algorithm):
     **Source:** Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons", Nature
     Communications 11, 3625, 2020: equations 1 to 4 and, for a leaky readout, the filtered trace in Methods. Deviation:
     B has the shape of the readout, so that in a stack of layers it reaches the last one alone, and what lies between
-    passes credit on by its own weights; its variance is ours.
+    passes credit on by its own weights; its variance is ours. A leak that all readouts share is applied to the spikes,
+    before the readout and before B.
     """
 
     feedback: Feedback = "symmetric"

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from jax import lax
 from scipy.sparse import csgraph
 
-from ..analyse import Analysis, Escape, Pattern, Step, WeightOp, analyse, data_of
+from ..analyse import Analysis, Escape, Pattern, Step, WeightOp, analyse, commuted, data_of
 from ..errors import AlgorithmError
 from ..trace import Equation, Variable, in_place_of
 
@@ -50,8 +50,12 @@ def with_random_feedback(step: Step, seed: int) -> Analysis:
 
     **Raises** `AlgorithmError` where nothing gets credit through a readout.
     """
-    plain = analyse(step)
-    chosen = readouts(plain)
+    given, plain = step, analyse(step)
+    # The memory of a readout comes before it, where it commutes: one filter, in the place of one for each output.
+    filtered = lambda a: (commuted(a, op) for op in a.live if op.number in readouts(a))
+    while found := next(filter(None, filtered(plain)), None):
+        plain = analyse(found.step)
+    step, chosen = plain.step, readouts(plain)
     reached = _reached(plain)[:, list(chosen)]
     upstream = [bool(row.any()) for row in reached]
     if not any(upstream):
@@ -73,7 +77,7 @@ def with_random_feedback(step: Step, seed: int) -> Analysis:
         dataclasses.replace(r, escapes=(*r.escapes, other)) if is_upstream else r
         for r, is_upstream in zip(found.reach, upstream, strict=True)
     )
-    return dataclasses.replace(found, reach=reach, given=step)
+    return dataclasses.replace(found, reach=reach, given=given)
 
 
 def _mixing(analysis: Analysis) -> list[WeightOp]:

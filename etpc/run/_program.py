@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -175,17 +175,23 @@ class Program(Compiled, Shown):
 
         return fragment(self)
 
-    def equations(self, path: str | None = None) -> "Equations":
-        """Step, traces and gradient as [equations][etpc.equations.Equations]; with `path` those of one weight.
+    def equations(
+        self, path: str | None = None, *, names: Mapping[float, str] | None = None
+    ) -> "Equations":
+        """Step, traces and gradient as [equations][etpc.equations.Equations]; with `path` what the gradient of one
+        weight needs.
 
-        They are those of this program, after its passes. Needs SymPy, which the extra `equations` installs.
+        They are those of this program, after its passes. Needs SymPy, which the extra `equations` installs. A number
+        that the model has as an attribute, or its step reads from around it, has its name there; `names` has names of
+        others, such as `{0.9: "alpha"}`.
 
         **Raises** `etpc.UnsupportedError` for rules whose credit passes back through several steps, that are random, or
-        that carry more than traces, such as `CreditRTRL`; `etpc.InputError` where there is no such weight.
+        that carry more than traces, such as `CreditRTRL`; `etpc.InputError` where there is no such weight, or a name
+        that is none.
         """
         from ..equations import equations
 
-        return equations(self.ir, path)
+        return equations(self.ir, path, names)
 
     def memory(self, batch_size: int | None = None, *, steps: int | None = None) -> Memory:
         """Bytes of the carry: of each trace, of the state, of what else there is, in all.

@@ -54,6 +54,8 @@ class Step:
     """Values of the model's integer and boolean arrays, where they are known: its connections."""
     added: tuple[tuple[str, jax.ShapeDtypeStruct], ...] = ()
     """Names and types of arrays that are carried after those of the state, and are zero where a stream begins."""
+    call: StepFunction | None = None
+    """How the step was called."""
 
     @property
     def state_paths(self) -> tuple[str, ...]:
@@ -195,6 +197,7 @@ def trace(model: Any, inputs: Any, state: Any = None, step: StepFunction | None 
             for v, leaf in zip(parameters, model_leaves.split(model), strict=True)
             if _is_connection(leaf)
         },
+        call=step,
     )
 
 

@@ -253,6 +253,36 @@ def test_mistakes(few_rules, model, gradient, kind, text, of_d_rtrl):
             assert text in row.fault.text
 
 
+ADAPTIVE = by_hand.spiking(by_hand.BETA)
+TERMS = {
+    "decay": ["without the path from the old [1] to `z`, in `z = spike("],
+    "signal": [
+        "without the path from the old [0] to `z`",
+        ", or without the path from the new [1] to ",
+    ],
+    "decay, leak": [
+        "the path from the old [0] to the new [0]",
+        "the path from the old [1] to `z`",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", TERMS)
+def test_terms_that_are_missing_are_found(few_rules, fault):
+    """E-prop of adaptive neurons in NumPy, without a term of the trace of the adaptation or of what reads it. The
+    latter is the same as no term that leads to the adaptation."""
+    report = check(eprop(fault), ADAPTIVE)
+    for row in report.rows:
+        if row.path == ".w_out":
+            assert row.equals == TBPTT(T)
+            continue
+        assert (row.fault.kind, row.fault.rule) == ("path", D_RTRL()), str(report)
+        assert all(text in row.fault.text for text in TERMS[fault]), row.fault.text
+        assert "by_hand.py:" in row.fault.text
+        assert "it is yours to 1e-1" in row.fault.text  # -15, or nearly
+
+
 @pytest.mark.slow
 def test_noise_is_no_mistake(few_rules):
     model = by_hand.spiking()

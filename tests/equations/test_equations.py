@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import re
-import types
 from xml.etree import ElementTree
 
 import equinox as eqx
@@ -467,7 +466,7 @@ def test_an_adaptive_neuron_is_printed_as_its_paper_writes_it():
     text = str(etpc.compile(alif(), inputs=jnp.zeros(2)).equations(".w"))
     for line in (
         "H(u) = [u >= 0]",
-        "psi(u) = 0.3*max(1 - abs(u), 0)",
+        "psi(u) = 0.3*max(1 - abs(u), 0)    (psi stands for the derivative of H)",
         "u = v - 0.2*a - 1",
         "I_r = r @ stop(z)",
         "a' = 0.95*a + z",
@@ -476,7 +475,7 @@ def test_an_adaptive_neuron_is_printed_as_its_paper_writes_it():
         "e_a_w' = (0.95 - 0.2*psi(u))*e_a_w + psi(u)*e_v_w",
         "L_v = dl_dy*psi(u_2)",
         "g_w += L_a*e_a_w' + L_v*e_v_w'",
-        ".w: hidden ['a'] -> .r -> hidden ['v']",
+        "hidden ['a'] -> .r -> hidden ['v']  (of .w)",
     ):
         assert line in text, (line, text)
     assert "the trace of .r" not in text
@@ -511,21 +510,19 @@ def test_the_forms_of_traces_are_printed_as_what_they_are():
         low_rank.evaluate(model, normal(T, 2), normal(T, 3), dloss)
 
 
-def test_the_formulas_of_the_page_are_those_of_its_program():
+def blocks_of(latex):
+    return re.findall(r"\\begin\{align\}\n(.*?)\n\\end\{align\}", latex, re.DOTALL)
+
+
+def test_the_formulas_of_the_page_are_those_that_it_prints():
     page = (ROOT / "docs" / "equations.md").read_text()
-    (shown,) = re.findall(r"```math\n(.*?)```", page, re.DOTALL)
-    code = page[page.index("```python") + len("```python") : page.index("print(equations)")]
-    module = types.ModuleType("page")
-    with jax.enable_x64(False):
-        exec(
-            compile(
-                "\n" * page[: page.index(code)].count("\n") + code,
-                str(ROOT / "docs" / "equations.md"),
-                "exec",
-            ),
-            module.__dict__,
-        )
-        assert shown.strip() == module.program.equations(".w").latex()
+    shown = re.findall(r"^```math\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    printed = re.findall(r"^```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    printed = [text for text in printed if r"\begin{align}" in text]
+    assert len(shown) == len(printed) == 2
+    for block, text in zip(shown, printed, strict=True):
+        of_page = re.findall(r"begin\{align\*\}\n(.*?)\n\\end", block, re.DOTALL)
+        assert of_page == [of.replace(r" \nonumber", "") for of in blocks_of(text)]
 
 
 @pytest.mark.parametrize("rule", few(RULES))
@@ -534,9 +531,14 @@ def test_the_formulas_of_layers_are_read_by_another_program(name, rule):
     convert = pytest.importorskip("latex2mathml.converter").convert
     layers, xs, *_ = NETWORKS[name]()
     equations = etpc.compile(nn.Sequential(layers), RULES[rule], inputs=xs[0]).equations()
-    assert convert(equations.latex()).count("<mtr>") == str(equations).count("\n") + 1 - str(
-        equations
-    ).count("\n\n")
+    latex = equations.latex()
+    for block in blocks_of(latex):
+        block = "\\begin{align}" + block + "\\end{align}"
+        assert convert(block).count("<mtr>") == block.count(r"\\") + 1
+        assert block.count("{") == block.count("}")
+        for left, right in ((r"\left", r"\right"), (r"\bigl", r"\bigr")):
+            assert block.count(left + "(") == block.count(right + ")")
+    assert all(inline.count("{") == inline.count("}") for inline in re.findall(r"\$.*?\$", latex))
 
 
 def test_equations_as_data_and_as_formulas():
@@ -544,9 +546,98 @@ def test_equations_as_data_and_as_formulas():
     found = json.loads(json.dumps(equations.as_dict()))
     lines = [line for section in found["sections"] for line in section["equations"]]
     assert all(sympy.sympify(line["right"]) is not None for line in lines)
-    assert equations.latex().startswith(r"\begin{split}")
-    assert r"\psi" in equations.latex()
-    assert equations._repr_latex_() == f"$${equations.latex()}$$"
+    assert all(text.endswith("(of .tau, .w, .r)") for text in found["left_out"])
+    assert len({*found["left_out"]}) == len(found["left_out"]) == 2
+    latex = equations.latex()
+    assert latex.startswith("The step:\n\\begin{align}")
+    assert r"$\psi$ stands for the derivative of $H$." in latex
+    assert equations._repr_latex_() == latex
+
+
+class Gated(eqx.Module):
+    """Two adaptations, and a reset through a gate that one of them opens."""
+
+    W: jax.Array
+    R: jax.Array
+    W_out: jax.Array
+    alpha: float = eqx.field(static=True, default=0.9)
+    rho_1: float = eqx.field(static=True, default=0.97)
+    rho_2: float = eqx.field(static=True, default=0.75)
+    beta: float = eqx.field(static=True, default=0.2)
+    kappa: float = eqx.field(static=True, default=0.85)
+    keep_z: bool = eqx.field(static=True, default=False)
+
+    def init_state(self):
+        state = {name: jnp.zeros(3) for name in ("v", "a_1", "a_2")} | {"y": jnp.zeros(2)}
+        return state | ({"z": jnp.zeros(3)} if self.keep_z else {})
+
+    def __call__(self, x, s):
+        v, a_1, a_2 = s["v"], s["a_1"], s["a_2"]
+        z = s["z"] if self.keep_z else SPIKE(v - 0.4 - self.beta * a_1)
+        gate = jax.nn.sigmoid(a_2)
+        v = self.alpha * v * (1 - gate * z) + self.W @ x + self.R @ z
+        a_1 = self.rho_1 * a_1 + z
+        a_2 = self.rho_2 * a_2 + (1 - self.rho_2) * jnp.maximum(v, 0) + 0.1 * jnp.abs(v)
+        z = SPIKE(v - 0.4 - self.beta * a_1)
+        y = self.W_out @ z if self.keep_z else self.kappa * s["y"] + self.W_out @ z
+        state = {"v": v, "a_1": a_1, "a_2": a_2, "y": y}
+        return y, state | ({"z": z} if self.keep_z else {})
+
+
+def gated(**options):
+    return Gated(normal(3, 2), 0.5 * normal(3, 3, seed=1), normal(2, 3, seed=2), **options)
+
+
+def lines_of(text):
+    return [line.strip() for line in text.split("\n")]
+
+
+EPROP = {
+    "symmetric": (etpc.EProp(), {}, "L_q_W_out = dl_dy_2 @ W_out"),
+    "random": (etpc.EProp("random"), {}, "L_q_W_out = dl_dy_2 @ B"),
+    "kappa": (etpc.EProp(kappa=0.85), {"keep_z": True}, "L_z = dl_dy_2 @ W_out"),
+}
+
+
+OF_COMPUTED = [
+    "epsilon_a_1_W' = (rho_1 - beta*psi(u))*epsilon_a_1_W + psi(u)*epsilon_v_W",
+    "e_W = psi(u_2)*(epsilon_v_W' - beta*epsilon_a_1_W')",
+    "ebar_W' = kappa*ebar_W + e_W",
+]
+"""Where spikes are computed anew, and the readout leaks."""
+OF_STORED = [
+    "epsilon_a_1_W' = e_z_W + rho_1*epsilon_a_1_W",
+    "e_z_W' = psi(u)*epsilon_v_W' - beta*psi(u)*epsilon_a_1_W'",
+    "ebar_W' = e_z_W' + kappa*ebar_W",
+]
+"""Where they are a state."""
+
+
+@pytest.mark.parametrize("name", EPROP)
+def test_e_prop_is_printed_as_its_readers_know_it(name):
+    """A learning signal for each neuron times a filtered eligibility trace, that of eligibility vectors."""
+    rule, options, signal = EPROP[name]
+    model, xs = gated(**options), 2 * normal(T, 2, seed=4)
+    program = etpc.compile(model, rule, inputs=xs[0])
+    equations = program.equations(".W")
+    lines = lines_of(str(equations))
+    assert signal in lines
+    found = [line for line in lines if line.startswith(("epsilon_a_1", "e_", "ebar_"))]
+    assert found == (OF_STORED if name == "kappa" else OF_COMPUTED)
+    assert any(line.startswith("g_W += L_") and "*ebar_W'" in line for line in lines)
+    latex = equations.latex().split("\n")
+    matrix = "B_{jk}" if name == "random" else r"W_{\mathrm{out}, kj}"
+    y = r"y_{k}^{\prime}"
+    assert rf"L_{{j}} &= \sum_{{k}} {matrix} \, \left({y} - y_{{k}}^{{*}}\right)" in "\n".join(
+        latex
+    )
+    assert (
+        r"\frac{\mathrm{d} E}{\mathrm{d} W_{ji}} &\approx \sum_{t} L_{j} \, \bar{e}_{ji}^{\prime}"
+        in latex
+    )
+    _, grads, given = run(program, model, xs)
+    assert min(np.abs(g).max() for g in jax.tree.leaves(grads)) > 1e-3
+    assert difference(given.gradient, grads) < 1e-9
 
 
 class Attributes(dict):
@@ -607,7 +698,122 @@ def test_the_command_line_prints_equations(option, tmp_path, monkeypatch):
         assert (
             main(["equations", "lif_model.py:make", "--inputs", "2", *filter(None, [option])]) == 0
         )
-    wanted = {"": "the learning signals", "--latex": r"\begin{split}", "--numpy": "def step("}[
+    wanted = {"": "the learning signals", "--latex": r"\begin{align}", "--numpy": "def step("}[
         option
     ]
     assert wanted in printed.getvalue()
+
+
+def test_a_gradient_prints_what_it_needs_and_nothing_else():
+    model, xs = gated(), normal(T, 2)
+    program = etpc.compile(model, inputs=xs[0])
+    every, one = (str(program.equations(path)) for path in (None, ".W"))
+    assert "g_R += " in every
+    assert "g_W_out += " in every
+    lines = lines_of(one)
+    assert not any(re.match(r"[ge]_\S*(R|out)", line) for line in lines)
+    assert "I_R = R @ stop(z)" in lines  # a state reads it
+    assert "P_y" not in one
+    named = {line.partition(" ")[0] for line in lines if " = " in line}
+    read = " ".join(line.partition("= ")[2] for line in lines)
+    for name in named - {"y_2", "psi(u)", "H(u)"}:
+        assert re.search(rf"(?<!\w){re.escape(name.removesuffix(chr(39)))}(?!\w)", read), name
+    for cut in ("['a_1'] -> .R", "['v'] -> .R"):
+        assert sum(cut in line for line in lines) == 1
+
+
+def test_what_stands_in_several_lines_has_a_name_and_is_the_same():
+    equations = etpc.compile(gated(), inputs=jnp.zeros(2)).equations()
+    sections = equations._lines.sections
+    named = {line.left: line.right for line in sections["what stands in several lines"]}
+    assert {"D_v_v", "D_v_a_2"} <= {*map(str, named)}
+    assert all(str(equations).count(f"{name}*") > 1 for name in named)
+    lines = [line for title, own in sections.items() if "trace" in title for line in own]
+    (of_w,) = [line.right for line in lines if str(line.left) == "e_v_W'"]
+    (plain,) = [
+        line.right
+        for line in etpc.compile(gated(), inputs=jnp.zeros(2))
+        .equations(".W")
+        ._lines.sections["the trace of .W: one entry for each use and state"]
+        if str(line.left) == "e_v_W'"
+    ]
+    for _ in named:  # one may be of another
+        of_w = of_w.xreplace(named)
+    assert sympy.expand(of_w - plain) == 0
+
+
+KAPPA, V_TH = 0.85, 0.4
+
+
+def in_closures(model, x, v):
+    """A step whose numbers are around it: one of the module, one of this function."""
+    leak = 0.9
+
+    def step(model, x, v):
+        v = leak * v + (1 - leak) * (model @ x) - V_TH * SPIKE(v - V_TH)
+        return v * KAPPA, v
+
+    return step(model, x, v) if x is not None else step
+
+
+def test_numbers_have_the_names_of_the_model_and_of_what_is_around_it():
+    step = in_closures(None, None, None)
+    given = dict(inputs=jnp.zeros(2), state=jnp.zeros(3), step=step)
+    program = etpc.compile(normal(3, 2), **given)
+    lines = lines_of(str(program.equations()))
+    assert {"leak = 0.9", "V_TH = 0.4", "KAPPA = 0.85"} <= {*lines}
+    assert "h' = I_model*(1 - leak) + h*leak - V_TH*H(u)" in lines
+    _, grads, given = run(program, normal(3, 2), normal(T, 2), jnp.zeros(3))
+    assert difference(given.gradient, grads) < TOLERANCE
+
+
+def test_numbers_have_the_names_that_are_given():
+    program = etpc.compile(alif(), inputs=jnp.zeros(2))
+    equations = program.equations(names={0.95: "rho", 0.2: "beta_a"})
+    assert "a' = z + a*rho" in lines_of(str(equations))
+    assert "u = v - a*beta_a - 1" in lines_of(str(equations))
+    assert r"\beta_{a} \, a" in equations.latex()
+    source = equations.to_numpy()
+    assert "\nrho = 0.95\n" in source
+    xs = 2 * normal(T, 2)
+    targets = jnp.cos(2.0 * jnp.arange(T))
+    given = equations.evaluate(alif(), xs, targets, dloss)
+    plain = program.equations().evaluate(alif(), xs, targets, dloss)
+    assert difference(given.gradient, plain.gradient) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "names", [{0.9: "1a"}, {0.9: "a b"}, {"x": "a"}, {0.9: 3}, {float("nan"): "a"}]
+)
+def test_names_that_are_none_are_refused(names):
+    with pytest.raises(etpc.InputError, match="names= has"):
+        etpc.compile(alif(), inputs=jnp.zeros(2)).equations(names=names)
+
+
+def test_lines_fit_a_column_and_products_are_told_apart():
+    from etpc.equations._write import size
+
+    equations = etpc.compile(gated(), inputs=jnp.zeros(2)).equations(".W")
+    for width in (42, 60):
+        rows = [row for of in blocks_of(equations.latex(width=width)) for row in of.split("\\\\\n")]
+        assert max(size(row.removesuffix(r" \nonumber ")) for row in rows) <= width + 4
+    assert len(rows) < equations.latex(width=30).count("\\\\\n")
+    latex = equations.latex()
+    for part in (
+        r"I_{W} &= W \, x",
+        r"\alpha \, v \odot \left(1 - \mathrm{gate} \odot z\right)",
+        r"e_{a_{1}, W}^{\prime}",
+        r"\max\left(v^{\prime}, 0\right)",
+        r"0.1 \, \left|v^{\prime}\right|",
+        r"W_{\mathrm{out}}^{\top} \frac{\partial \ell}{\partial y_{2}}",
+        r"Left out: $a_{1}$ $\to$ $R$ $\to$ $a_{2}$",
+    ):
+        assert part in latex, part
+
+
+def test_indices_are_refused_where_arrays_have_parts():
+    model, state = CELLS["GRU"]()
+    program = etpc.compile(model, inputs=jnp.zeros(2), state=state, step=cell)
+    with pytest.raises(etpc.UnsupportedError, match="indices"):
+        program.equations().latex(indices=True)
+    assert r"\scriptstyle [0:3]" in program.equations().latex()

@@ -125,11 +125,12 @@ def test_what_the_step_does_not_store_is_a_state_that_nothing_follows():
     )
     for line in (
         "h_1_0' = v*(1 - stop(fires))",
-        "L_v = c_fires*psi(u_3)",
-        "e_h_1_0_u' = 0.9*(1 - stop(fires))*e_h_1_0_u + (1 - stop(fires))*x_2^T",
-        "e_v_u' = 0.9*e_h_1_0_u + x_2^T",
-        "low_v_u' = e_v_u' + 0.7*low_v_u",
-        "g_u += L_v*low_v_u'    (through and past)",
+        "L_fires = dl_dy @ out",
+        "epsilon_v_u' = 0.9*epsilon_h_1_0_u + x_2^T",
+        "epsilon_h_1_0_u' = (1 - stop(fires))*epsilon_v_u'",
+        "epsilonbar_v_u' = epsilon_v_u' + kappa*epsilonbar_v_u",
+        "e_u = psi(u_3)*epsilonbar_v_u'",
+        "g_u += L_fires*e_u    (through and past)",
     ):
         assert line in text, (line, text)
 

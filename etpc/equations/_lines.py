@@ -1,0 +1,391 @@
+"""What is printed of the equations: what a gradient needs, with names for what stands in several lines."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import sympy as sp
+from sympy.printing.str import sstr
+
+from ..show import each_once
+from ._derivatives import Equation, Term
+from ._nodes import Array
+from ._numpy import along, slice_of
+from ._rule import Rule
+
+LONG = 16
+"""The least number of letters of what gets a name where several lines have it."""
+
+
+class Line(NamedTuple):
+    """One equation, or a heading, in symbols that people read."""
+
+    left: Any
+    right: Any = None
+    note: str = ""
+    sign: str = "="
+
+
+def _as_valued(value: Any) -> Any:
+    """A value, without what it has for its derivative alone: `b - stop(b)`."""
+    stops = {s for s in value.atoms(sp.Function) if type(s).__name__ == "stop"}
+    zero = {
+        s.args[0] - s: 0
+        for s in stops
+        if value.is_Add and {*sp.Add.make_args(s.args[0]), -s} <= {*value.args}
+    }
+    return value.subs(zero) if zero else value
+
+
+def base(symbol: Any) -> str:
+    """The name of the array of a symbol, without what says which elements it is of."""
+    return re.split(r"[\[#^]", str(symbol))[0]
+
+
+class NotIndexed(Exception):
+    """Arrays have parts, or more than two axes, for which there are no indices."""
+
+
+class Lines:
+    """The equations of a rule as lines.
+
+    - `path`: of the weight whose gradient is asked for; `None` for all.
+    - `indexed`: whether symbols of arrays have their indices, after a `#`.
+    """
+
+    def __init__(self, rule: Rule, path: str | None, indexed: bool = False):
+        self.rule, self.path, self.indexed = rule, path, indexed
+        self.arrays: dict[str, Array] = {}
+        """Of each name that is printed."""
+        self._equations: dict[Array, list[Equation]] = {}
+        for *_, equations in rule.sections:
+            for equation in equations:
+                self._equations.setdefault(equation.target, []).append(equation)
+        wanted = self._wanted()
+        self.letter = self._letters() if indexed else {}
+        sections = dict[str, list[Line]]()
+        for title, _, equations in rule.sections:
+            lines = [line for e in equations if e in wanted for line in self._lines(e)]
+            sections.setdefault(title, []).extend(lines)
+        first, credit, *_ = sections
+        sections[first] = [x._replace(right=_as_valued(x.right)) for x in sections[first]]
+        self._without_aliases(sections, credit)
+        self._without_unused(sections, first)
+        sections = dict(self._with_names(sections))
+        self.functions = [*self._functions(sections)]
+        sections[first][:0] = self.functions
+        every = [x for lines in sections.values() for x in lines]
+        names = {base(s) for x in every for a in (x.left, x.right) for s in a.free_symbols}
+        self.arrays = {name: a for name, a in self.arrays.items() if name in names}
+        values = {str(s): (s, a) for (_, a), s in rule.step.nodes.constants.items()}
+        self.scalars = {name for name, a in self.arrays.items() if a.size == 1} | values.keys()
+        given = [Line(s, sp.Float(a)) for name, (s, a) in values.items() if name in names]
+        sections = {"constants": given} | sections
+        self.sections = {title: lines for title, lines in sections.items() if lines}
+        self.left_out = self._left_out()
+
+    # --- what is needed ---
+
+    def _reads(self, equation: Equation) -> set[Array]:
+        """The arrays that an equation is of."""
+        d = self.rule.derivatives
+        values = [t.value for t in equation.terms]
+        values += [] if equation.shown is None else [equation.shown]
+        return {d.views[s][0] for value in values for s in d.symbols(value)}
+
+    def _wanted(self) -> set[Equation]:
+        """The equations that gradients need; of all, that outputs and states need too."""
+        rule, step = self.rule, self.rule.step
+        gradients = {*rule.gradient.values()}
+        pairs = zip(step.state, step.new_state, strict=True)
+        after = {old: new for parts in pairs for old, new in zip(*parts, strict=True)}
+        after |= rule.carried | {given: y for y, given in rule.derivatives.loss.items()}
+        of_path = lambda paths: self.path is None or self.path in (paths or "").split(", ")
+        found = {e for _, of, equations in rule.sections for e in equations if of_path(of)}
+        found = {e for e in found if e.target in gradients}
+        waiting = {array for e in found for array in self._reads(e)}
+        if self.path is None:
+            waiting |= {a for parts in (*step.outputs_of, *step.new_state) for a in parts}
+        seen = set[Array]()
+        while waiting:
+            array = waiting.pop()
+            seen.add(array)
+            equations = self._equations.get(array, [])
+            found |= {*equations}
+            reads = {a for e in equations for a in self._reads(e)}
+            waiting |= ({after.get(array, array)} | reads) - seen
+        return found
+
+    # --- lines ---
+
+    def _lines(self, equation: Equation) -> list[Line]:
+        """A line for each part of the target; `+=` where an earlier one gives some of its elements."""
+        target, sides = equation.target, dict[tuple[str, bytes], dict[str, list[Any]]]()
+        given = np.full(target.size, target in self.rule.gradient.values())
+        terms = equation.terms if equation.shown is None else [Term(equation.shown)]
+        every = np.arange(target.size).reshape(target.shape)
+        for term in terms:
+            at = every if term.where is None else term.where
+            where, of = self._place(target, at), ""
+            repeat = [np.unique(p).size < p.size for p in (at, *np.unravel_index(at, target.shape))]
+            if repeat[0]:
+                where, of = "", "sum"
+            elif len(target.shape) > at.ndim and not any(repeat):
+                of = "diag"
+            key = where, (at if where else every).tobytes()
+            value = self._shown(term.value, self._indices(target))
+            sides.setdefault(key, {}).setdefault(of, []).append(value)
+        lines: list[Line] = []
+        self.arrays[target.text] = target
+        for (where, places), sums in sides.items():
+            total = sum(
+                sp.Function(of, real=True)(sp.Add(*values)) if of else sp.Add(*values)
+                for of, values in sums.items()
+            )
+            at = np.frombuffer(places, int)
+            sign = "+=" if given[at].any() else "="
+            given[at] = True
+            if self.indexed and (where or any(sums)):
+                raise NotIndexed
+            left = sp.Symbol(target.text + where + self._indices(target))
+            lines.append(Line(left, total, equation.note, sign))
+        return lines
+
+    def _shown(self, value: Any, indices: str) -> Any:
+        """An expression of views in symbols that people read."""
+        views = self.rule.derivatives.views
+        if self.indexed:  # the index that is summed over stands in both factors
+            for product in value.atoms(sp.Function):
+                if type(product).__name__ == "dot":
+                    value = value.xreplace({product: self._sum_over(product, indices)})
+        return value.xreplace(
+            {s: self._symbol(*views[s], indices) for s in value.free_symbols if s in views}
+        )
+
+    def _symbol(self, array: Array, at: np.ndarray, indices: str = "") -> Any:
+        """An array as an expression names it: `x^T` where it follows the columns of a matrix."""
+        self.arrays[array.text] = array
+        followed = along(array.shape, at) if len(array.shape) == 1 < array.size else []
+        by_columns = bool(followed) and at.ndim > 1 and followed[0][0] == at.ndim - 1
+        name = array.text + self._place(array, at)
+        if self.indexed and "[" in name:
+            raise NotIndexed
+        if self.indexed:
+            letters = indices[-1:] if by_columns else indices[1 : 1 + len(array.shape)]
+            name += f"#{letters}" if array.size > 1 else ""
+        else:
+            name += "^T" * by_columns
+        by_columns = by_columns and not self.indexed
+        return sp.Symbol(name, commutative=not by_columns and array.kind != "carried")
+
+    def _place(self, array: Array, at: np.ndarray) -> str:
+        """Which elements of an array; empty where it is all of them."""
+        followed = along(array.shape, at)
+        if followed is None:
+            followed = [(0, places) for places in np.unravel_index(at.reshape(-1), array.shape)]
+        repeats = lambda p, n: p.size % n == 0 and (p == np.tile(np.arange(n), p.size // n)).all()
+        slices = [
+            ":" if repeats(p, n) else str(p[0]) if axis is None else slice_of(p, n) or "..."
+            for (axis, p), n in zip(followed, array.shape, strict=True)
+        ]
+        return "" if array.size == 1 or all(s == ":" for s in slices) else f"[{', '.join(slices)}]"
+
+    # --- shorter ---
+
+    def _without_aliases(self, sections: dict[str, list[Line]], credit: str) -> None:
+        """Credit that is other credit has one name."""
+        if self.indexed:  # an output that is a state has its name
+            for output in (a for parts in self.rule.step.outputs_of for a in parts):
+                step = next(iter(sections.values()))
+                same = [x for x in step if base(x.left) == output.text and x.right.is_Symbol]
+                if same and output.tex == () and "[" not in str(same[0].right):
+                    step.remove(same[0])
+                    loss = self.rule.derivatives.loss.get(output, output)
+                    loss.tex = ("dl", base(same[0].right))
+        while True:
+            lefts = [x.left for x in sections[credit]]
+            whole = lambda x, lefts=lefts: (
+                "[" not in f"{x.left}{x.right}" and lefts.count(x.left) == 1
+            )
+            found = (x for x in sections[credit] if x.right.is_Symbol and whole(x))
+            if (line := next(found, None)) is None:
+                return
+            sections[credit].remove(line)
+            old, new = line.left, line.right
+            names = {new: old} if lefts.count(new) == 1 else {old: new}
+            for title, own in sections.items():
+                sections[title] = [
+                    x._replace(left=names.get(x.left, x.left), right=x.right.xreplace(names))
+                    for x in own
+                ]
+
+    def _without_unused(self, sections: dict[str, list[Line]], first: str) -> None:
+        """Without lines of the step that nothing reads; with indices, what is read once stands where it is read."""
+        step = self.rule.step
+        kept = {a.text for parts in (*step.outputs_of, *step.new_state) for a in parts}
+        for line in [*sections[first][::-1]]:
+            name, lines = base(line.left), [x for own in sections.values() for x in own]
+            reads = [x for x in lines if name in map(base, x.right.free_symbols)]
+            array = self.arrays[name]
+            is_product = self.indexed and array.tex[:1] == ("I",) and line.sign == "="
+            if (not reads and name not in kept) or (is_product and len(reads) == 1):
+                sections[first].remove(line)
+                for title, own in sections.items():
+                    value = {line.left: line.right}
+                    sections[title] = [x._replace(right=x.right.xreplace(value)) for x in own]
+
+    def _with_names(self, sections: dict[str, list[Line]]) -> Iterator[tuple[str, list[Line]]]:
+        """The lines with names for what stands in several: for entries of D and F in those of traces, and for the
+        derivative of what the step computes."""
+        (first, step), *others = sections.items()
+        rest = [line for _, lines in others for line in lines]
+        named: dict[Any, Any] = {}
+        for value, (name, tex, size) in {**self._entries(rest), **self._slopes(step)}.items():
+            if len(sstr(value)) < LONG or not value.free_symbols or name in self.arrays:
+                continue
+            symbol = sp.Symbol(name + "#j" * self.indexed)
+            replaced = [self._replaced(line.right, value, symbol) for line in rest]
+            if sum(symbol in right.free_symbols for right in replaced) > 1:
+                named[value] = symbol
+                self.arrays[name] = Array(name, (size,), tex=tex)
+                pairs = zip(rest, replaced, strict=True)
+                rest = [x._replace(right=r) if symbol in r.free_symbols else x for x, r in pairs]
+        yield first, step
+        yield "what stands in several lines", [Line(s, value) for value, s in named.items()]
+        for title, lines in others:
+            yield title, rest[: len(lines)]
+            rest = rest[len(lines) :]
+
+    def _replaced(self, right: Any, value: Any, symbol: Any) -> Any:
+        """An expression with a name for a value: of a factor of a term, or of a part of it."""
+        terms = [term.args_cnc(split_1=False) for term in sp.Add.make_args(right)]
+        whole = [(sp.Mul(*c), sp.Mul(*rest)) for c, rest in terms]
+        return sp.Add(
+            *((symbol if c == value else c.subs(value, symbol)) * rest for c, rest in whole)
+        )
+
+    def _array_of(self, symbol: Any) -> Array:
+        return self.arrays[base(symbol)]
+
+    def _entries(self, lines: Sequence[Line]) -> dict[Any, tuple[str, tuple[str, ...], int]]:
+        """The entries of D and F: what traces and data are multiplied with in the traces."""
+        found: dict[Any, tuple[str, tuple[str, ...], int]] = {}
+        for line in lines:
+            to = self._array_of(line.left)
+            parts: list[Any] = [x.args_cnc(split_1=False) for x in sp.Add.make_args(line.right)]
+            for c, rest in parts:
+                if len(rest) == 1 and rest[0].is_Symbol and to.kind == "carried" and to.tex[2:]:
+                    of = self._array_of(rest[0])
+                    tex = (
+                        ("D", of.text.replace(of.name, of.tex[1]))
+                        if of.tex[2:]
+                        else ("F", to.tex[-1])
+                    )
+                    tex = tex[0], to.tex[1], tex[1]
+                    found.setdefault(sp.Mul(*c), ("_".join(tex), tex, 2))
+        return found
+
+    def _slopes(self, step: Sequence[Line]) -> dict[Any, tuple[str, tuple[str, ...], int]]:
+        """The derivatives of what the step computes, by what it is computed from."""
+        found = {}
+        for line in step:
+            name, of = str(line.left), sorted(line.right.free_symbols, key=str)
+            slopes = {s: sp.diff(line.right, s) for s in of if s.is_commutative and "[" not in name}
+            several = len([a for a in slopes.values() if a.free_symbols]) > 1
+            for symbol, slope in slopes.items():
+                name, by = map(base, (line.left, symbol))
+                tex = ("d", name, by) if several else ("d", name)
+                found.setdefault(slope, (f"d{name}" + f"_d{by}" * several, tex, 2))
+        return found
+
+    def _functions(self, sections: dict[str, list[Line]]) -> Iterator[Line]:
+        """The functions that the model defines, as far as they are used."""
+        own = self.rule.step.nodes.own.values()
+        values = [line.right for lines in sections.values() for line in lines]
+        names = lambda values: {type(f).__name__ for v in values for f in v.atoms(sp.Function)}
+        used = names(values)
+        used |= names(v for several in own for name, _, v in several if name in used)
+        for (first, arguments, value), *slopes in own:
+            if first in used:
+                yield Line(sp.Function(first)(*arguments), value)
+            for name, given, slope in slopes:
+                note = f"{name} stands for the derivative of {first}"
+                if name in used:
+                    yield Line(sp.Function(name)(*given), slope, note)
+
+    # --- indices ---
+
+    def _letters(self) -> dict[Array, str]:
+        """The indices of arrays: k of readouts and what follows them, i of inputs, and j of all others."""
+        rule, products = self.rule, self.rule.step.products
+        readers: dict[Array, set[Array]] = {}
+        for equation in rule.sections[0][2]:
+            for array in self._reads(equation):
+                readers.setdefault(array, set()).add(equation.target)
+        for old, new in rule.derivatives.states:
+            readers.setdefault(new, set()).add(old)
+
+        def behind(first: Sequence[Array]) -> set[Array]:
+            found, waiting = set[Array](), {*first}
+            while waiting:
+                found |= waiting
+                waiting = {r for a in waiting for r in readers.get(a, ())} - found
+            return found
+
+        reach = {op: behind(product.output) for op, product in products.items()}
+        others = lambda op: [p for p in products if p is not op]
+        enters = lambda op, other: bool({*products[other].output} & reach[op])
+        last = [o for o in products if not any(enters(o, p) for p in others(o))]
+        last = [o for o in last if any(enters(p, o) for p in others(o))]
+        letter = {a: "i" for parts in rule.step.inputs for a in parts}
+        letter |= {a: "k" for op in last for a in reach[op]}
+        letter |= {a: "kj" for a in rule.step.values if len(a.shape) == 2}
+        for op in last:
+            weights = {w for _, _, w, _ in products[op].terms}
+            letter |= {a: "kj" for w in weights for a in (w, rule.gradient.get(w, w))}
+        for array, call in rule.step.calls.items():
+            of = [rule.step.nodes.elements(ids)[0] for ids in call.factors]
+            if any(letter.get(a) == "kj" for a in of):
+                letter |= dict.fromkeys(behind([array]), "k")
+        for node, trace in rule.traces.items():
+            pair = "kj" if node.op in last else "ji"
+            is_shared = node.op in products and trace.meaning.shared is not None
+            for array in (a for pairs in trace.arrays.items() for a in pairs):
+                letter[array] = (
+                    pair if len(array.shape) == 2 else pair[is_shared or array.tex[0] == "X"]
+                )
+        letter |= {a: "k" for y, a in rule.derivatives.loss.items() if letter.get(y) == "k"}
+        letter |= {c: letter[a] for c, a in rule.derivatives.credit_of.items() if a in letter}
+        return letter
+
+    def _indices(self, array: Array) -> str:
+        """The indices of an array, after a sign."""
+        letters = self.letter.get(array, "ji" if len(array.shape) == 2 else "j")
+        return "#" + letters[: len(array.shape)] if self.indexed and array.size > 1 else ""
+
+    def _sum_over(self, product: Any, indices: str) -> Any:
+        """A product of whole arrays as a sum over an index."""
+        views, (left, right) = self.rule.derivatives.views, product.args
+        arrays = [next(views[s][0] for s in a.free_symbols if s in views) for a in (left, right)]
+        shown = lambda value, letters: self._shown(value, f"#{letters}")
+        if [len(a.shape) for a in arrays] == [2, 1]:
+            over = "j" if self.letter.get(arrays[0]) == "kj" else "i"
+            value = shown(left, indices[1:] + over) * shown(right, over)
+        elif [len(a.shape) for a in arrays] == [1, 2]:
+            over = "k" if self.letter.get(arrays[1]) == "kj" else "l"
+            value = shown(left, over) * shown(right, over + indices[1:])
+        else:
+            raise NotIndexed
+        return sp.Function(f"sum_{over}", real=True)(value)
+
+    # --- what is left out ---
+
+    def _left_out(self) -> list[str]:
+        """Each path that is cut, once, with the weights that it is left out of."""
+        rule, path = self.rule, self.path
+        ops = [op for op in rule.analysis.ops if path is None or path in op.path.split(", ")]
+        pairs = [(str(e), op.path) for op in ops for e in rule.analysis.reach[op.number].escapes]
+        forms = {node.op.path: node.form.left_out for node in rule.program.traces}
+        pairs += [(text, p) for p, text in forms.items() if text and path in (None, p)]
+        return each_once(pairs)

@@ -1,0 +1,112 @@
+"""Constants by name: as the caller says, or as the user's code calls them."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import sympy as sp
+
+from ..errors import InputError
+from ..files.source import Statement
+from ..files.words import python_name
+
+OPERATORS: dict[Any, Any] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+    ast.Pow: lambda a, b: a**b,
+}
+NUMBERS = (int, float, np.integer, np.floating)
+Values = dict[str, list[float]]
+
+
+def checked_names(names: Mapping[Any, str] | None) -> dict[float, str]:
+    """What the caller calls some numbers. **Raises** `InputError` where one is no number, or has no name of a letter or
+    a word."""
+    for value, name in (names or {}).items():
+        known = isinstance(value, NUMBERS) and math.isfinite(value) and isinstance(name, str)
+        if not known or python_name(name, "q") != name:
+            raise InputError(
+                f"names= has {value!r}: {name!r}. Pass a dict from numbers to names such as 'alpha', 'tau_m'."
+            )
+    return {float(value): name for value, name in (names or {}).items()}
+
+
+def numbers_of(model: Any, step: Any) -> Values:
+    """The numbers that a model has as attributes, and that its methods, or a step function, read from around them."""
+    found, functions = Values(), [step]
+    seen: set[int] = set()
+
+    def look(node: Any, name: str) -> None:
+        if isinstance(node, NUMBERS) and not isinstance(node, bool):
+            values = found.setdefault(name, [])
+            values += [] if float(node) in values else [float(node)]
+        elif id(node) not in seen:
+            seen.add(id(node))
+            if dataclasses.is_dataclass(node):
+                functions.append(getattr(type(node), "__call__", None))  # noqa: B004
+                fields = [f.name for f in dataclasses.fields(node)]
+            else:
+                fields = [*vars(node)] if hasattr(node, "__dict__") and not callable(node) else []
+            of_list = enumerate(node) if isinstance(node, list | tuple) else ()
+            pairs = node.items() if isinstance(node, dict) else of_list
+            for key, value in (*((f, getattr(node, f, None)) for f in fields), *pairs):
+                look(value, str(key))
+
+    look(model, "")
+    for function in functions:
+        try:
+            around = inspect.getclosurevars(inspect.unwrap(function))
+        except TypeError:
+            continue
+        for name, value in {**around.globals, **around.nonlocals}.items():
+            if isinstance(value, NUMBERS):
+                look(value, name)
+    return found
+
+
+def in_names(value: float, statement: Statement | None, known: Values) -> Any:
+    """A number as the part of a statement that gives it, in symbols of what that names; `None` where there is none, or
+    where the statement has the number itself."""
+    nodes = [*ast.walk(statement.tree)] if statement is not None and statement.tree else []
+    if any(isinstance(n, ast.Constant) and n.value == value for n in nodes):
+        return None
+    for node in nodes:
+        expression = _symbolic(node) if isinstance(node, ast.expr) else None
+        names = [] if expression is None else sorted(map(str, expression.free_symbols))
+        if expression is None or not names or not all(n in known for n in names):
+            continue
+        for values in itertools.product(*(known[n] for n in names)):
+            given = expression.subs({sp.Symbol(n): a for n, a in zip(names, values, strict=True)})
+            if given.is_number and is_close(complex(given).real, value):
+                return dict(zip(names, values, strict=True)), expression
+    return None
+
+
+def is_close(a: float, b: float) -> bool:
+    """Whether numbers are equal, but for the rounding of float32."""
+    return math.isclose(a, b, rel_tol=1e-6)
+
+
+def _symbolic(node: ast.AST) -> Any:
+    """Arithmetic of names and numbers as an expression; `None` of anything else."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return sp.Symbol(name)
+        case ast.Constant(value=value) if isinstance(value, NUMBERS):
+            return sp.sympify(value)
+        case ast.BinOp(left, operator, right) if type(operator) in OPERATORS:
+            sides = _symbolic(left), _symbolic(right)
+            return None if None in sides else OPERATORS[type(operator)](*sides)
+        case ast.UnaryOp(ast.USub(), operand) if (inner := _symbolic(operand)) is not None:
+            return -inner
+        case ast.Call(ast.Attribute(attr="exp"), [argument]):
+            inner = _symbolic(argument)
+            return None if inner is None else sp.exp(inner)
+    return None
