@@ -114,10 +114,11 @@ def read(text: str) -> Cost:
                 last = branches[1].split(",")[-1] if branches else op.called("true_computation")
                 visit(last.strip().lstrip("%"), times)
                 continue
-            if kind in COLLECTIVES:
-                runs, total = found.collectives.get(kind, (0, 0))
+            ended = op.opcode.removesuffix("-done")  # a start has the operands in its result too
+            if ended in COLLECTIVES:
+                runs, total = found.collectives.get(ended, (0, 0))
                 size = sum(size for size, _ in _arrays(op.result))
-                found.collectives[kind] = (runs + times, total + times * size)
+                found.collectives[ended] = (runs + times, total + times * size)
             launched = times if re.fullmatch(KERNELS, op.opcode) else 0
             if count or launched:
                 found.cycles += count

@@ -20,13 +20,15 @@ from ..checking.compare import short_name
 from ..errors import InputError, MemoryLimitError, checked_count
 from ..gradient.bptt import bptt
 from ..run import Program, check_optimizer, compile, online, updated
-from ..trace import Leaves, StepFunction, is_float, is_key, shape_of, trace
+from ..trace import Leaves, StepFunction, is_float, is_key, shape_of
 from .chips import Chip, Place, place
 from .compiled import Cost, compile_for, cost
 from .results import ADVICE, Estimate, EstimatedRow
 
 LAUNCH = 2e-6
 """Seconds that a kernel of a GPU takes at least, for what is said in words."""
+COMPILATIONS = 8
+"""At most so many are made to find the largest batch of a row."""
 BY_DEFAULT = 0.75
 """The part of a GPU's memory that JAX takes, unless it is told otherwise."""
 DESCENT = types.SimpleNamespace(init=lambda _: (), update=lambda grads, state, _: (grads, state))
@@ -50,7 +52,6 @@ def estimate(
     weights: Any = None,
     mesh: Mapping[str, int] | None = None,
     largest_batch: bool = False,
-    compilations: int = 8,
 ) -> Estimate:
     """What BPTT and each rule take on a TPU or a GPU that is not there, as its compiler says: memory, cycles, kernels.
 
@@ -69,11 +70,10 @@ def estimate(
         and the carry are written over.
     - `every`: the number of steps between updates of the rules; T unless set. BPTT has one update.
     - `loss_fn`, `targets`: as in [`value_and_grad`][etpc.Program.value_and_grad], with the target of one step of one
-        example, an array or a `jax.ShapeDtypeStruct`. The squared difference to outputs unless set.
+        example, an array or a `jax.ShapeDtypeStruct`. The sum of the squares of all outputs unless set.
     - `mesh`: axes over which the batch is spread, with their sizes, such as `{"batch": 16}`: each device runs its own
         examples, and the gradient of each update is averaged. One device unless set.
-    - `largest_batch`: whether to search for the largest batch that fits, with at most so many more `compilations` of each
-        rule.
+    - `largest_batch`: whether to search for the largest batch that fits, which takes up to 8 compilations more a row.
 
     **Returns** an [`Estimate`][etpc.Estimate]. What does not fit is a row that says so.
 
@@ -96,51 +96,43 @@ def estimate(
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     every = None if every is None else checked_count("every", every)
     lengths = [checked_count("steps", n) for n in np.atleast_1d(np.asarray(steps, object))]
-    compilations = checked_count("compilations", compilations)
     if wrong := [n for n in lengths if n % (every or n)]:
         raise InputError(f"steps={wrong[0]} is no multiple of every={every}.")
     if batch_size is None and (mesh or largest_batch):
         raise InputError("mesh= and largest_batch= need a batch axis. Pass batch_size=1, or more.")
     where, axes = place(on), dict(mesh or {})
-    _check_mesh(where, axes, batch_size)
-    if loss_fn is None:
-        loss_fn, targets = _squares(trace(model, inputs, state, step).output_leaves.avals)
+    spread = math.prod(checked_count(f"mesh[{name!r}]", size) for name, size in axes.items())
+    if spread > len(where.devices):
+        more = f"Name more chips, such as on='{where.chip.name}:{[*where.chip.layouts, ''][-1]}'"
+        if on == "cpu":
+            more = (
+                f"Set XLA_FLAGS=--xla_force_host_platform_device_count={spread} before JAX starts"
+            )
+        there = f"on={on!r} has {len(where.devices)}"
+        raise InputError(f"mesh={axes} needs {spread} devices, and {there}. {more}.")
+    if (batch_size or spread) % spread:
+        raise InputError(
+            f"batch_size={batch_size} is no multiple of {spread}, the devices of mesh=."
+        )
     called = dict(inputs=inputs, state=state, step=step, weights=weights)
     data = jax.tree.map(shape_of, (inputs, targets))
-    task = _Task(model, called, data, loss_fn, _averaged(optimiser, axes), every, where, axes)
+    how = loss_fn or _squares, _averaged(optimiser, axes), every, batch_size
+    task = _Task(model, called, data, *how, where, axes)
     listed = [rules] if isinstance(rules, Algorithm | str) else rules
-    contestants = [
-        task.bptt("BPTT", batch_size),
-        *(task.rule(resolve(r), batch_size) for r in listed),
-    ]
+    contestants = [task.bptt("BPTT"), *(task.rule(resolve(rule)) for rule in listed)]
     rows: list[EstimatedRow] = []
     for n in lengths:
         found = [task.row(contestant, n, batch_size) for contestant in contestants]
         for contestant, row in zip(contestants, found, strict=True):
-            ratio = row.cycles / found[0].cycles if row.cycles and found[0].cycles else None
-            largest = None
+            if row.cycles and found[0].cycles:
+                row = dataclasses.replace(row, to_bptt=row.cycles / found[0].cycles)
             if largest_batch and batch_size and row.over is not None:
                 at = functools.partial(task.row, contestant, n)
-                largest = _largest(row, at, batch_size, task.spread, compilations)
-            rows.append(dataclasses.replace(row, to_bptt=ratio, largest=largest))
+                row = dataclasses.replace(row, largest=_largest(row, at, batch_size, spread))
+            rows.append(row)
     chip = where.chip
-    of_chip = chip.kind, task.spread, chip.memory, chip.bandwidth, chip.source
+    of_chip = chip.kind, spread, chip.memory, chip.bandwidth, chip.source
     return Estimate(tuple(rows), on, *of_chip, batch_size, where.versions)
-
-
-def _check_mesh(where: Place, mesh: Mapping[str, int], batch_size: int | None) -> None:
-    """**Raises** `InputError` where a place has too few devices for a mesh, or a batch cannot be spread over it."""
-    count = math.prod(checked_count(f"mesh[{name!r}]", size) for name, size in mesh.items())
-    if count > len(where.devices):
-        more = f"Name more chips, such as on='{where.chip.name}:{where.chip.layouts[-1]}'"
-        if where.on == "cpu":
-            more = f"Set XLA_FLAGS=--xla_force_host_platform_device_count={count} before JAX starts"
-        there = f"on={where.on!r} has {len(where.devices)}"
-        raise InputError(f"mesh={mesh} needs {count} devices, and {there}. {more}.")
-    if (batch_size or count) % count:
-        raise InputError(
-            f"batch_size={batch_size} is no multiple of the {count} devices of mesh={mesh}."
-        )
 
 
 def _averaged(optimiser: Any, mesh: Mapping[str, int]) -> Any:
@@ -155,17 +147,10 @@ def _averaged(optimiser: Any, mesh: Mapping[str, int]) -> Any:
     return types.SimpleNamespace(init=optimiser.init, update=update)
 
 
-def _squares(outputs: Any) -> Any:
-    """The squared difference to all outputs that are floats, and these as targets."""
-    if not (targets := [a for a in outputs if is_float(a.dtype)]):
-        raise InputError("The model has no output that is a float. Pass loss_fn= and targets=.")
-
-    def squares(y: Any, targets: Any) -> jax.Array:
-        ys = [a for a in map(jnp.asarray, jax.tree.leaves(y)) if is_float(a.dtype)]
-        found = [jnp.sum(jnp.abs(a - b) ** 2) for a, b in zip(ys, targets, strict=True)]
-        return sum(found[1:], found[0])
-
-    return squares, targets
+def _squares(y: Any, _: Any) -> jax.Array:
+    """The squares of all outputs that are floats."""
+    floats = [jnp.asarray(a) for a in jax.tree.leaves(y) if is_float(jnp.result_type(a))]
+    return sum((jnp.sum(jnp.abs(a) ** 2) for a in floats), jnp.zeros(()))
 
 
 class _Contestant(NamedTuple):
@@ -189,6 +174,7 @@ class _Task:
     loss_fn: Any
     optimiser: Any
     every: int | None
+    batch: int | None
     where: Place
     mesh: dict[str, int]
 
@@ -196,17 +182,13 @@ class _Task:
     def leaves(self) -> Leaves:
         return Leaves.of(self.model, "model")
 
-    @property
-    def spread(self) -> int:
-        return math.prod(self.mesh.values())
-
-    def bptt(self, name: str, batch: int | None, window: int | None = None) -> _Contestant:
+    def bptt(self, name: str, window: int | None = None) -> _Contestant:
         """BPTT, or truncated BPTT in blocks."""
         how: Any = dict(state=self.called["state"], step=self.called["step"], window=window)
 
         def run(floats: Any, opt_state: Any, carry: Any, xs: Any, targets: Any) -> Any:
             model = self.leaves.with_floats(self.model, floats)
-            size = None if batch is None else jax.tree.leaves(xs)[0].shape[1]
+            size = None if self.batch is None else jax.tree.leaves(xs)[0].shape[1]
             loss, grads = bptt(model, xs, targets, self.loss_fn, batch_size=size, **how)
             floats = self.leaves.tree_of_floats(floats)
             after, opt_state = updated(self.optimiser, loss, grads, floats, opt_state)
@@ -214,11 +196,11 @@ class _Task:
 
         return _Contestant(name, run)
 
-    def rule(self, rule: Algorithm, batch: int | None) -> _Contestant:
+    def rule(self, rule: Algorithm) -> _Contestant:
         """A rule, as the compiler makes it for the platform, or why it refuses it."""
         name, platform = short_name(rule), self.where.chip.platform
         if rule.in_blocks:
-            return self.bptt(name, batch, rule.lookback)
+            return self.bptt(name, rule.lookback)
         try:
             program = compile(self.model, rule, **self.called, memory=1 << 62, target=platform)
         except MemoryLimitError as error:
@@ -235,7 +217,8 @@ class _Task:
 
     def row(self, contestant: _Contestant, steps: int, batch: int | None) -> EstimatedRow:
         """What one contestant takes for sequences of some length."""
-        name, _, program, refusal = contestant
+        name, run, program, refusal = contestant
+        spread, chip, start = math.prod(self.mesh.values()), self.where.chip, time.perf_counter()
         floats = [self.leaves.avals[i] for i in self.leaves.floats]
         opt_state = jax.eval_shape(self.optimiser.init, self.leaves.tree_of_floats(floats))
         lead = (steps,) if batch is None else (steps, batch)
@@ -244,54 +227,44 @@ class _Task:
         if program is not None:
             every = self.every or steps
             window, carry = program.window_for(every), jax.eval_shape(lambda: program.init(batch))
-            carried = program.memory(batch and batch // self.spread).total
-        sizes = _bytes(floats), _bytes(opt_state), carried, _bytes(data) // self.spread
-        row = EstimatedRow(name, steps, window, *sizes)
-        known, memory, start = sum(sizes), self.where.chip.memory, time.perf_counter()
+            carried = program.memory(batch and batch // spread).total
+        sizes = _bytes(floats), _bytes(opt_state), carried, _bytes(data) // spread
+        row, peak, found = EstimatedRow(name, steps, window, *sizes), sum(sizes), Cost()
         try:
-            if refusal or known > (memory or known):
-                raise MemoryLimitError(
-                    refusal or "what it is called with is larger than the memory"
-                )
-            compiled = self.compiled(contestant.run, program, (floats, opt_state, carry, *data))
+            if refusal or peak > chip.memory:
+                raise MemoryLimitError(refusal or "its arguments are larger than the memory")
+            compiled = self.compiled(run, program, (floats, opt_state, carry, *data))
         except (jax.errors.JaxRuntimeError, MemoryLimitError) as error:
             said = str(error).splitlines()[0]
             if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in said:
                 raise
-            peak = None if refusal else max(known, _needed(said))
-            row = dataclasses.replace(
-                row,
-                **dict(fits=False, refusal=said[max(0, said.find("Ran out")) :], peak=peak),
-                over=None if peak is None or memory is None else max(1, peak - memory),
-                seconds=time.perf_counter() - start,
+            peak = None if refusal else max(peak, _needed(said))
+            over = None if peak is None else max(1, peak - chip.memory)
+            said = said[max(0, said.find("Ran out")) :].partition(". HLO module")[0]
+            known: dict[str, Any] = dict(peak=peak, over=over, fits=False, refusal=said)
+        else:
+            found, memory, updates = cost(compiled), compiled.memory_analysis(), steps // every
+            peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + found.temporary
+            peak -= memory.alias_size_in_bytes
+            moved = found.collectives.items()
+            known = dict(
+                **dict(temporary=found.temporary, peak=peak, over=peak - chip.memory),
+                fits=peak <= chip.memory,
+                cycles=found.cycles / steps if found.cycles else None,
+                kernels=found.kernels / steps if chip.platform == "cuda" else None,
+                collectives={kind: (n / updates, size / updates) for kind, (n, size) in moved},
+                unknown_loops=len(found.unknown),
             )
-            return dataclasses.replace(row, limits=_limits(row, self.where.chip))
-        found, sizes = cost(compiled), compiled.memory_analysis()
-        peak = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + found.temporary
-        peak -= sizes.alias_size_in_bytes
-        updates = steps // every
-        collectives = {
-            kind: (n / updates, m / updates) for kind, (n, m) in found.collectives.items()
-        }
-        row = dataclasses.replace(
-            row,
-            **dict(temporary=found.temporary, peak=peak, collectives=collectives),
-            over=None if memory is None else peak - memory,
-            fits=None if memory is None else peak <= memory,
-            cycles=found.cycles / steps if found.cycles else None,
-            kernels=found.kernels / steps if self.where.chip.platform == "cuda" else None,
-            unknown_loops=len(found.unknown),
-            seconds=time.perf_counter() - start,
-        )
-        return dataclasses.replace(row, limits=_limits(row, self.where.chip, found))
+        row = dataclasses.replace(row, **known, seconds=time.perf_counter() - start)
+        return dataclasses.replace(row, limits=_limits(row, chip, found))
 
     def compiled(self, run: Any, program: Program | None, args: Any) -> Any:
-        """An update, compiled for one device; or for all of the mesh, each with its part of the batch and all weights."""
+        """An update, for one device; or for all of a mesh, each with its part of the batch and all weights."""
         donated = dict(donate_argnums=(0, 1, 2))
         if not self.mesh:
             return compile_for(self.where, run, *args, **donated)
         shape, axes = (*self.mesh.values(),), (*self.mesh,)
-        mesh = Mesh(np.array(self.where.devices[: self.spread]).reshape(shape), axes)
+        mesh = Mesh(np.array(self.where.devices[: math.prod(shape)]).reshape(shape), axes)
         carry, batch = args[2], jax.tree.leaves(args[3])[0].shape[1]
         larger = program and jax.eval_shape(lambda: program.init(2 * batch))
         by_axis = lambda a, b: (axes if m != n else None for m, n in zip(a, b, strict=True))
@@ -317,48 +290,48 @@ def _needed(said: str) -> int:
 
 
 def _largest(
-    row: EstimatedRow, at: Callable[[int], EstimatedRow], batch: int, unit: int, compilations: int
+    row: EstimatedRow, at: Callable[[int], EstimatedRow], batch: int, unit: int
 ) -> tuple[int, int | None]:
-    """The largest batch, a multiple of `unit`, that was found to fit, and the smallest that was not: by bisection, where a
-    line through the last two peaks says, and every third time in the middle."""
-    fits, does_not, tried, size, before = 0, None, 0, batch // unit, (0, row.weights + row.moments)
-    while True:
+    """The largest batch, a multiple of `unit`, that was found to fit, and the smallest that was not: by bisection, where
+    a line through the last two peaks says, and every third time in the middle."""
+    fits, does_not, size, before = 0, None, batch // unit, (0, row.weights + row.moments)
+    for tried in range(1 + COMPILATIONS):
+        row = row if tried == 0 else at(size * unit)
         fits, does_not = (size, does_not) if row.fits else (fits, size)
-        if does_not == fits + 1 or tried == compilations:
-            return fits * unit, None if does_not is None else does_not * unit
+        if does_not == fits + 1:
+            break
         peak, over = row.peak or 0, row.over or 0
         slope = (peak - before[1]) / ((size - before[0]) or 1)
         before, guess = (size, peak), int(size - over / slope) if slope > 0 else 2 * size
         if does_not and tried % 3 == 2:
             guess = (fits + does_not) // 2
         size = max(fits + 1, min(guess, does_not - 1 if does_not else guess))
-        row, tried = at(size * unit), tried + 1
+    return fits * unit, does_not and does_not * unit
 
 
-def _limits(row: EstimatedRow, chip: Chip, found: Cost | None = None) -> str:
+def _limits(row: EstimatedRow, chip: Chip, found: Cost) -> str:
     """What limits a row, in words, and what to change where it does not fit."""
-    words = [] if row.fits is not False else [f"it does not fit: {row.refusal or 'see its peak'}"]
+    words = [f"it does not fit: {row.refusal or 'see its peak'}"] if row.fits is False else []
     part, size = max(row.parts.items(), key=lambda item: item[1])
     if row.peak:
         advice = f"; {ADVICE[part]}" if row.fits is False else ""
         words.append(f"{size / row.peak:.0%} of its bytes are {part}{advice}")
-    if chip.platform == "cuda" and row.fits and (row.peak or 0) > BY_DEFAULT * (chip.memory or 0):
+    if chip.platform == "cuda" and row.fits and (row.peak or 0) > BY_DEFAULT * chip.memory:
         words.append(f"XLA_PYTHON_CLIENT_MEM_FRACTION must be more than the {BY_DEFAULT} of JAX")
-    if found and found.cycles:
+    if found.cycles:
         by_name: Counter[str] = Counter()
         for line, cycles in found.by_line.items():
             by_name[line.rpartition("/")[2]] += cycles
         ((name, cycles),) = by_name.most_common(1)
         words.append(f"{cycles / found.cycles:.0%} of its cycles are {name}")
     moved, launches = 0.0, (row.kernels or 0) * LAUNCH
-    fast = chip.gpu.get("cache", found.fast if found else 0)
-    if chip.bandwidth and row.window and row.traces > fast:
+    if chip.bandwidth and row.window and row.traces > max(chip.cache, found.fast):
         moved = 2 * row.traces / row.window / (1e9 * chip.bandwidth)
     if moved > launches:
         each = "step" if row.window == 1 else f"window of {row.window}"
-        rate = f"{chip.bandwidth:,.0f} GB/s"
+        rate = f"{1e6 * moved:,.1f} us a step or more"
         words.append(
-            f"{1e6 * moved:,.1f} us a step or more to read and write traces each {each} at {rate}"
+            f"to read and write traces each {each} takes {rate}, at {chip.bandwidth:,.0f} GB/s"
         )
     elif launches:
         words.append(f"{1e6 * launches:,.0f} us a step if each kernel takes {1e6 * LAUNCH:.0f}")

@@ -140,6 +140,12 @@ def _collectives(row: EstimatedRow) -> str:
     return "; ".join(f"{count:g} {kind}, {size_text(round(size))}" for kind, (count, size) in of)
 
 
+def _largest(row: EstimatedRow) -> str:
+    fits, does_not = row.largest or (None, None)
+    is_near = fits and does_not and does_not <= 1.02 * fits + 1
+    return "" if fits is None else f"{'' if is_near or fits == 0 else '>= '}{fits:,}"
+
+
 COLUMNS: dict[str, Callable[[EstimatedRow], str]] = {
     "rule": lambda row: row.name,
     "steps": lambda row: f"{row.steps:,}",
@@ -154,9 +160,7 @@ COLUMNS: dict[str, Callable[[EstimatedRow], str]] = {
     "to BPTT": lambda row: f"{row.to_bptt:.2f}" if row.to_bptt else "",
     "kernels/step": lambda row: f"{row.kernels:.1f}" if row.kernels else "",
     "collectives/update": _collectives,
-    "largest batch": lambda row: (
-        f"{'' if row.largest[1] else '>= '}{row.largest[0]:,}" if row.largest else ""
-    ),
+    "largest batch": _largest,
     "compile s": lambda row: f"{row.seconds:.1f}",
 }
 ALWAYS = ("rule", "weights", "traces", "data", "temporary", "peak", "fits", "compile s")
