@@ -43,9 +43,10 @@ SEES = {
     # rules with forms or an extension of their own
     "rules": "errors trace ops analyse forms algorithms",
     "checking": "errors files gradient trace analyse forms algorithms plan show definition run rules",
+    "estimating": "errors files gradient trace algorithms show run checking",
     "checkpoint": "errors files trace run",
     "training": "errors checkpoint run",
-    "plot": "errors trace checking plan run",
+    "plot": "errors trace checking estimating plan run",
     "testing": "errors files gradient checking trace algorithms ir plan run",
     # models
     "surrogate": "errors",
@@ -54,15 +55,17 @@ SEES = {
     "optim": "errors",
     "units": "errors",
     # the command line is above the package itself
-    "__init__": "later errors _jax gradient export checking training checkpoint definition algorithms analyse"
-    " draw emit files interop ir nn ops optim plan plot rules run schedule surrogate testing trace units",
-    "cli": "__init__ errors files gradient export checking algorithms draw run show testing trace",
+    "__init__": "later errors _jax gradient export checking estimating training checkpoint definition algorithms"
+    " analyse draw emit files interop ir nn ops optim plan plot rules run schedule surrogate testing trace units",
+    "cli": "__init__ errors files gradient export checking estimating algorithms draw run show testing trace",
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
 COMPILER = "_jax ops trace analyse forms algorithms ir plan emit definition run"
 OUTER = set(
-    "show draw equations export rules checking checkpoint training plot testing nn interop optim units cli".split()  # noqa: SIM905
+    "show draw equations export rules checking estimating checkpoint training plot testing nn".split()  # noqa: SIM905
+) | set(
+    "interop optim units cli".split()  # noqa: SIM905
 )
 """The outer ring."""
 LATER = {

@@ -76,10 +76,8 @@ def place(on: str) -> Place:
     may not be loaded.
     """
     if on == "cpu":
-        gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-        return Place(
-            on, Chip("cpu", f"{platform.machine()} CPU", "cpu", gib), (*jax.devices("cpu"),)
-        )
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Place(on, Chip(on, f"{platform.machine()} CPU", on, memory), (*jax.devices(on),))
     name, _, layout = on.partition(":")
     if name not in CHIPS:
         known = ", ".join(f"{c.name} ({c.name}:{c.layouts[3]}, ...)" for c in CHIPS.values())
@@ -103,8 +101,8 @@ def place(on: str) -> Place:
         said = str(error).splitlines()[0].rstrip(".")
         if "lockfile" in said:
             raise UnsupportedError(
-                f"on={on!r} needs libtpu, which another process has and does not share: {said!r}. Leave that file, as a "
-                "TPU may be in use. Nothing is run here, so both can have libtpu: unset ALLOW_MULTIPLE_LIBTPU_LOAD or "
+                f"on={on!r} needs libtpu, which another process does not share: {said!r}. Leave that file, as a TPU"
+                " may be in use. Nothing is run here, so both may have it: unset ALLOW_MULTIPLE_LIBTPU_LOAD or "
                 "set it to 1; or wait for the other process."
             ) from error
         known = ", ".join(f"{name}:{layout}" for layout in chip.layouts)

@@ -292,8 +292,8 @@ def _needed(said: str) -> int:
 def _largest(
     row: EstimatedRow, at: Callable[[int], EstimatedRow], batch: int, unit: int
 ) -> tuple[int, int | None]:
-    """The largest batch, a multiple of `unit`, that was found to fit, and the smallest that was not: by bisection, where
-    a line through the last two peaks says, and every third time in the middle."""
+    """The largest batch, a multiple of `unit`, that was found to fit, and the smallest that was not: by bisection, at
+    what a line through the last two peaks says, and every third time in the middle."""
     fits, does_not, size, before = 0, None, batch // unit, (0, row.weights + row.moments)
     for tried in range(1 + COMPILATIONS):
         row = row if tried == 0 else at(size * unit)

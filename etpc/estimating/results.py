@@ -30,7 +30,7 @@ class EstimatedRow:
     - `temporary`: bytes beside arguments and results, as XLA lays them out; `None` where there is no program.
     - `peak`: bytes in all, as XLA lays them out; at least so many where there is no program. `None` if not known.
     - `over`: by how many bytes it does not fit; below zero, how many are left.
-    - `fits`: whether it does; `None` where the memory is not known.
+    - `fits`: whether it does.
     - `cycles`, `to_bptt`: of a step, as XLA estimates them for a TPU, times the trips of loops; relative to BPTT.
     - `kernels`: how many a step launches on a GPU.
     - `collectives`: by kind, how many an update takes, and the bytes of their results.
@@ -51,7 +51,7 @@ class EstimatedRow:
     temporary: int | None = None
     peak: int | None = None
     over: int | None = None
-    fits: bool | None = None
+    fits: bool = False
     cycles: float | None = None
     to_bptt: float | None = None
     kernels: float | None = None
@@ -76,8 +76,8 @@ class Estimate:
     - `rows`: an [`EstimatedRow`][etpc.EstimatedRow] for BPTT and each rule, for each number of steps.
     - `on`, `chip`: what it is for, and what JAX calls that chip.
     - `devices`: over how many the batch is spread; bytes are those of each.
-    - `memory`, `bandwidth`: of a device, in bytes and in GB/s, as far as they are known.
-    - `source`: where they are stated.
+    - `memory`, `bandwidth`, `source`: of a device, in bytes and in GB/s, and where they are stated; of a CPU, the
+        memory of this machine.
     - `batch_size`: B, of all devices together; `None` for one example.
     - `versions`: of the packages whose estimate it is.
     """
@@ -86,7 +86,7 @@ class Estimate:
     on: str
     chip: str
     devices: int
-    memory: int | None
+    memory: int
     bandwidth: float | None
     source: str
     batch_size: int | None
@@ -102,7 +102,6 @@ class Estimate:
         names = [n for n, column in cells.items() if n in ALWAYS or {*column} != {"-"}]
         names = [n for n in names if n != "steps" or several]
         lines = table(names, [list(row) for row in zip(*(cells[n] for n in names), strict=True)])
-        of_program = f", {size_text(self.memory)} for a program" if self.memory else ""
         steps = "" if several else f"{self.rows[0].steps:,} steps, "
         batch = "one example" if self.batch_size is None else f"batch {self.batch_size:,}"
         spread = f" over {self.devices:,} devices, bytes on each" if self.devices > 1 else ""
@@ -111,7 +110,7 @@ class Estimate:
         below = [f"{row.name}{f', {row.steps:,}' * several}: {row.limits}" for row in self.rows]
         below.append(f"Estimated by XLA for {self.chip} ({versions}). Nothing was run{no_times}.")
         below = [textwrap.fill(text, 110, subsequent_indent="  ") for text in below]
-        head = f"{self.on}: {self.chip}{of_program}; {steps}{batch}{spread}"
+        head = f"{self.on}: {self.chip}, {size_text(self.memory)} for a program; {steps}{batch}{spread}"
         return "\n".join([head, "", *lines, "", *below])
 
     __repr__ = __str__
@@ -131,7 +130,7 @@ def size_text(size: int | None) -> str:
 
 def _fits(row: EstimatedRow) -> str:
     if row.over is None:
-        return "" if row.fits is None else "NO"
+        return "NO"
     return f"NO, {size_text(row.over)} over" if row.over > 0 else f"{size_text(-row.over)} left"
 
 

@@ -31,7 +31,8 @@ def schema(name: str) -> dict[str, Any]:
 
     **Arguments:** `name`: what the file has as `schema`: `"etpc-claims/1"`, of [`etpc claims`](../cli.md);
     `"etpc-learner/1"`, the [manifest of an exported learner](../device.md); `"etpc-functions/1"`, that of
-    [functions of one state](../device.md#an-agent-that-acts-and-learns); or `"etpc-draw/1"`, of `etpc draw --json`.
+    [functions of one state](../device.md#an-agent-that-acts-and-learns); `"etpc-draw/1"`, of `etpc draw --json`;
+    or `"etpc-estimate/1"`, of [`etpc estimate`](../estimate.md).
 
     **Raises** `etpc.InputError` for another name.
 
