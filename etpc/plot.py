@@ -230,15 +230,12 @@ def estimate(found: Estimate, *, axes: Sequence[Axes] | np.ndarray | None = None
     (ax,) = _axes(axes, 1, 1, figsize=(6.5, 3.8))
     for n, name in enumerate(dict.fromkeys(row.name for row in found.rows)):
         rows = [row for row in found.rows if row.name == name and row.peak]
-        points = [(row.steps, row.peak) for row in rows]
-        ax.plot(*np.transpose(points), "-", color=f"C{n}", label=_plain(name))
-        for marker, fits in (("o", True), ("x", False)):
-            marked = [point for point, row in zip(points, rows, strict=True) if row.fits is fits]
-            ax.plot(*np.transpose(marked or [(np.nan, np.nan)]), marker, color=f"C{n}")
+        ax.plot([r.steps for r in rows], [r.peak for r in rows], color=f"C{n}", label=_plain(name))
+        for row in rows:
+            ax.plot(row.steps, row.peak, "o" if row.fits else "x", color=f"C{n}")
     data = sorted({(row.steps, row.data) for row in found.rows})
     ax.plot(*np.transpose(data), ":", color="grey", label="data alone")
-    ax.axhline(found.memory, color="grey", linewidth=1)
-    ax.annotate(_plain(f"{found.chip} has"), (0, found.memory), xycoords=("axes fraction", "data"))
+    ax.axhline(found.memory, color="grey", linewidth=1, label=_plain(f"there are, {found.chip}"))
     ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="bytes on each device")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return _figure(ax)

@@ -15,7 +15,7 @@ from jax.experimental.topologies import get_topology_desc
 
 from ..errors import InputError, UnsupportedError, near, not_installed
 
-COMPILERS = {"tpu": ["libtpu"], "cuda": ["jax-cuda12-plugin", "jax-cuda13-plugin"]}
+COMPILERS = {"tpu": {"libtpu"}, "cuda": {"jax-cuda12-plugin", "jax-cuda13-plugin"}}
 """The packages that have them, one of which an extra of the platform's name installs."""
 LIBTPU = {  # without a TPU, libtpu asks for these
     "TPU_SKIP_MDS_QUERY": "1",
@@ -62,11 +62,6 @@ class Place:
     chip: Chip
     devices: tuple[Any, ...] = dataclasses.field(repr=False)
 
-    @property
-    def versions(self) -> dict[str, str]:
-        """Those of the packages whose estimate it is."""
-        return _versions("jax", "jaxlib", *COMPILERS.get(self.chip.platform, ()))
-
 
 @functools.cache
 def place(on: str) -> Place:
@@ -85,8 +80,8 @@ def place(on: str) -> Place:
         raise InputError(f"on={on!r} names no chip that is known.{hint} Known are cpu, {known}.")
     chip = CHIPS[name]
     layout = layout or chip.layouts[0]
-    if not _versions(*COMPILERS[chip.platform]):
-        package = " or ".join(COMPILERS[chip.platform])
+    if not versions(chip).keys() & COMPILERS[chip.platform]:
+        package = " or ".join(sorted(COMPILERS[chip.platform]))
         raise UnsupportedError(not_installed(f"on={on!r}", package, chip.platform))
     # Only while it is asked for: in a process that has a TPU too, they would be wrong.
     before = dict(os.environ)
@@ -115,10 +110,10 @@ def place(on: str) -> Place:
     return Place(on, chip, tuple(found.devices))
 
 
-def _versions(*packages: str) -> dict[str, str]:
-    """Those of packages that are installed."""
+def versions(chip: Chip) -> dict[str, str]:
+    """Those of JAX and of the compiler of a chip, as far as they are installed."""
     found: dict[str, str] = {}
-    for package in packages:
+    for package in ("jax", "jaxlib", *COMPILERS.get(chip.platform, ())):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

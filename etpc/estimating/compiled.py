@@ -56,8 +56,6 @@ class Cost:
     arguments: int = 0
     fast: int = 0
     """The most bytes that a loop carries in VMEM."""
-    carried: int = 0
-    """The most bytes that a loop carries."""
     collectives: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     """By kind, how many run and the bytes of their results."""
     copies: Counter[int] = dataclasses.field(default_factory=Counter)
@@ -97,10 +95,8 @@ def read(text: str) -> Cost:
             count = times * int(cycles[1]) if cycles else 0
             kind = op.opcode.removesuffix("-start")
             if op.opcode == "while":
-                carried = list(_arrays(op.result))
-                found.carried = max(found.carried, sum(size for size, _ in carried))
-                in_fast = sum(size for size, layout in carried if FAST in layout)
-                found.fast = max(found.fast, in_fast)
+                in_fast = [size for size, layout in _arrays(op.result) if FAST in layout]
+                found.fast = max(found.fast, sum(in_fast))
                 trips = _trips(op, computations)
                 if trips is None:
                     found.unknown.append(op.name)

@@ -21,13 +21,13 @@ from ..errors import InputError, MemoryLimitError, checked_count
 from ..gradient.bptt import bptt
 from ..run import Program, check_optimizer, compile, online, updated
 from ..trace import Leaves, StepFunction, is_float, is_key, shape_of
-from .chips import Chip, Place, place
+from .chips import Chip, Place, place, versions
 from .compiled import Cost, compile_for, cost
 from .results import ADVICE, Estimate, EstimatedRow
 
 LAUNCH = 2e-6
 """Seconds that a kernel of a GPU takes at least, for what is said in words."""
-COMPILATIONS = 8
+COMPILATIONS = 6
 """At most so many are made to find the largest batch of a row."""
 BY_DEFAULT = 0.75
 """The part of a GPU's memory that JAX takes, unless it is told otherwise."""
@@ -73,24 +73,12 @@ def estimate(
         example, an array or a `jax.ShapeDtypeStruct`. The sum of the squares of all outputs unless set.
     - `mesh`: axes over which the batch is spread, with their sizes, such as `{"batch": 16}`: each device runs its own
         examples, and the gradient of each update is averaged. One device unless set.
-    - `largest_batch`: whether to search for the largest batch that fits, which takes up to 8 compilations more a row.
+    - `largest_batch`: whether to search for the largest batch that fits, which takes up to 6 compilations more a row.
 
     **Returns** an [`Estimate`][etpc.Estimate]. What does not fit is a row that says so.
 
     **Raises** `etpc.InputError` for a chip or a topology that is not known; `etpc.UnsupportedError` where its compiler
     is not installed, or may not be loaded; and what `etpc.compile` and `etpc.online` raise.
-
-    ```pycon
-    >>> import etpc, jax.numpy as jnp
-    >>> def step(w, x, h):
-    ...     h = jnp.tanh(w @ h + x)
-    ...     return h, h
-    >>> w, x = jnp.zeros((64, 64)), jnp.zeros(64)
-    >>> found = etpc.estimate(w, "d_rtrl", on="cpu", inputs=x, state=x, step=step, steps=50, batch_size=8)
-    >>> [(row.name, row.weights, row.traces) for row in found.rows]
-    [('BPTT', 16384, 0), ('D_RTRL()', 16384, 133128)]
-
-    ```
     """
     check_optimizer("optimiser", optimiser := optimiser or DESCENT)
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
@@ -132,7 +120,7 @@ def estimate(
             rows.append(row)
     chip = where.chip
     of_chip = chip.kind, spread, chip.memory, chip.bandwidth, chip.source
-    return Estimate(tuple(rows), on, *of_chip, batch_size, where.versions)
+    return Estimate(tuple(rows), on, *of_chip, batch_size, versions(where.chip))
 
 
 def _averaged(optimiser: Any, mesh: Mapping[str, int]) -> Any:
@@ -292,20 +280,20 @@ def _needed(said: str) -> int:
 def _largest(
     row: EstimatedRow, at: Callable[[int], EstimatedRow], batch: int, unit: int
 ) -> tuple[int, int | None]:
-    """The largest batch, a multiple of `unit`, that was found to fit, and the smallest that was not: by bisection, at
-    what a line through the last two peaks says, and every third time in the middle."""
+    """The largest batch, a multiple of `unit`, that was found to fit, and the smallest that was not, to 1 in 64: by
+    bisection, at what a line through the last two peaks says, and every third time in the middle."""
     fits, does_not, size, before = 0, None, batch // unit, (0, row.weights + row.moments)
     for tried in range(1 + COMPILATIONS):
         row = row if tried == 0 else at(size * unit)
         fits, does_not = (size, does_not) if row.fits else (fits, size)
-        if does_not == fits + 1:
+        near, peak, over = max(1, fits // 64), row.peak or 0, row.over or 0
+        if does_not and does_not - fits <= near:
             break
-        peak, over = row.peak or 0, row.over or 0
         slope = (peak - before[1]) / ((size - before[0]) or 1)
         before, guess = (size, peak), int(size - over / slope) if slope > 0 else 2 * size
         if does_not and tried % 3 == 2:
             guess = (fits + does_not) // 2
-        size = max(fits + 1, min(guess, does_not - 1 if does_not else guess))
+        size = max(fits + near, min(guess, does_not - near if does_not else guess))
     return fits * unit, does_not and does_not * unit
 
 

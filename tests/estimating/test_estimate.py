@@ -296,7 +296,7 @@ def test_mistakes_are_named(options, error, says):
 
 @pytest.mark.parametrize(("on", "extra"), [("v5e:2x2", "tpu"), ("h100", "cuda")])
 def test_a_compiler_that_is_not_installed_has_an_extra(on, extra, monkeypatch):
-    monkeypatch.setattr(chips, "COMPILERS", {"tpu": ["no-libtpu"], "cuda": ["no-plugin"]})
+    monkeypatch.setattr(chips, "COMPILERS", {"tpu": {"no-libtpu"}, "cuda": {"no-plugin"}})
     with pytest.raises(etpc.UnsupportedError, match=rf"etpc\[{extra}\]"):
         chips.place.__wrapped__(on)
 
@@ -319,7 +319,7 @@ def test_what_the_compiler_of_a_tpu_refuses(said, error, says, monkeypatch):
         assert os.environ["TPU_SKIP_MDS_QUERY"]
         raise jax.errors.JaxRuntimeError(said)
 
-    monkeypatch.setattr(chips, "COMPILERS", {"tpu": ["jax"]})
+    monkeypatch.setattr(chips, "COMPILERS", {"tpu": {"jax"}})
     monkeypatch.setattr(chips, "get_topology_desc", refuse)
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "mine")
     before = dict(os.environ)
