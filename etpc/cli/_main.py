@@ -262,7 +262,7 @@ def _estimate(arguments: argparse.Namespace) -> Answer:
         **dict(optimiser=optimiser, every=arguments.every, largest_batch=arguments.largest_batch),
         steps=arguments.steps or data.steps,
         batch_size=arguments.batch or data.batch_size,
-        mesh=arguments.mesh and dict([arguments.mesh]),
+        mesh=arguments.devices and {"batch": arguments.devices},
     )
     fits = any(row.fits for row in found.rows[1:])
     return Answer(str(found), {"model": arguments.target, **found.as_dict()}, fits)
@@ -365,11 +365,6 @@ def _positive(text: str) -> float:
     if not number > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
     return number
-
-
-def _axis(text: str) -> tuple[str, int]:
-    name, _, size = text.partition("=")
-    return name, _count(size)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -521,10 +516,8 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
         add("--on", required=True, metavar="CHIPS", help="cpu, or such as v5e:4x4, tpu7x, h100:8")
         add("--optimiser", metavar="NAME:RATE", help=f"{OPTIMISER} (plain descent)")
         add("--every", type=_count, metavar="W", help="steps between updates (all of them)")
-        spread = "spread the batch over N devices, such as batch=16"
-        add("--mesh", type=_axis, metavar="AXIS=N", help=spread)
-        search = "also find the largest batch that fits, by more compilations"
-        add("--largest-batch", action="store_true", help=search)
+        add("--devices", type=_count, metavar="N", help="spread the batch over so many (one)")
+        add("--largest-batch", action="store_true", help="also find the largest that fits")
     if name in DEFAULTS or name == "suggest":
         steps = f"more than the window, or traces are not used; {STEPS}, or those of the task"
         add("--steps", type=_count, metavar="T", help=steps)

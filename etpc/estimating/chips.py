@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata, resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental.topologies import get_topology_desc
@@ -29,13 +29,12 @@ LIBTPU = {  # without a TPU, libtpu asks for these
 class Chip:
     """A kind of chip; `chips.json` has those that are known. Numbers are those of one device, as JAX counts them.
 
-    - `name`, `kind`: as `on=` takes it, and what JAX calls the device.
-    - `platform`: as `etpc.compile(target=)` takes it.
-    - `memory`: bytes that a program may take; of a TPU, what XLA says that there is where one does not fit.
+    - `name`, `kind`, `platform`: as `on=` takes it; what JAX calls the device; as `etpc.compile(target=)` takes it.
+    - `memory`: bytes that a program may take: of a TPU, what XLA says that there is where one does not fit, and of a
+        GPU, what JAX takes by default.
     - `stated`, `source`: memory and bandwidth, and where they are stated, by the maker or in XLA.
     - `bandwidth`: of the memory, in GB/s; `cache`: bytes of a GPU's L2 cache.
-    - `layouts`: some numbers of chips that there are; of TPUs by axis.
-    - `description`: what XLA is told of a GPU.
+    - `layouts`: some numbers of chips that there are, of TPUs by axis; `description`, what XLA is told of a GPU.
     """
 
     name: str
@@ -54,13 +53,11 @@ _RECORDS = json.loads(resources.files("etpc.estimating").joinpath("chips.json").
 CHIPS = {chip.name: chip for chip in (Chip(**fields) for fields in _RECORDS)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """What a program is compiled for: devices of a kind of chip, which need not be there."""
 
-    on: str
     chip: Chip
-    devices: tuple[Any, ...] = dataclasses.field(repr=False)
+    devices: tuple[Any, ...]
 
 
 @functools.cache
@@ -72,12 +69,12 @@ def place(on: str) -> Place:
     """
     if on == "cpu":
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return Place(on, Chip(on, f"{platform.machine()} CPU", on, memory), (*jax.devices(on),))
+        return Place(Chip(on, f"{platform.machine()} CPU", on, memory), (*jax.devices(on),))
     name, _, layout = on.partition(":")
     if name not in CHIPS:
         known = ", ".join(f"{c.name} ({c.name}:{c.layouts[3]}, ...)" for c in CHIPS.values())
-        hint = near(name, CHIPS)
-        raise InputError(f"on={on!r} names no chip that is known.{hint} Known are cpu, {known}.")
+        known = f"{near(name, CHIPS)} Known are cpu, {known}"
+        raise InputError(f"on={on!r} names no chip that is known.{known}.")
     chip = CHIPS[name]
     layout = layout or chip.layouts[0]
     if not versions(chip).keys() & COMPILERS[chip.platform]:
@@ -107,7 +104,7 @@ def place(on: str) -> Place:
     finally:
         os.environ.clear()
         os.environ.update(before)
-    return Place(on, chip, tuple(found.devices))
+    return Place(chip, tuple(found.devices))
 
 
 def versions(chip: Chip) -> dict[str, str]:

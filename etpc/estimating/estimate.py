@@ -25,14 +25,9 @@ from .chips import Chip, Place, place, versions
 from .compiled import Cost, compile_for, cost
 from .results import ADVICE, Estimate, EstimatedRow
 
-LAUNCH = 2e-6
-"""Seconds that a kernel of a GPU takes at least, for what is said in words."""
-COMPILATIONS = 6
-"""At most so many are made to find the largest batch of a row."""
-BY_DEFAULT = 0.75
-"""The part of a GPU's memory that JAX takes, unless it is told otherwise."""
+LAUNCH = 2e-6  # seconds that a kernel of a GPU takes at least, for what is said in words
+COMPILATIONS = 6  # at most so many are made to find the largest batch of a row
 DESCENT = types.SimpleNamespace(init=lambda _: (), update=lambda grads, state, _: (grads, state))
-"""An optimiser without a state."""
 
 
 def estimate(
@@ -93,18 +88,14 @@ def estimate(
     if spread > len(where.devices):
         more = f"Name more chips, such as on='{where.chip.name}:{[*where.chip.layouts, ''][-1]}'"
         if on == "cpu":
-            more = (
-                f"Set XLA_FLAGS=--xla_force_host_platform_device_count={spread} before JAX starts"
-            )
+            more = f"Start with XLA_FLAGS=--xla_force_host_platform_device_count={spread}"
         there = f"on={on!r} has {len(where.devices)}"
         raise InputError(f"mesh={axes} needs {spread} devices, and {there}. {more}.")
     if (batch_size or spread) % spread:
-        raise InputError(
-            f"batch_size={batch_size} is no multiple of {spread}, the devices of mesh=."
-        )
+        raise InputError(f"batch_size={batch_size} is no multiple of {spread}, as mesh= needs it.")
     called = dict(inputs=inputs, state=state, step=step, weights=weights)
     data = jax.tree.map(shape_of, (inputs, targets))
-    how = loss_fn or _squares, _averaged(optimiser, axes), every, batch_size
+    how = loss_fn or _squares, _averaged(optimiser, axes) if axes else optimiser, every, batch_size
     task = _Task(model, called, data, *how, where, axes)
     listed = [rules] if isinstance(rules, Algorithm | str) else rules
     contestants = [task.bptt("BPTT"), *(task.rule(resolve(rule)) for rule in listed)]
@@ -120,13 +111,11 @@ def estimate(
             rows.append(row)
     chip = where.chip
     of_chip = chip.kind, spread, chip.memory, chip.bandwidth, chip.source
-    return Estimate(tuple(rows), on, *of_chip, batch_size, versions(where.chip))
+    return Estimate(tuple(rows), on, *of_chip, batch_size, versions(chip))
 
 
 def _averaged(optimiser: Any, mesh: Mapping[str, int]) -> Any:
     """An optimiser that gets the mean of the gradients of all devices."""
-    if not mesh:
-        return optimiser
 
     @functools.wraps(optimiser.update)
     def update(grads: Any, *more: Any, **known: Any) -> Any:
@@ -226,7 +215,9 @@ class _Task:
             said = str(error).splitlines()[0]
             if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in said:
                 raise
-            peak = None if refusal else max(peak, _needed(said))
+            asked = re.search(r"(?:Used |\()([\d.]+)([KMGT])", said)  # bytes, as XLA says them
+            needed = float(asked[1]) * 1024 ** (1 + "KMGT".index(asked[2])) if asked else 0
+            peak = None if refusal else max(peak, round(needed))
             over = None if peak is None else max(1, peak - chip.memory)
             said = said[max(0, said.find("Ran out")) :].partition(". HLO module")[0]
             known: dict[str, Any] = dict(peak=peak, over=over, fits=False, refusal=said)
@@ -255,10 +246,8 @@ class _Task:
         mesh = Mesh(np.array(self.where.devices[: math.prod(shape)]).reshape(shape), axes)
         carry, batch = args[2], jax.tree.leaves(args[3])[0].shape[1]
         larger = program and jax.eval_shape(lambda: program.init(2 * batch))
-        by_axis = lambda a, b: (axes if m != n else None for m, n in zip(a, b, strict=True))
-        by_example = jax.tree.map(
-            lambda a, b: PartitionSpec(*by_axis(a.shape, b.shape)), carry, larger
-        )
+        spec = lambda a, b: PartitionSpec(*(axes if m != n else None for m, n in zip(a, b)))  # noqa: B905
+        by_example = jax.tree.map(lambda a, b: spec(a.shape, b.shape), carry, larger)
         same, by_step = PartitionSpec(), PartitionSpec(None, axes)
         into, out = (same, same, by_example, by_step, by_step), (same, same, by_example, same)
         run = jax.shard_map(run, mesh=mesh, in_specs=into, out_specs=out, check_vma=False)
@@ -269,12 +258,6 @@ def _bytes(tree: Any) -> int:
     """Those of shapes of arrays, without PRNG keys."""
     arrays = [a for a in jax.tree.leaves(tree) if not is_key(a)]
     return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays)
-
-
-def _needed(said: str) -> int:
-    """The bytes that XLA says a program needs, where it refuses it; 0 where it says none."""
-    found = re.search(r"(?:Used |\()([\d.]+)([KMGT])", said)
-    return round(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else 0
 
 
 def _largest(
@@ -299,13 +282,11 @@ def _largest(
 
 def _limits(row: EstimatedRow, chip: Chip, found: Cost) -> str:
     """What limits a row, in words, and what to change where it does not fit."""
-    words = [f"it does not fit: {row.refusal or 'see its peak'}"] if row.fits is False else []
     part, size = max(row.parts.items(), key=lambda item: item[1])
-    if row.peak:
-        advice = f"; {ADVICE[part]}" if row.fits is False else ""
-        words.append(f"{size / row.peak:.0%} of its bytes are {part}{advice}")
-    if chip.platform == "cuda" and row.fits and (row.peak or 0) > BY_DEFAULT * chip.memory:
-        words.append(f"XLA_PYTHON_CLIENT_MEM_FRACTION must be more than the {BY_DEFAULT} of JAX")
+    words = [f"{size / row.peak:.0%} of its bytes are {part}"] if row.peak else []
+    if not row.fits:
+        said = f": {row.refusal}" if row.refusal else ""
+        return "; ".join([f"it does not fit{said}", *words, *([ADVICE[part]] if row.peak else [])])
     if found.cycles:
         by_name: Counter[str] = Counter()
         for line, cycles in found.by_line.items():
@@ -317,10 +298,8 @@ def _limits(row: EstimatedRow, chip: Chip, found: Cost) -> str:
         moved = 2 * row.traces / row.window / (1e9 * chip.bandwidth)
     if moved > launches:
         each = "step" if row.window == 1 else f"window of {row.window}"
-        rate = f"{1e6 * moved:,.1f} us a step or more"
-        words.append(
-            f"to read and write traces each {each} takes {rate}, at {chip.bandwidth:,.0f} GB/s"
-        )
+        rate = f"{1e6 * moved:,.1f} us a step or more at {chip.bandwidth:,.0f} GB/s"
+        words.append(f"to read and write the traces each {each} takes {rate}")
     elif launches:
         words.append(f"{1e6 * launches:,.0f} us a step if each kernel takes {1e6 * LAUNCH:.0f}")
     if row.unknown_loops:

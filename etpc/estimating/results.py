@@ -24,20 +24,17 @@ class EstimatedRow:
 
     - `name`: the rule, or `"BPTT"` for backpropagation through time.
     - `steps`, `window`: T, and in which windows they are processed; `None` for BPTT.
-    - `weights`, `moments`: bytes of the parameters, and of the optimiser's state.
+    - `weights`, `moments`, `data`: bytes of the parameters, of the optimiser's state, and of inputs and targets.
     - `traces`: bytes of all that is carried on: traces and hidden states.
-    - `data`: bytes of inputs and targets.
     - `temporary`: bytes beside arguments and results, as XLA lays them out; `None` where there is no program.
     - `peak`: bytes in all, as XLA lays them out; at least so many where there is no program. `None` if not known.
-    - `over`: by how many bytes it does not fit; below zero, how many are left.
-    - `fits`: whether it does.
+    - `fits`, `over`: whether it does, and by how many bytes not; below zero, how many are left.
     - `cycles`, `to_bptt`: of a step, as XLA estimates them for a TPU, times the trips of loops; relative to BPTT.
     - `kernels`: how many a step launches on a GPU.
     - `collectives`: by kind, how many an update takes, and the bytes of their results.
     - `unknown_loops`: how many loops count once, as the program does not say how often they run.
     - `seconds`: of compilation.
-    - `refusal`: why there is no program, as XLA or `etpc` says it.
-    - `limits`: what limits it, in words, and what to change where it does not fit.
+    - `refusal`, `limits`: why there is no program, as XLA or `etpc` says it; in words, what limits it.
     - `largest`: the largest batch that was found to fit, and the smallest that was not; `None` where not asked for.
     """
 
@@ -105,7 +102,7 @@ class Estimate:
         steps = "" if several else f"{self.rows[0].steps:,} steps, "
         batch = "one example" if self.batch_size is None else f"batch {self.batch_size:,}"
         spread = f" over {self.devices:,} devices, bytes on each" if self.devices > 1 else ""
-        no_times = ", and cycles are no times" if self.rows[0].cycles else ""
+        no_times = "; cycles are no times" if self.rows[0].cycles else ""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         below = [f"{row.name}{f', {row.steps:,}' * several}: {row.limits}" for row in self.rows]
         below.append(f"Estimated by XLA for {self.chip} ({versions}). Nothing was run{no_times}.")
