@@ -102,7 +102,7 @@ class Estimate:
         steps = "" if several else f"{self.rows[0].steps:,} steps, "
         batch = "one example" if self.batch_size is None else f"batch {self.batch_size:,}"
         spread = f" over {self.devices:,} devices, bytes on each" if self.devices > 1 else ""
-        no_times = "; cycles are no times" if self.rows[0].cycles else ""
+        no_times = "; cycles are no times" if any(row.cycles for row in self.rows) else ""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         below = [f"{row.name}{f', {row.steps:,}' * several}: {row.limits}" for row in self.rows]
         below.append(f"Estimated by XLA for {self.chip} ({versions}). Nothing was run{no_times}.")
