@@ -235,7 +235,7 @@ def estimate(found: Estimate, *, axes: Sequence[Axes] | np.ndarray | None = None
             ax.plot(row.steps, row.peak, "o" if row.fits else "x", color=f"C{n}")
     data = sorted({(row.steps, row.data) for row in found.rows})
     ax.plot(*np.transpose(data), ":", color="grey", label="data alone")
-    ax.axhline(found.memory, color="grey", linewidth=1, label=_plain(f"there are, {found.chip}"))
+    ax.axhline(found.memory, color="grey", linewidth=1, label=_plain(f"memory of {found.chip}"))
     ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="bytes on each device")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return _figure(ax)
