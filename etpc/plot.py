@@ -230,9 +230,11 @@ def estimate(found: Estimate, *, axes: Sequence[Axes] | np.ndarray | None = None
     (ax,) = _axes(axes, 1, 1, figsize=(6.5, 3.8))
     for n, name in enumerate(dict.fromkeys(row.name for row in found.rows)):
         rows = [row for row in found.rows if row.name == name and row.peak]
-        ax.plot([r.steps for r in rows], [r.peak for r in rows], color=f"C{n}", label=_plain(name))
+        ax.plot(
+            [r.steps for r in rows], [r.peak or 0 for r in rows], color=f"C{n}", label=_plain(name)
+        )
         for row in rows:
-            ax.plot(row.steps, row.peak, "o" if row.fits else "x", color=f"C{n}")
+            ax.plot(row.steps, row.peak or 0, "o" if row.fits else "x", color=f"C{n}")
     data = sorted({(row.steps, row.data) for row in found.rows})
     ax.plot(*np.transpose(data), ":", color="grey", label="data alone")
     ax.axhline(found.memory, color="grey", linewidth=1, label=_plain(f"memory of {found.chip}"))

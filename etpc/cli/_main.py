@@ -249,7 +249,7 @@ def _suggest(arguments: argparse.Namespace) -> Answer:
 
 
 def _estimate(arguments: argparse.Namespace) -> Answer:
-    if not jax.config.jax_platforms:
+    if not getattr(jax.config, "jax_platforms", None):
         jax.config.update("jax_platforms", "cpu")  # nothing is run, so no device is looked for
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
     data = make_data(task, seed=arguments.seed, steps=None, batch=None)

@@ -239,7 +239,7 @@ class _Task:
 
     def compiled(self, run: Any, program: Program | None, args: Any) -> Any:
         """An update, for one device; or for all of a mesh, each with its part of the batch and all weights."""
-        donated = dict(donate_argnums=(0, 1, 2))
+        donated: Any = dict(donate_argnums=(0, 1, 2))
         if not self.mesh:
             return compile_for(self.where, run, *args, **donated)
         shape, axes = (*self.mesh.values(),), (*self.mesh,)
