@@ -538,8 +538,9 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
         add("--repeats", type=_count, default=10, metavar="N", help="of each timing (10)")
     inputs = "what the model reads in one step, such as 20, 3,4 or 'int32[3,4]'"
     add("--inputs", metavar="SHAPE", help=inputs)
-    memory = "at most so many bytes of traces (16 GiB)"
-    add("--memory", type=_count, metavar="BYTES", help=memory)
+    if name != "estimate":
+        memory = "at most so many bytes of traces (16 GiB)"
+        add("--memory", type=_count, metavar="BYTES", help=memory)
     seed = "of random data, and of a function's key or seed (0)"
     add("--seed", type=int, default=0, help=seed)
     add("--x64", action="store_true", help="compute in float64")
