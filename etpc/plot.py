@@ -217,8 +217,7 @@ def suggestion(found: Suggestion, *, axes: Sequence[Axes] | np.ndarray | None = 
 def estimate(found: Estimate, *, axes: Sequence[Axes] | np.ndarray | None = None) -> Figure:
     """Memory over the number of steps, for BPTT and each rule, below the line of what there is.
 
-    A cross is a program that does not fit, with the bytes that it would take. Inputs and targets are in all of them;
-    the dotted line is what they take alone.
+    A cross is a program that does not fit. Inputs and targets are in all bytes; dotted is what they take alone.
 
     **Arguments:**
 

@@ -30,8 +30,7 @@ class Chip:
     """A kind of chip; `chips.json` has those that are known. Numbers are those of one device, as JAX counts them.
 
     - `name`, `kind`, `platform`: as `on=` takes it; what JAX calls the device; as `etpc.compile(target=)` takes it.
-    - `memory`: bytes that a program may take: of a TPU, what XLA says that there is where one does not fit, and of a
-        GPU, what JAX takes by default.
+    - `memory`: bytes that a program may take: of a TPU, as XLA says; of a GPU, what JAX takes by default.
     - `stated`, `source`: memory and bandwidth, and where they are stated, by the maker or in XLA.
     - `bandwidth`: of the memory, in GB/s; `cache`: bytes of a GPU's L2 cache.
     - `layouts`: some numbers of chips that there are, of TPUs by axis; `description`, what XLA is told of a GPU.

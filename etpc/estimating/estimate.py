@@ -57,17 +57,14 @@ def estimate(
     - `model`, `inputs`, `state`, `step`, `weights`: as in [`etpc.compile`][]. Floats of the model may be
         `jax.ShapeDtypeStruct`s.
     - `rules`: algorithms or their names.
-    - `on`: `"cpu"`, or a kind of chip and how many: `"v5e:4x4"`, `"v6e:2x2"`, `"v5p:2x2x1"`, `"tpu7x:2x2x1"`, `"h100"`,
-        `"a100:8"`.
+    - `on`: `"cpu"`, or a kind of chip and how many: `"v5e:4x4"`, `"v5p:2x2x1"`, `"tpu7x"`, `"h100"`, `"a100:8"`.
     - `steps`: T, how many steps a call has; or several of them, to see how memory grows.
     - `batch_size`: B, of all devices together; `None` for one example without a batch axis.
-    - `optimiser`: an optimiser of Optax, as in [`etpc.online`][]; plain gradient descent unless set. Weights, its state
-        and the carry are written over.
+    - `optimiser`: one of Optax, as in [`etpc.online`][]; plain descent unless set. What an update replaces is donated.
     - `every`: the number of steps between updates of the rules; T unless set. BPTT has one update.
     - `loss_fn`, `targets`: as in [`value_and_grad`][etpc.Program.value_and_grad], with the target of one step of one
         example, an array or a `jax.ShapeDtypeStruct`. The sum of the squares of all outputs unless set.
-    - `mesh`: axes over which the batch is spread, with their sizes, such as `{"batch": 16}`: each device runs its own
-        examples, and the gradient of each update is averaged. One device unless set.
+    - `mesh`: axes over which the batch is spread, such as `{"batch": 16}`, by averaged gradients; none unless set.
     - `largest_batch`: whether to search for the largest batch that fits, which takes up to 6 compilations more a row.
 
     **Returns** an [`Estimate`][etpc.Estimate]. What does not fit is a row that says so.
@@ -131,8 +128,7 @@ def _squares(y: Any, _: Any) -> jax.Array:
 
 
 class _Contestant(NamedTuple):
-    """One way to learn: a function of the weights, the optimiser's state, a carry, inputs and targets, that returns new
-    ones of the first three, and losses."""
+    """A function of weights, optimiser state, carry, inputs and targets, that returns new ones of the first three."""
 
     name: str
     run: Callable[..., Any]

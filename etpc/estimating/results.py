@@ -73,8 +73,7 @@ class Estimate:
     - `rows`: an [`EstimatedRow`][etpc.EstimatedRow] for BPTT and each rule, for each number of steps.
     - `on`, `chip`: what it is for, and what JAX calls that chip.
     - `devices`: over how many the batch is spread; bytes are those of each.
-    - `memory`, `bandwidth`, `source`: of a device, in bytes and in GB/s, and where they are stated; of a CPU, the
-        memory of this machine.
+    - `memory`, `bandwidth`, `source`: of a device, in bytes and in GB/s, and where they are stated.
     - `batch_size`: B, of all devices together; `None` for one example.
     - `versions`: of the packages whose estimate it is.
     """
