@@ -1,6 +1,6 @@
 """What do programs cost on TPUs and GPUs, as the compilers of these say?
 
-Nothing is run: each program is compiled for a chip that is not there (`benchmarks/compiled.py`). Cells are those of
+Nothing is run: each program is compiled for a chip that is not there (`etpc/estimating`). Cells are those of
 `benchmarks/cells.py`, with a cross-entropy of one-hot targets, as a TPU makes a loop of a loss that indexes. All
 contestants compute the gradient of the same sequences, from a fresh state; what would only be carried on is left out.
 The rules by hand are those of `benchmarks/step.py`, where weights move at each step.
@@ -20,12 +20,14 @@ from jax import Array
 from rich.console import Console
 
 import etpc
-from benchmarks import cells, compiled, network, peer, step
+from benchmarks import cells, network, peer, step
 from benchmarks.by_hand import CELLS, Cell, bptt
 from benchmarks.by_hand import loss as squared
 from benchmarks.cells import DECAY, RANK
 from benchmarks.network import N_IN, N_OUT, Problem
 from benchmarks.table import Column, Table, mebibytes, ratio
+from etpc.estimating import compiled
+from etpc.estimating.chips import place
 
 ON = ("v5e:2x2", "v6e:2x2", "h100")
 RULES: Mapping[str, etpc.algorithms.Algorithm] = {
@@ -113,7 +115,7 @@ def _rows(
     for name, known, function, arguments in field:
         start = time.perf_counter()
         try:
-            cost = compiled.cost(compiled.compile_for(chip, function, *arguments))
+            cost = compiled.cost(compiled.compile_for(place(chip), function, *arguments))
         except jax.errors.JaxRuntimeError as error:  # it does not fit
             console.print(f"  {chip} {name}: {str(error).splitlines()[0][:200]}")
             continue
@@ -151,7 +153,7 @@ def of_cell(name: str, chip: str, size: int, steps: int, batch: int) -> Iterator
     yield UNROLLED, {}, functools.partial(plain, unroll=4), data
     for rule_name, rule in {**RULES, ROUNDED: etpc.D_RTRL()}.items():
         precision = "default" if rule_name == ROUNDED else "highest"
-        target = etpc.Target(compiled.platform(chip), precision=precision)
+        target = etpc.Target(place(chip).chip.platform, precision=precision)
         program = etpc.compile(model, rule, inputs=shape(N_IN), weights="all", target=target)
         traces = sum(size for _, size in program.memory(batch).traces)
         if rule_name == "RTRL" and traces > LARGEST:
@@ -191,7 +193,7 @@ def by_hand(cell: Cell, chip: str, size: int, steps: int, batch: int) -> Iterato
         inputs=shape(n_in),
         state=cell.state(size),
         step=cell.step,
-        target=compiled.platform(chip),
+        target=place(chip).chip.platform,
     )
     learner: Any = etpc.online(program, squared, optax.sgd(rate), every=1)
     start = jax.eval_shape(lambda: learner.init(weights, batch))
@@ -207,7 +209,7 @@ def reference(chip: str, size: int, steps: int, batch: int) -> Iterator[Contesta
     arrays, static = eqx.partition(problem.model, eqx.is_array)
     targets = jnp.broadcast_to(problem.targets, (steps, batch))
     program = etpc.compile(
-        problem.model, etpc.D_RTRL(), inputs=problem.xs[0, 0], target=compiled.platform(chip)
+        problem.model, etpc.D_RTRL(), inputs=problem.xs[0, 0], target=place(chip).chip.platform
     )
     known = {"window": program.window_for(steps)}
     for name, of_step in (("one-hot loss", loss), ("loss by index", network.loss)):

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .checking.suggest import Candidate, Suggestion, suggest
     from .checkpoint import load, load_weights, save
     from .definition import reference
+    from .estimating.estimate import Estimate, EstimatedRow, estimate
     from .export.functions import ExportedFunctions, export_functions
     from .export.learner import Exported
     from .export.load import load_exported
@@ -68,6 +69,7 @@ else:
         "checkpoint": "load load_weights save",
         "definition": "reference",
         "nn": "feedback",
+        "estimating.estimate": "Estimate EstimatedRow estimate",
         "export.functions": "ExportedFunctions export_functions",
         "export.learner": "Exported",
         "export.load": "load_exported",
@@ -125,6 +127,8 @@ __all__ = [
     "Comparison",
     "CreditRTRL",
     "EProp",
+    "Estimate",
+    "EstimatedRow",
     "EtpcError",
     "Exported",
     "ExportedFunctions",
@@ -154,6 +158,7 @@ __all__ = [
     "compare",
     "compile",
     "draw",
+    "estimate",
     "export_functions",
     "feedback",
     "fit",

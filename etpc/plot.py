@@ -1,4 +1,4 @@
-"""Charts of a program: how good its gradients are, its traces over time, and what rules train.
+"""Charts of a program: how good its gradients are, its traces over time, what rules train and what memory they take.
 
 Needs the extra `plot` (Matplotlib). Each function draws into new axes or into those that it is given,
 and follows Matplotlib's style. The picture of a program's graph is in [`etpc.draw`][].
@@ -14,6 +14,7 @@ import numpy as np
 from .checking.compare import Report
 from .checking.suggest import Suggestion
 from .errors import InputError, InputTypeError, SelectionError, checked_count, not_installed
+from .estimating.estimate import Estimate
 from .plan import OpPlan
 from .run import Carry, Program
 from .trace import is_spike
@@ -213,6 +214,34 @@ def suggestion(found: Suggestion, *, axes: Sequence[Axes] | np.ndarray | None = 
     return figure
 
 
+def estimate(found: Estimate, *, axes: Sequence[Axes] | np.ndarray | None = None) -> Figure:
+    """Memory over the number of steps, for BPTT and each rule, below the line of what there is.
+
+    A cross is a program that does not fit. Inputs and targets are in all bytes; dotted is what they take alone.
+
+    **Arguments:**
+
+    - `found`: from [`etpc.estimate`][], with several numbers of steps.
+    - `axes`: one axis.
+
+    **Returns** the figure.
+    """
+    (ax,) = _axes(axes, 1, 1, figsize=(6.5, 3.8))
+    for n, name in enumerate(dict.fromkeys(row.name for row in found.rows)):
+        rows = [row for row in found.rows if row.name == name and row.peak]
+        ax.plot(
+            [r.steps for r in rows], [r.peak or 0 for r in rows], color=f"C{n}", label=_plain(name)
+        )
+        for row in rows:
+            ax.plot(row.steps, row.peak or 0, "o" if row.fits else "x", color=f"C{n}")
+    data = sorted({(row.steps, row.data) for row in found.rows})
+    ax.plot(*np.transpose(data), ":", color="grey", label="data alone")
+    ax.axhline(found.memory, color="grey", linewidth=1, label=_plain(f"memory of {found.chip}"))
+    ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="bytes on each device")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return _figure(ax)
+
+
 def _axes(axes: Any, rows: int, columns: int, **settings: Any) -> list[Axes]:
     """The axes to draw into, in one list: those that are given, or new ones."""
     if axes is None:
@@ -287,4 +316,4 @@ def _raster(ax: Axes, values: np.ndarray, name: str) -> None:
     ax.set(ylabel=_plain(name), ylim=(-0.5, values.shape[1] - 0.5))
 
 
-__all__ = ["gradient_agreement", "suggestion", "traces"]
+__all__ = ["estimate", "gradient_agreement", "suggestion", "traces"]

@@ -654,13 +654,16 @@ def read_by(function):
 @pytest.mark.parametrize("command", _main.COMMANDS)
 def test_every_option_is_read(command):
     output = ["-o", "x"] if command in _main.OUTPUTS else []
+    output += ["--on", "cpu"] if command == "estimate" else []
     options = vars(_main._arguments([command, "tiny_models:make", *output]))
     assert options.keys() - {"command", "x64", "json", "traceback"} == read_by(
         _main.COMMANDS[command].run
     )
 
 
-@pytest.mark.parametrize("command", ["explain", "verify", "draw", "bench", "suggest", None])
+@pytest.mark.parametrize(
+    "command", ["explain", "verify", "draw", "bench", "suggest", "estimate", None]
+)
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([*([] if command is None else [command]), "--help"])

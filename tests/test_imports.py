@@ -46,9 +46,10 @@ SEES = {
     # kernels of an accelerator, as passes
     "kernels": "forms ir plan",
     "checking": "errors files gradient trace analyse forms algorithms plan show definition run rules",
+    "estimating": "errors files gradient trace algorithms show run checking",
     "checkpoint": "errors files trace run",
     "training": "errors checkpoint run",
-    "plot": "errors trace checking plan run",
+    "plot": "errors trace checking estimating plan run",
     "testing": "errors files gradient checking trace algorithms ir plan run",
     # models
     "surrogate": "errors",
@@ -57,28 +58,18 @@ SEES = {
     "optim": "errors",
     "units": "errors",
     # the command line is above the package itself
-    "__init__": "later errors _jax gradient export checking training checkpoint definition algorithms analyse"
-    " draw emit files interop ir nn ops optim plan plot rules run schedule surrogate testing trace units viewing",
-    "cli": "__init__ errors files gradient export checking algorithms draw run show testing trace",
+    "__init__": "later errors _jax gradient export checking estimating training checkpoint definition algorithms"
+    " analyse draw emit files interop ir nn ops optim plan plot rules run schedule surrogate testing trace units"
+    " viewing",
+    "cli": "__init__ errors files gradient export checking estimating algorithms draw run show testing trace",
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
 COMPILER = "_jax ops trace analyse forms algorithms ir plan emit definition run"
 OUTER = {
-    *[
-        "show",
-        "draw",
-        "viewing",
-        "equations",
-        "export",
-        "rules",
-        "kernels",
-        "checking",
-        "checkpoint",
-        "training",
-        "plot",
-    ],
-    *["testing", "nn", "interop", "optim", "units", "cli"],
+    *["show", "draw", "viewing", "equations", "export", "rules", "kernels", "checking"],
+    *["estimating", "checkpoint", "training", "plot", "testing", "nn", "interop", "optim"],
+    *["units", "cli"],
 }
 """The outer ring."""
 LATER = {

@@ -232,3 +232,25 @@ def test_a_suggestion():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["rule 0", "rule 1"]
     with pytest.raises(ValueError, match="No rule of the suggestion has trained"):
         plot.suggestion(etpc.Suggestion(None, rows[2:], (), (), ()))
+
+
+def test_memory_over_steps():
+    row = functools.partial(etpc.EstimatedRow, window=None, weights=1, moments=0, traces=0, data=5)
+    rows = [
+        row("BPTT", 10, peak=100, fits=True),
+        row("BPTT", 100, peak=900, fits=False),
+        row("D_RTRL()", 10, peak=50, fits=True),
+        row("D_RTRL()", 100, peak=50, fits=True),
+        row("RTRL()", 10),
+    ]
+    found = etpc.Estimate(tuple(rows), "v5e", "a $chip", 1, 500, None, "", 4, {})
+    (ax,) = plot.estimate(found).axes
+    shown = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert shown["BPTT"] == [[10, 100], [100, 900]]
+    assert shown["D_RTRL()"] == [[10, 50], [100, 50]]
+    assert shown["data alone"] == [[10, 5], [100, 5]]
+    assert {tuple(line.get_ydata()) for line in ax.lines if "chip" in line.get_label()} == {
+        (500, 500)
+    }
+    assert marks(ax) == {(10, 100, "o"), (100, 900, "x"), (10, 50, "o"), (100, 50, "o")}
+    assert ax.get_yscale() == ax.get_xscale() == "log"

@@ -20,6 +20,7 @@ from .. import __version__
 from ..checking.compare import compare
 from ..checking.suggest import suggest
 from ..errors import EtpcError
+from ..estimating.estimate import estimate
 from ..files.disk import new_folder
 from ..files.record import plain
 from ..run import Program
@@ -35,8 +36,8 @@ OK, FAILED, MISTAKE, UNFORESEEN = range(4)
 """Exit statuses."""
 
 STATUS = """\
-exit status: 0 if all is well, 1 if a claim of exactness did not hold, a comparison showed nothing
-or no rule is suggested, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
+exit status: 0 if all is well, 1 if a claim of exactness did not hold, a comparison showed nothing, or no
+rule is suggested or fits, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
 
 PROSE = 100
 """The longest line of sentences, however wide the terminal."""
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, with the arguments of the process by default.
 
     **Returns** the exit status: 0 if all is well; 1 if a claim of exactness did not hold, a
-    comparison showed nothing, or no rule is suggested; 2 for a mistake in the command or in
+    comparison showed nothing, or no rule is suggested or fits; 2 for a mistake in the command or in
     the user's own code; 3 for an error that etpc did not foresee.
     """
     arguments = _arguments(argv)
@@ -257,6 +258,26 @@ def _suggest(arguments: argparse.Namespace) -> Answer:
     return _on_data(arguments, data, str(suggestion), suggestion.as_dict(), fits)
 
 
+def _estimate(arguments: argparse.Namespace) -> Answer:
+    if not getattr(jax.config, "jax_platforms", None):
+        jax.config.update("jax_platforms", "cpu")  # nothing is run, so no device is looked for
+    task = load_task(arguments.target, arguments.inputs, arguments.seed)
+    data = make_data(task, seed=arguments.seed, steps=None, batch=None)
+    of_step = lambda a: jax.ShapeDtypeStruct(a.shape[1 + (data.batch_size is not None) :], a.dtype)
+    optimiser = arguments.optimiser and parse_optimiser(arguments.optimiser)
+    found = estimate(
+        *(task.model, [*map(parse, arguments.algo)]),
+        **dict(on=arguments.on, inputs=task.inputs, **task.called),
+        **dict(loss_fn=data.loss_fn, targets=jax.tree.map(of_step, data.targets)),
+        **dict(optimiser=optimiser, every=arguments.every, largest_batch=arguments.largest_batch),
+        steps=arguments.steps or data.steps,
+        batch_size=arguments.batch or data.batch_size,
+        mesh=arguments.devices and {"batch": arguments.devices},
+    )
+    fits = any(row.fits for row in found.rows[1:])
+    return Answer(str(found), {"model": arguments.target, **found.as_dict()}, fits)
+
+
 def _export(arguments: argparse.Namespace) -> Answer:
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
     folder = arguments.output
@@ -373,6 +394,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 DEFAULTS = {
     "verify": ["d_rtrl", "es_d_rtrl", "tbptt:10", "tbptt:1"],
     "bench": ["d_rtrl", "es_d_rtrl"],
+    "estimate": ["d_rtrl", "es_d_rtrl"],
 }
 """The algorithms of the commands that take several."""
 
@@ -438,6 +460,11 @@ COMMANDS = {
         "find which learning rule trains a model best, on its data",
         "models.py:make_task --optimiser adam:1e-3",
         "compiling and training",
+    ),
+    "estimate": Command(
+        _estimate,
+        "estimate memory, cycles and kernels on a TPU or a GPU that is not there, beside BPTT",
+        "models.py:make --on v5e:2x2 --steps 1000 --batch 64 --optimiser adam:1e-3",
     ),
     "export": Command(
         _export,
@@ -509,6 +536,12 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     if name in DEFAULTS:
         several = f"{FORM}; may be given several times ({', '.join(DEFAULTS[name])})"
         add("--algo", action="append", metavar="ALGO", help=several)
+    if name == "estimate":
+        add("--on", required=True, metavar="CHIPS", help="cpu, or such as v5e:4x4, tpu7x, h100:8")
+        add("--optimiser", metavar="NAME:RATE", help=f"{OPTIMISER} (plain descent)")
+        add("--every", type=_count, metavar="W", help="steps between updates (all of them)")
+        add("--devices", type=_count, metavar="N", help="spread the batch over so many (one)")
+        add("--largest-batch", action="store_true", help="also find the largest that fits")
     if name in DEFAULTS or name == "suggest":
         steps = f"more than the window, or traces are not used; {STEPS}, or those of the task"
         add("--steps", type=_count, metavar="T", help=steps)
@@ -529,8 +562,9 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
         add("--repeats", type=_count, default=10, metavar="N", help="of each timing (10)")
     inputs = "what the model reads in one step, such as 20, 3,4 or 'int32[3,4]'"
     add("--inputs", metavar="SHAPE", help=inputs)
-    memory = "at most so many bytes of traces (16 GiB)"
-    add("--memory", type=_count, metavar="BYTES", help=memory)
+    if name != "estimate":
+        memory = "at most so many bytes of traces (16 GiB)"
+        add("--memory", type=_count, metavar="BYTES", help=memory)
     seed = "of random data, and of a function's key or seed (0)"
     add("--seed", type=int, default=0, help=seed)
     add("--x64", action="store_true", help="compute in float64")

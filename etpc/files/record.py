@@ -31,8 +31,9 @@ def schema(name: str) -> dict[str, Any]:
 
     **Arguments:** `name`: what the file has as `schema`: `"etpc-claims/1"`, of [`etpc claims`](../cli.md);
     `"etpc-learner/1"`, the [manifest of an exported learner](../device.md); `"etpc-functions/1"`, that of
-    [functions of one state](../device.md#an-agent-that-acts-and-learns); `"etpc-draw/1"`, of `etpc draw --json`; or
-    `"etpc-view/1"`, of [a view](../viewer.md#your-own-viewer).
+    [functions of one state](../device.md#an-agent-that-acts-and-learns); `"etpc-draw/1"`, of `etpc draw --json`;
+    `"etpc-estimate/1"`, of [`etpc estimate`](../estimate.md); or `"etpc-view/1"`, of
+    [a view](../viewer.md#your-own-viewer).
 
     **Raises** `etpc.InputError` for another name.
 

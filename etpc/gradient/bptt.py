@@ -220,9 +220,11 @@ def _compiled(
             return one_example(model, start, data)
         low, rest = model
         # JAX adds up the gradients of a batch in the parameter's dtype: each example has its own.
-        low = jax.tree.map(lambda a: jnp.broadcast_to(a, (*size, *a.shape)), low)
+        # As a list, for `vmap` takes a sparse matrix that has no values for one that has no axis to map.
+        low, tree = jax.tree.flatten(low)
+        low = [jnp.broadcast_to(a, (*size, *a.shape)) for a in low]
         many = jax.vmap(
-            lambda low, start, data: one_example((low, rest), start, data),
+            lambda low, start, data: one_example((tree.unflatten(low), rest), start, data),
             in_axes=(0, 0, (1, 1, 1, None, 1)),
             out_axes=(0, (0, 1)),
         )

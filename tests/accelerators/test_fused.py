@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 import etpc
-from benchmarks import accelerators, cells, compiled
+from benchmarks import accelerators, cells
 from benchmarks.network import N_IN
+from etpc.estimating import compiled
+from etpc.estimating.chips import place
 from etpc.kernels import FUSED
 from etpc.plan import DEFAULT
 from tests.accelerators.test_programs import _as_users_have_it  # noqa: F401
@@ -34,7 +36,7 @@ def compiled_for(chip, cell, *passes):
     run = program.value_and_grad(accelerators.loss, "sum")
     grads = lambda arrays, xs, ts: run(eqx.combine(arrays, static), xs, ts, program.init(B))[1]
     data = shape(T, B, N_IN), shape(T, B, dtype=jnp.int32)
-    result = compiled.compile_for(chip, grads, arrays, *data)
+    result = compiled.compile_for(place(chip), grads, arrays, *data)
     kernels = sum("fused" in of for of in program.passes.fired)
     return compiled.cost(result), result.as_text().count("tpu_custom_call"), kernels
 

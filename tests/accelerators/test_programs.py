@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import pytest
 
 import etpc
-from benchmarks import accelerators, cells, compiled
+from benchmarks import accelerators, cells
 from benchmarks.network import N_IN
+from etpc.estimating import compiled
+from etpc.estimating.chips import place
 
 pytestmark = [pytest.mark.accelerators]
 BOUNDS = Path(__file__).parent / "bounds.json"
@@ -59,7 +61,7 @@ def program(chip, cell, rule):
     model = cells.example(cell, SIZE, 2, 1).model
     x = jax.ShapeDtypeStruct((N_IN,), jnp.float32)
     return model, etpc.compile(
-        model, RULES[rule], inputs=x, weights="all", target=compiled.platform(CHIPS[chip])
+        model, RULES[rule], inputs=x, weights="all", target=place(CHIPS[chip]).chip.platform
     )
 
 
@@ -79,7 +81,7 @@ def cost(chip, cell, rule):
             return carry, grads
 
         function = compiled.compile_for(
-            CHIPS[chip], run, arrays, carry, xs, targets, donate_argnums=1
+            place(CHIPS[chip]), run, arrays, carry, xs, targets, donate_argnums=1
         )
         return compiled.cost(function)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import sparse
 
 import etpc
 from etpc.algorithms import Algorithm, Full
@@ -119,6 +120,19 @@ def test_bptt_is_a_loop_over_windows(window, batch):
     assert distance(grads, jax.tree.map(lambda g: g / count, expected)) < 1e-12
     whole = etpc.bptt(model, xs, targets, squared, **options)[1]
     assert (distance(grads, whole) > 1e-3) == (length < steps)
+
+
+def test_bptt_of_a_batch_takes_a_sparse_matrix():
+    at = np.stack(np.divmod(np.arange(0, I * I, 3), I), 1)
+    values = jnp.linspace(0.1, 0.9, len(at))
+    matrix = sparse.BCOO((values, jnp.asarray(at)), shape=(I, I))
+    step = lambda m, x, h: (jnp.tanh(m["w"] @ h + x),) * 2
+    xs = data(2)[0]
+    options = dict(state=jnp.zeros(I), step=step, batch_size=2)
+    bptt = lambda w: etpc.bptt({"w": w}, xs, 0 * xs, squared, **options)[1]["w"]
+    expected = bptt(matrix.todense())[at[:, 0], at[:, 1]]
+    assert jnp.abs(expected).max() > 1e-3
+    assert distance(bptt(matrix).data, expected) < 1e-12
 
 
 @pytest.mark.slow

@@ -11,9 +11,7 @@ predicate holds.
 """
 
 import dataclasses
-import functools
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,37 +19,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } runtime_version { major: 12 minor: 8 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-LIBTPU = {  # without a TPU, libtpu asks for these
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-KERNELS = [
-    "fusion",
-    "custom-call",
-    "copy",
-    "dot",
-    "convolution",
-    "reduce",
-    "sort",
-    "scatter",
-    "transpose",
-]
+from .chips import Place
+
+KERNELS = "fusion|custom-call|copy|dot|convolution|reduce|sort|scatter|transpose"
 COLLECTIVES = ["all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"]
 BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 FAST = "S(1)"
@@ -84,8 +56,6 @@ class Cost:
     arguments: int = 0
     fast: int = 0
     """The most bytes that a loop carries in VMEM."""
-    carried: int = 0
-    """The most bytes that a loop carries."""
     collectives: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     """By kind, how many run and the bytes of their results."""
     copies: Counter[int] = dataclasses.field(default_factory=Counter)
@@ -98,30 +68,9 @@ class Cost:
     """Loops whose trips the text does not say; they count once."""
 
 
-@functools.cache
-def devices(name: str) -> tuple[Any, ...]:
-    """The devices of `"h100"`, or of a topology of TPUs such as `"v5e:2x2"` or `"v6e:4x4"`.
-
-    **Raises** what JAX raises where the package of that compiler, `jax[tpu]` or `jax-cuda12-plugin`, is not installed.
-    """
-    if name == "h100":
-        described = topologies.get_topology_desc(
-            "", "cuda", target_config=H100.strip(), topology="1x1x1"
-        )
-        return tuple(described.devices)
-    for variable, value in LIBTPU.items():
-        os.environ.setdefault(variable, value)
-    return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
-
-
-def platform(name: str) -> str:
-    """The platform of a device, as `etpc.compile(target=)` takes it."""
-    return "cuda" if name == "h100" else "tpu"
-
-
-def compile_for(name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """`jax.jit(function)`, compiled for arguments of these shapes and dtypes on one device."""
-    on_one = NamedSharding(Mesh(np.array(devices(name)[:1]), ("one",)), PartitionSpec())
+def compile_for(place: Place, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """`jax.jit(function)`, compiled for arguments of these shapes and dtypes on one device of a place."""
+    on_one = NamedSharding(Mesh(np.array(place.devices[:1]), ("one",)), PartitionSpec())
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
     return jax.jit(function, in_shardings=on_one, **options).lower(*shapes).compile()
 
@@ -146,10 +95,8 @@ def read(text: str) -> Cost:
             count = times * int(cycles[1]) if cycles else 0
             kind = op.opcode.removesuffix("-start")
             if op.opcode == "while":
-                carried = list(_arrays(op.result))
-                found.carried = max(found.carried, sum(size for size, _ in carried))
-                in_fast = sum(size for size, layout in carried if FAST in layout)
-                found.fast = max(found.fast, in_fast)
+                in_fast = [size for size, layout in _arrays(op.result) if FAST in layout]
+                found.fast = max(found.fast, sum(in_fast))
                 trips = _trips(op, computations)
                 if trips is None:
                     found.unknown.append(op.name)
@@ -163,11 +110,12 @@ def read(text: str) -> Cost:
                 last = branches[1].split(",")[-1] if branches else op.called("true_computation")
                 visit(last.strip().lstrip("%"), times)
                 continue
-            if kind in COLLECTIVES:
-                runs, total = found.collectives.get(kind, (0, 0))
+            ended = op.opcode.removesuffix("-done")  # a start has the operands in its result too
+            if ended in COLLECTIVES:
+                runs, total = found.collectives.get(ended, (0, 0))
                 size = sum(size for size, _ in _arrays(op.result))
-                found.collectives[kind] = (runs + times, total + times * size)
-            launched = times if op.opcode in KERNELS else 0
+                found.collectives[ended] = (runs + times, total + times * size)
+            launched = times if re.fullmatch(KERNELS, op.opcode) else 0
             if count or launched:
                 found.cycles += count
                 found.kernels += launched
