@@ -333,6 +333,70 @@ def alif_learn(weights: Weights, state: State, traces: Any, x: Array, target: Ar
     return grads, (v_new, a_new), (of_v, of_a), error
 
 
+# --- generalised integrate-and-fire neurons: two currents that a spike sets off, and a threshold that follows ---
+
+KEPT, SET_OFF = (0.8, 0.95), (0.5, -0.4)
+"""Of the two currents: what a step keeps, and what a spike adds to the half that it leaves."""
+FOLLOWS, RAISED = 0.05, 0.3
+"""How the threshold follows the potential, and by how much a spike raises it."""
+
+
+def gif_state(units: int) -> State:
+    return (*(jnp.zeros(units),) * 3, jnp.ones(units))
+
+
+def gif_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
+    v, one, two, threshold = state
+    z = spike(v - threshold)
+    reset = v - z
+    one, two = one + z * (SET_OFF[0] - 0.5 * one), two + z * (SET_OFF[1] - 0.5 * two)
+    v = LEAK * reset + one + two + weights["in"] @ x + weights["rec"] @ z + weights["bias"]
+    threshold = LEAK * (threshold + RAISED * z) + (1 - LEAK) + FOLLOWS * reset
+    new = v, KEPT[0] * one, KEPT[1] * two, threshold
+    return weights["out"] @ spike(v - threshold), new
+
+
+def gif_traces(weights: Weights, units: int, batch: int) -> Any:
+    return (lif_traces(weights, units, batch),) * 4
+
+
+def gif_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
+    v, *currents, threshold = state
+    z, slope = spike_and_slope(v - threshold)
+    reset = v - z
+    one, two = (i + z * (a - 0.5 * i) for i, a in zip(currents, SET_OFF, strict=True))
+    v_new = LEAK * reset + one + two + x @ weights["in"].T + z @ weights["rec"].T + weights["bias"]
+    threshold_new = LEAK * (threshold + RAISED * z) + (1 - LEAK) + FOLLOWS * reset
+    z_new, slope_new = spike_and_slope(v_new - threshold_new)
+    error, out, by_z = readout(weights, z_new, target)
+    bar = by_z * slope_new  # of the potential; that of the threshold is its negative
+    left, first, second = (
+        1 - 0.5 * z,
+        *(a - 0.5 * i for i, a in zip(currents, SET_OFF, strict=True)),
+    )
+
+    def moved(old: tuple[Array, ...], added: Array) -> tuple[Array, ...]:
+        over = (..., None) if old[0].ndim == 3 else (...,)
+        of_v, of_one, of_two, of_threshold = old
+        of_z = slope[over] * (of_v - of_threshold)
+        of_reset = of_v - of_z
+        of_one = left[over] * of_one + first[over] * of_z
+        of_two = left[over] * of_two + second[over] * of_z
+        return (
+            LEAK * of_reset + of_one + of_two + added,
+            KEPT[0] * of_one,
+            KEPT[1] * of_two,
+            LEAK * (of_threshold + RAISED * of_z) + FOLLOWS * of_reset,
+        )
+
+    added = x[:, None, :], z[:, None, :], jnp.ones_like(v)
+    by_weight = [moved(old, a) for old, a in zip(zip(*traces, strict=True), added, strict=True)]
+    of_in, of_rec, of_bias = (of_v - of_threshold for of_v, _, _, of_threshold in by_weight)
+    grads = {"in": read(bar, of_in), "rec": read(bar, of_rec), "bias": (bar * of_bias).sum(0)}
+    new = v_new, KEPT[0] * one, KEPT[1] * two, threshold_new
+    return {**grads, "out": out}, new, tuple(zip(*by_weight, strict=True)), error
+
+
 # --- gated recurrent units and long short-term memory, whose matrices of old states are cut ---
 
 
@@ -450,6 +514,7 @@ CELLS = (
     Cell("MinGRU", mingru_weights, one_state, mingru_step, mingru_learn, mingru_traces),
     Cell("LIF", lif_weights, one_state, lif_step, lif_learn, lif_traces),
     Cell("ALIF", lif_weights, two_states, alif_step, alif_learn, alif_traces),
+    Cell("GIF", lif_weights, gif_state, gif_step, gif_learn, gif_traces),
     Cell(
         *("GRU", functools.partial(gated_weights, GRU_GATES), one_state, gru_step, gru_learn),
         functools.partial(gated_traces, GRU_GATES),

@@ -101,8 +101,8 @@ def place(on: str) -> Place:
             f"on={on!r} is no topology of {chip.kind}: {said}. Known are {known}."
         ) from error
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for variable in LIBTPU.keys() - before.keys():
+            os.environ.pop(variable, None)
     return Place(chip, tuple(found.devices))
 
 
