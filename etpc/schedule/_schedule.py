@@ -28,17 +28,14 @@ class Schedule:
     - `abreast`: of how many numbers at each step a linear recurrence over the steps of a window is an associative scan,
         at most; of more it is a loop. 0: all are loops.
     - `longest_loop`: and of how many steps it is a loop in any case.
+    - `carries_apart`: whether a loop carries each state of blocks as an array of its own.
     """
 
     devices: int = 1
     _: dataclasses.KW_ONLY
     abreast: int = 0
     longest_loop: int = 0
-
-    @property
-    def carries_apart(self) -> bool:
-        """Whether a loop over steps carries each state of blocks as an array of its own."""
-        return False
+    carries_apart: bool = False
 
     def in_parallel(self, steps: int, states: int, numbers: int) -> bool:
         """Whether a linear recurrence over so many steps is an associative scan: with so many numbers at each step, of

@@ -23,10 +23,6 @@ class Unrolled(Schedule):
     steps: int = 4
     updates: int = 1
 
-    @property
-    def carries_apart(self) -> bool:
-        return True
-
     def unroll(self, moves_traces: bool) -> int:
         return self.updates if moves_traces else self.steps
 
