@@ -83,7 +83,9 @@ class Fused(Trace):
         inputs_last = bool(getattr(kind, "inputs_last", False))
 
         def by_kernel(carry: Carry, *operands: Array) -> tuple[Carry, Array]:
-            new, entries = moved_and_read(carry, *operands, inputs_last, self.interpret)
+            whole, added, credit, x = operands
+            of_x = x, inputs_last, self.interpret
+            new, entries = moved_and_read(carry, whole, added, credit, *of_x)
             entries = entries[None]
             return new, kind.gather(entries.swapaxes(1, 2) if inputs_last else entries)
 
@@ -170,18 +172,21 @@ def fused(interpret: bool = False) -> Pass:
         target = program.target
         if target.devices > 1 or not (interpret or target.platform == "tpu"):
             return program
-        found = [node for node in program.traces if _fits(program, node)]
-        new = {n: dataclasses.replace(n, form=Fused(n.form, interpret)) for n in found}
+        new = {
+            node: dataclasses.replace(node, form=Fused(node.form, interpret))
+            for node in program.traces
+            if isinstance(node.form, Full) and _fits(program, node, node.form)
+        }
         text = "moved and read in one pass over its memory"
-        changes = [Change(NAME, node.op.path, text) for node in found]
+        changes = [Change(NAME, node.op.path, text) for node in new]
         return program.replaced(new).noted(*changes) if new else program
 
     return Pass(NAME, "on a TPU, a large trace is moved and read in one pass over its memory", run)
 
 
-def _fits(program: TraceProgram, node: TraceNode) -> bool:
-    site, form = program.site(node), node.form
-    if not isinstance(form, Full) or form.as_complex or not (form.apart or site.block == 1):
+def _fits(program: TraceProgram, node: TraceNode, form: Full) -> bool:
+    site = program.site(node)
+    if form.as_complex or not (form.apart or site.block == 1):
         return False
     is_dense = site.factored and site.kind.links is None and site.kind.groups == 1
     is_read = program.step_grads.get(node.op) == (end_of(node),) and len(node.ops) == 1
