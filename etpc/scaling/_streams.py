@@ -76,6 +76,7 @@ def updates(
     return jax.shard_map(
         PerDevice(learner, axis, mesh.shape[axis], examples)._updates,
         mesh=mesh,
+        axis_names={axis},  # XLA lays what is in there out along another axis, that of hidden units
         in_specs=(P(), P(), start, by_step, by_step),
         out_specs=(start, P(), by_step, by_step),
         check_vma=False,

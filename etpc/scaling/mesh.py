@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from ..errors import InputError, InputTypeError, UnsupportedError
-from ..run import Carry, Online
+from ..run import Carry, Online, UpdateArguments
 from ._streams import updates
 from ._units import Axis, Units
 
@@ -25,6 +25,8 @@ class _Arguments(NamedTuple):
     by_update: Array | None
     examples: int
     """B, without those that fill the batch up."""
+
+    to_give_away = UpdateArguments.to_give_away
 
 
 class OverMesh(Online):
