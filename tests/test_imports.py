@@ -45,6 +45,7 @@ SEES = {
     "checking": "errors files gradient trace analyse forms algorithms plan show definition run rules",
     "checkpoint": "errors files trace run",
     "training": "errors checkpoint run",
+    "scaling": "errors analyse forms run",
     "plot": "errors trace checking plan run",
     "testing": "errors files gradient checking trace algorithms ir plan run",
     # models
@@ -55,25 +56,26 @@ SEES = {
     "units": "errors",
     # the command line is above the package itself
     "__init__": "later errors _jax gradient export checking training checkpoint definition algorithms analyse"
-    " draw emit files interop ir nn ops optim plan plot rules run schedule surrogate testing trace units",
+    " draw emit files interop ir nn ops optim plan plot rules run scaling schedule surrogate testing trace units",
     "cli": "__init__ errors files gradient export checking algorithms draw run show testing trace",
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
 COMPILER = "_jax ops trace analyse forms algorithms ir plan emit definition run"
 OUTER = set(
-    "show draw equations export rules checking checkpoint training plot testing nn interop optim units cli".split()  # noqa: SIM905
+    "show draw equations export rules checking checkpoint training scaling plot testing nn"  # noqa: SIM905
+    " interop optim units cli".split()
 )
 """The outer ring."""
 LATER = {
     f"etpc.run.{module} imports etpc.{part}.__init__"
     for module, parts in {
-        "_online": "export",
+        "_online": "export scaling",
         "_program": "draw equations",
         "_shown": "show",
     }.items()
     for part in parts.split()
-} | {"etpc.run._online imports etpc.export.learner"}
+} | {f"etpc.run._online imports etpc.{module}" for module in ("export.learner", "scaling.mesh")}
 """Imports upwards, in methods of a line or for types alone: a program that is asked to shows and writes itself."""
 
 

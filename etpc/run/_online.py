@@ -447,7 +447,7 @@ class Online(Compiled):
         data: Data,
         left_out: Array | None,
     ) -> tuple[Array, list[Array], Array | None]:
-        """Loss, gradients and whether they count, of all examples, from those of this device's; here it has them all."""
+        """Loss, gradients and whether they count, over the examples of all devices; here this one has them all."""
         return value, grads, counts
 
     def _updated(

@@ -58,17 +58,13 @@ class Units:
 
     def of_carry(self, carry: Carry) -> Any:
         """A carry with the axis of each array in its place, counted with the batch axis; -1 for none."""
-        none = lambda tree: jax.tree.map(lambda _: -1, tree)
         after = lambda axis: -1 if axis is None else axis + carry.batched
         state = lambda a: after(self.of_state(a.shape[carry.batched :]))
         nodes = zip(self.program.ir.traces, carry.traces, strict=True)
-        axes = [[after(axis) for axis in self._of_trace(node, len(own))] for node, own in nodes]
-        traces = jax.tree.unflatten(jax.tree.structure(carry.traces), sum(axes, []))
-        rest = {name: none(getattr(carry, name)) for name in ("fresh", "shared", "each")}
-        rest |= {name: none(getattr(carry, name)) for name in ("lookback", "filtered")}
-        return dataclasses.replace(
-            carry, state=jax.tree.map(state, carry.state), traces=traces, **rest
-        )
+        axes = [after(axis) for node, own in nodes for axis in self._of_trace(node, len(own))]
+        traces = jax.tree.unflatten(jax.tree.structure(carry.traces), axes)
+        whole = jax.tree.map(lambda _: -1, carry)
+        return dataclasses.replace(whole, state=jax.tree.map(state, carry.state), traces=traces)
 
     def _of_weight(self, op: WeightOp, shape: Sequence[int]) -> Axis:
         """Of a parameter that an operation reads: that of its outputs."""

@@ -71,10 +71,8 @@ class OverMesh(Online):
 
         **Returns** it; `update` does the same to a model that is elsewhere.
         """
-        arrays, rest = eqx.partition(model, eqx.is_array)
-        places = self._leaves.split(model)
-        placed = self._put(places, self._of_parameters())
         leaves, treedef = jax.tree.flatten(model)
+        placed = self._put(self._leaves.split(model), self._of_parameters())
         for place, array in zip(self._leaves.places, placed, strict=True):
             leaves[place] = array
         return jax.tree.unflatten(treedef, leaves)
@@ -169,9 +167,7 @@ class OverMesh(Online):
         tree = leaves.tree_of_floats([leaves.avals[i] for i in leaves.floats])
         found = tree_flatten_with_path(tree)[0]
         axes = [self._axes[i] for i in leaves.floats]
-        ends = [
-            (keystr(path), a.shape, axis) for (path, a), axis in zip(found, axes, strict=True)
-        ]
+        ends = [(keystr(path), a.shape, axis) for (path, a), axis in zip(found, axes, strict=True)]
 
         def of(path: Any, a: Any) -> NamedSharding:
             matches = [
@@ -246,10 +242,10 @@ def over(learner: Online, mesh: Any, streams: Any, hidden: Any) -> OverMesh:
     for name, axis in {"streams": streams, "hidden": hidden}.items():
         if axis is not None and axis not in mesh.axis_names:
             raise InputError(
-                f"{name} is {axis!r}, and the mesh has the axes {list(mesh.axis_names)}. Name one of them, or pass None."
+                f"{name} is {axis!r}, and the mesh has the axes {list(mesh.axis_names)}. Name one of these, or None."
             )
     if streams == hidden:
         raise InputError(
-            f"streams and hidden are both {streams!r}. Name the axis of the mesh for at least one, and two axes for both."
+            f"streams and hidden are both {streams!r}. Name an axis of the mesh for one, or two axes for both."
         )
     return OverMesh(learner, mesh, streams, hidden)

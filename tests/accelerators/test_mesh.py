@@ -70,27 +70,39 @@ def over(topology, shape, n, batch):
         sum(size for size, _ in compiled._arrays(types))
         for types, _ in re.findall(rf"= (\S.*?) ({kinds})(?:-start)?\(", text)
     ]
-    trace = max(a.size * 4 for a in jax.tree.leaves(carry.traces))
-    count = CHIPS[topology] 
-    gradient = sum(4 * a.size for a in jax.tree.leaves(eqx.filter(model, eqx.is_array_like)))
-    return Found(gradient, trace // count, max(sizes), compiled.read(text).collectives)
+    trace = max(4 * a.size for a in jax.tree.leaves(carry.traces))
+    gradient = sum(4 * a.size for a in jax.tree.leaves(model) if hasattr(a, "size"))
+    found = compiled.read(text)
+    assert not found.unknown
+    return Found(gradient, trace // CHIPS[topology], max(sizes), found.collectives)
 
 
 @pytest.mark.parametrize("topology", CHIPS)
 def test_streams_add_up_one_gradient_an_update(topology):
+    """And the losses of the call after its last update."""
     found = over(topology, {"streams": CHIPS[topology]}, 512, 8 * CHIPS[topology])
-    print(topology, found)
     assert {*found.collectives} == {"all-reduce"}
+    runs, size = found.collectives["all-reduce"]
+    updates = T // EVERY
+    assert found.largest == found.gradient
+    assert updates <= runs <= updates + 1
+    assert size <= updates * (found.gradient + 4)
 
 
-@pytest.mark.parametrize("topology", CHIPS)
-def test_no_trace_of_units_moves(topology):
-    found = over(topology, {"hidden": CHIPS[topology]}, 4096, 32)
-    print(topology, found)
+@pytest.mark.parametrize(("topology", "most"), [("v5e:4x4", 15e6), ("v5e:16x16", 34e6)])
+def test_no_trace_of_units_moves(topology, most):
+    """The largest array is what all units read in the steps of a window."""
+    n, batch = 4096, 32
+    found = over(topology, {"hidden": CHIPS[topology]}, n, batch)
+    assert found.largest <= 1.04 * 4 * W * batch * (n + I)
+    assert found.largest < found.trace
+    assert sum(size for _, size in found.collectives.values()) <= most
 
 
-@pytest.mark.parametrize("topology", CHIPS)
-def test_no_trace_moves_over_both(topology):
+@pytest.mark.parametrize(("topology", "most"), [("v5e:4x4", 23e6), ("v5e:16x16", 23e6)])
+def test_no_trace_moves_over_both(topology, most):
     chips = CHIPS[topology]
     found = over(topology, {"streams": chips // 4, "hidden": 4}, 2048, 8 * chips)
-    print(topology, found)
+    assert found.largest == found.gradient / 4
+    assert found.largest < found.trace
+    assert sum(size for _, size in found.collectives.values()) <= most

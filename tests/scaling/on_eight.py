@@ -77,9 +77,7 @@ def both(make, rule, shape, batch=16, over=None, nan=False, masked=False, begins
     outputs = jax.eval_shape(lambda: program.scan(model, xs[0], program.init(batch))[0]).shape[2:]
     targets = jax.random.normal(keys[1], (2, T, batch, *outputs))
     mask = jax.random.bernoulli(keys[2], 0.6, (T, batch)) if masked else None
-    ends = (
-        None if begins is None else jax.random.bernoulli(keys[2], 0.3, (T // begins, batch))
-    )
+    ends = None if begins is None else jax.random.bernoulli(keys[2], 0.3, (T // begins, batch))
     given = dict(mask=mask, begins=ends)
     one, many = ((model, *learner.init(model, batch)) for learner in (alone, spread))
     for n in range(2):
@@ -92,7 +90,9 @@ def both(make, rule, shape, batch=16, over=None, nan=False, masked=False, begins
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
     assert all(np.abs(a).max() > 0 for a in arrays(one[2].traces))
-    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(arrays(model), arrays(many[0]), strict=True))
+    assert any(
+        np.abs(a - b).max() > 1e-3 for a, b in zip(arrays(model), arrays(many[0]), strict=True)
+    )
     return model, many, text
 
 
@@ -104,9 +104,12 @@ def streams(make=gru, rule=None, scalars=1, **options):
     gradient = sum(a.nbytes for a in arrays(model))
     assert found == [gradient + 8 * scalars], (found, gradient)  # one, in the loop over updates
     runs, size = compiled.read(text).collectives["all-reduce"]
-    assert runs <= T // EVERY + 1 and size <= T // EVERY * found[0] + 100
+    assert runs <= T // EVERY + 1
+    assert size <= T // EVERY * found[0] + 100
     rest = [(kind, size) for kind, size in results(text) if kind != "all-reduce"]
-    assert sum(size for _, size in rest) <= 16 * (8 * T + T // EVERY), rest  # of aux, where the batch was filled up
+    assert sum(size for _, size in rest) <= 16 * (8 * T + T // EVERY), (
+        rest
+    )  # of aux, where the batch was filled up
 
 
 def units(make, rule, shape, most):
@@ -118,7 +121,8 @@ def units(make, rule, shape, most):
         assert "hidden" in array.sharding.spec, array.sharding
     whole = max(a.addressable_shards[0].data.nbytes for a in traces) if traces else np.inf
     largest = max(size for _, size in results(text))
-    assert largest <= most * 16 * N * 8 and largest < whole, (largest, whole)
+    assert largest <= most * 16 * N * 8, largest
+    assert largest < whole, (largest, whole)
 
 
 CASES = {

@@ -43,7 +43,11 @@ MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
     ("arguments", "error", "message"),
     [
         ((1,), etpc.InputTypeError, "mesh is a int. Pass a `jax.sharding.Mesh`"),
-        ((MESH, "data"), etpc.InputError, r"streams is 'data', and the mesh has the axes \['batch'\]"),
+        (
+            (MESH, "data"),
+            etpc.InputError,
+            r"streams is 'data', and the mesh has the axes \['batch'\]",
+        ),
         ((MESH, None, "x"), etpc.InputError, "hidden is 'x'"),
         ((MESH, None), etpc.InputError, "streams and hidden are both None"),
         ((MESH, "batch", "batch"), etpc.InputError, "two axes for both"),
