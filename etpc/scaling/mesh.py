@@ -44,9 +44,8 @@ class OverMesh(Online):
             mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names)
         )
         self.streams, self.hidden = streams, hidden
-        options = [dict(), dict(donate_argnums=2)]
-        compiled = [jax.jit(self._over_mesh, static_argnums=5, **o) for o in options]
-        self._jit_updates = compiled[0], compiled[1]
+        jit = functools.partial(jax.jit, self._over_mesh, static_argnums=5)
+        self._jit_updates = jit(), jit(donate_argnums=2)
         self._units = Units(self.program, mesh.shape[hidden] if hidden else 1)
 
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
@@ -96,28 +95,19 @@ class OverMesh(Online):
         examples = jnp.shape(leaves[0])[1] if carry.batched and jnp.ndim(leaves[0]) > 1 else 1
         missing = len(carry.fresh) - examples if carry.batched and self.streams else 0
         if 0 < missing < self._devices:
-            fill = lambda a: _filled(a, missing)
-            if mask is None:
-                mask = jnp.ones(jnp.shape(leaves[0])[:2], bool)
-            (xs, targets, begins), mask = jax.tree.map(fill, (xs, targets, begins)), fill(mask)
-            mask = _without_last(mask, missing)
+            # The last example again: finite, and in the domain of the model, where that one is.
+            fill = lambda a: jnp.concatenate([a, *[jnp.asarray(a)[:, -1:]] * missing], 1)
+            xs, targets, begins = jax.tree.map(fill, (xs, targets, begins))
+            mask = jnp.ones(jnp.shape(leaves[0])[:2], bool) if mask is None else jnp.asarray(mask)
+            mask = jnp.pad(mask, ((0, 0), (0, missing)))
         found = super()._arguments(model, opt_state, carry, xs, targets, mask, begins)
         parameters = self._of_parameters()
-        floats = [parameters[i] for i in self._leaves.floats]
-        others = self._leaves.replaced(parameters, [None] * len(floats))
-        start = type(found.start)(
-            floats, self._of_optimizer(opt_state), self._of_carry(found.start.carry)
-        )
+        others = self._leaves.replaced(parameters, [None] * len(self._leaves.floats))
         by_step = self._on(*((None, self.streams) if carry.batched else ()))
         spread = lambda tree: jax.tree.map(lambda _: by_step, tree)
-        put = self._put
-        return _Arguments(
-            put(found.others, others),
-            put(found.start, start),
-            put(found.data, spread(found.data)),
-            put(found.by_update, spread(found.by_update)),
-            examples if self.streams else 1,
-        )
+        shardings = others, self._of_start(found.start), *map(spread, (found.data, found.by_update))
+        placed = self._put((*found,), shardings)
+        return _Arguments(*placed[:3], placed[3], examples if self.streams else 1)
 
     def _check(self, carry: Carry) -> None:
         if not self.streams:
@@ -186,6 +176,15 @@ class OverMesh(Online):
             return jax.tree.map(lambda _: self._on(*first), carry)
         return jax.tree.map(lambda axis: self._by_unit(axis, *first), self._units.of_carry(carry))
 
+    def _of_start(self, start: Any) -> Any:
+        """Those of what an update changes."""
+        parameters = self._of_parameters()
+        return start._replace(
+            floats=[parameters[i] for i in self._leaves.floats],
+            opt_state=self._of_optimizer(start.opt_state),
+            carry=self._of_carry(start.carry),
+        )
+
     def _put(self, tree: Any, shardings: Any) -> Any:
         """Arrays on their devices; shapes with their shardings."""
 
@@ -204,32 +203,15 @@ class OverMesh(Online):
         arguments = loss, others, start, data, by_update
         if self.streams:
             after = updates(self, self.mesh, self.streams, examples, arguments)
-            trained, losses, aux, left_out = after
-            padded = start.carry.fresh.shape[0] > examples
-            aux, left_out = (
-                jax.tree.map(lambda a: a[:, :examples], tree) if padded else tree
-                for tree in (aux, left_out)
-            )
+            trained, losses, *by_example = after
+            if len(start.carry.fresh) > examples:
+                by_example = jax.tree.map(lambda a: a[:, :examples], by_example)
+            aux, left_out = by_example
         else:
             trained, losses, aux, left_out = self._updates(*arguments)
         if self.hidden:
-            shardings = type(trained)(
-                [self._of_parameters()[i] for i in self._leaves.floats],
-                self._of_optimizer(trained.opt_state),
-                self._of_carry(trained.carry),
-            )
-            trained = jax.lax.with_sharding_constraint(trained, shardings)
+            trained = jax.lax.with_sharding_constraint(trained, self._of_start(trained))
         return trained, losses, aux, left_out
-
-
-def _filled(a: Any, missing: int) -> Array:
-    """A sequence with its last example repeated: finite, and in the domain of the model, where that one is."""
-    a = jnp.asarray(a)
-    return jnp.concatenate([a, *[a[:, -1:]] * missing], 1)
-
-
-def _without_last(mask: Array, count: int) -> Array:
-    return mask.at[:, mask.shape[1] - count :].set(jnp.zeros((), mask.dtype))
 
 
 def over(learner: Online, mesh: Any, streams: Any, hidden: Any) -> OverMesh:
