@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CORE, PACKAGE = 21_060, 40_850
-TESTS = 40_000
+CORE, PACKAGE = 21_110, 41_510
+TESTS = 40_620
 NEEDED = """
 import sys
 import jax.numpy as jnp
