@@ -106,8 +106,8 @@ class OverMesh(Online):
         by_step = self._on(*((None, self.streams) if carry.batched else ()))
         spread = lambda tree: jax.tree.map(lambda _: by_step, tree)
         shardings = others, self._of_start(found.start), *map(spread, (found.data, found.by_update))
-        placed = self._put((*found,), shardings)
-        return _Arguments(*placed[:3], placed[3], examples if self.streams else 1)
+        others, start, data, by_update = self._put((*found,), shardings)
+        return _Arguments(others, start, data, by_update, examples if self.streams else 1)
 
     def _check(self, carry: Carry) -> None:
         if not self.streams:
