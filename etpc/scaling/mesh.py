@@ -201,7 +201,7 @@ class OverMesh(Online):
         self, loss: Any, others: Any, start: Any, data: Any, by_update: Any, examples: int
     ) -> Any:
         arguments = loss, others, start, data, by_update
-        if self.streams:
+        if self.streams and self._devices > 1:  # XLA refuses one device with hidden units beside it
             after = updates(self, self.mesh, self.streams, examples, arguments)
             trained, losses, *by_example = after
             if len(start.carry.fresh) > examples:

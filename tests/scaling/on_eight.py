@@ -136,6 +136,7 @@ CASES = {
     "units, decay": lambda: units(layer, etpc.ES_D_RTRL(decay=0.9, window=2), {"hidden": 8}, 4),
     "units, gates": lambda: units(gru, etpc.D_RTRL(window=2), {"hidden": 8}, 6),
     "units, spikes": lambda: units(spiking, etpc.D_RTRL(window=2), {"hidden": 8}, 6),
+    "both, one row": lambda: units(layer, etpc.D_RTRL(window=2), {"batch": 1, "hidden": 8}, 4),
     "both": lambda: units(layer, etpc.D_RTRL(window=2), {"batch": 2, "hidden": 4}, 4),
 }
 
