@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from .plan import Claim, Reason
     from .rules import KFRTRL, OK, OSTL, OTPE, OTTT, RFLO, UORO, CreditRTRL, EProp
     from .run import Carry, Memory, Online, Program, compile, online
+    from .scaling.carries import from_portable, join_streams, portable, take_streams
+    from .scaling.mesh import OverMesh
     from .schedule import Target
     from .training.fit import Run, fit
 else:
@@ -78,6 +80,8 @@ else:
         "plan": "Claim Reason",
         "rules": "CreditRTRL EProp KFRTRL OK OSTL OTPE OTTT RFLO UORO",
         "run": "Carry Memory Online Program compile online",
+        "scaling.carries": "from_portable join_streams portable take_streams",
+        "scaling.mesh": "OverMesh",
         "schedule": "Target",
         "training.fit": "Run fit",
     }
@@ -139,6 +143,7 @@ __all__ = [
     "MemoryLimitError",
     "ModelError",
     "Online",
+    "OverMesh",
     "Program",
     "Reason",
     "Report",
@@ -162,16 +167,20 @@ __all__ = [
     "export_functions",
     "feedback",
     "fit",
+    "from_portable",
     "interop",
+    "join_streams",
     "load",
     "load_exported",
     "load_weights",
     "mark",
     "nn",
     "online",
+    "portable",
     "reference",
     "save",
     "suggest",
     "surrogate",
+    "take_streams",
     "verify",
 ]

@@ -50,6 +50,7 @@ SEES = {
     "checkpoint": "errors files trace run",
     "training": "errors checkpoint run",
     "plot": "errors trace checking estimating plan run",
+    "scaling": "errors analyse forms run",
     "testing": "errors files gradient checking trace algorithms ir plan run",
     # models
     "surrogate": "errors",
@@ -59,8 +60,8 @@ SEES = {
     "units": "errors",
     # the command line is above the package itself
     "__init__": "later errors _jax gradient export checking estimating training checkpoint definition algorithms"
-    " analyse draw emit files interop ir nn ops optim plan plot rules run schedule surrogate testing trace units"
-    " viewing",
+    " analyse draw emit files interop ir nn ops optim plan plot rules run scaling schedule surrogate testing"
+    " trace units viewing",
     "cli": "__init__ errors files gradient export checking estimating algorithms draw run show testing trace",
     "__main__": "cli",
 }
@@ -68,19 +69,19 @@ SEES = {
 COMPILER = "_jax ops trace analyse forms algorithms ir plan emit definition run"
 OUTER = {
     *["show", "draw", "viewing", "equations", "export", "rules", "kernels", "checking"],
-    *["estimating", "checkpoint", "training", "plot", "testing", "nn", "interop", "optim"],
-    *["units", "cli"],
+    *["estimating", "checkpoint", "training", "plot", "scaling", "testing", "nn", "interop"],
+    *["optim", "units", "cli"],
 }
 """The outer ring."""
 LATER = {
     f"etpc.run.{module} imports etpc.{part}.__init__"
     for module, parts in {
-        "_online": "export",
+        "_online": "export scaling",
         "_program": "draw equations viewing",
         "_shown": "show",
     }.items()
     for part in parts.split()
-} | {"etpc.run._online imports etpc.export.learner"}
+} | {f"etpc.run._online imports etpc.{module}" for module in ("export.learner", "scaling.mesh")}
 """Imports upwards, in methods of a line or for types alone: a program that is asked to shows and writes itself."""
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from .. import later
 from ._compile import compile
-from ._online import Online, check_optimizer, online, strong, updated
+from ._online import Online, UpdateArguments, check_optimizer, online, strong, updated
 from ._program import Carry, Memory, Program, without_past
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "Memory",
     "Online",
     "Program",
+    "UpdateArguments",
     "check_first",
     "check_optimizer",
     "compile",

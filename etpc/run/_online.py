@@ -25,6 +25,7 @@ from ._runner import Data, Runner, SequenceGradient
 
 if TYPE_CHECKING:
     from ..export.learner import Exported
+    from ..scaling.mesh import OverMesh
 
 
 class _Sum:
@@ -265,6 +266,27 @@ class Online(Compiled):
         start = strong(Training(floats, opt_state, carry))
         return UpdateArguments(others, start, Data(call.xs, targets, call.mask, by_step), by_update)
 
+    def over(
+        self, mesh: jax.sharding.Mesh, streams: str | None = "batch", hidden: str | None = None
+    ) -> "OverMesh":
+        """The same learner over [many devices](../scale.md).
+
+        **Arguments:**
+
+        - `mesh`: the devices, such as `jax.make_mesh((jax.device_count(),), ("batch",))`.
+        - `streams`: the axis of the mesh along which devices have streams of their own. They add up the gradient once
+            an update.
+        - `hidden`: the axis along which devices have hidden units of their own: weights by their outputs, traces and
+            states with them. What units read of each other is gathered; no trace moves.
+
+        **Returns** an [`OverMesh`][etpc.OverMesh], with the methods of this one.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError`.
+        """
+        from ..scaling.mesh import over  # which reads learners
+
+        return over(self, mesh, streams, hidden)
+
     def restarted(self, carry: Any) -> Any:
         """A carry with which all examples begin a new stream; see [`Program.reset`][etpc.Program.reset].
 
@@ -388,12 +410,14 @@ class Online(Compiled):
 
                 kept, aux = of_finite_streams(program.runner, learn, self.reduction, data, carry)
                 value, grads, carry, left_out, counts = kept
-                new = self._updated(floats, opt_state, value, grads)
+                carry_after = lambda _, carry=carry: carry
             else:
                 value, grads, aux, carry_after = learn(self.reduction, data, carry)
-                new = self._updated(floats, opt_state, value, grads)
-                carry, left_out = carry_after(jax.tree.leaves(new)), None
+                left_out = None
                 counts = None if data.weights is None else data.weights.astype(bool).any()
+            value, grads, counts = self._of_all_devices(value, grads, counts, data, left_out)
+            new = self._updated(floats, opt_state, value, grads)
+            carry = carry_after(jax.tree.leaves(new))
             if counts is not None:  # where nothing counts, momentum moves nothing either
                 new = jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, (floats, opt_state))
             floats, opt_state = new
@@ -414,6 +438,17 @@ class Online(Compiled):
             after, (losses, aux, left_out) = over(update, start, pieces)
         aux = jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux)
         return after, losses, aux, left_out
+
+    def _of_all_devices(
+        self,
+        value: Array,
+        grads: list[Array],
+        counts: Array | None,
+        data: Data,
+        left_out: Array | None,
+    ) -> tuple[Array, list[Array], Array | None]:
+        """Loss, gradients and whether they count, over the examples of all devices; here this one has them all."""
+        return value, grads, counts
 
     def _updated(
         self, floats: list[Array], opt_state: Any, value: Array, grads: list[Array]

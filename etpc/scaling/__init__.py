@@ -1,0 +1,1 @@
+"""Many devices and many streams: a learner over a mesh, and carries that are cut, joined and moved."""
