@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import etpc
-from benchmarks import compiled
+from etpc.estimating import compiled
 
 T, I, N = 12, 8, 48
 EVERY = 6
