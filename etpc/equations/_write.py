@@ -133,7 +133,7 @@ class Latex(InOrder, LatexPrinter):
 
     def _print_Function(self, expr: Any, exp: Any = None) -> str:
         name, arguments = type(expr).__name__, [self._print(a) for a in expr.args]
-        first, brackets = arguments[0], ", ".join(arguments)
+        first, brackets = next(iter(arguments), ""), ", ".join(arguments)
         if name in COMPARISONS:
             sign = COMPARISONS[name]
             text = rf"\left[{first} {SIGNS.get(sign, sign)} {arguments[1]}\right]"
