@@ -184,9 +184,11 @@ class StepCredit(Credits):
 
     def _in_parallel(self) -> tuple[list[Array], list[Array]] | None:
         """The same by associative scans, where each state depends on states at its own place; else `None`."""
-        new, transition = self.by.new, self.residuals.jacobians.transition
+        schedule, new = self.program.schedule, self.by.new
+        if not schedule.abreast:
+            return None
+        transition, credit, start = self.residuals.jacobians.transition, list(new), list(new)
         found = self.program.compression.colours.aligned([part.shape[-1] for part in new])
-        schedule, credit, start = self.program.schedule, list(new), list(new)
         for parts, rows in found or ():
             steps, *shape = new[parts[0]].shape
             if not schedule.in_parallel(steps, len(parts), math.prod(shape)):

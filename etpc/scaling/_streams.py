@@ -10,7 +10,15 @@ from jax.sharding import PartitionSpec as P
 from ..run import Online
 
 
-class PerDevice(Online):
+class Alike(Online):
+    """A learner with the program, the loss, the optimizer and the settings of another one."""
+
+    def __init__(self, learner: Online):
+        settings = (learner.every, learner.reduction, learner.has_aux, learner.skip_nonfinite)
+        super().__init__(learner.program, learner.loss_fn, learner.optimizer, *settings)
+
+
+class PerDevice(Alike):
     """The updates of one device under `jax.shard_map`, which adds gradients up with the other devices.
 
     - `axis`, `devices`: the axis of the mesh, and how many devices it has.
@@ -18,15 +26,7 @@ class PerDevice(Online):
     """
 
     def __init__(self, learner: Online, axis: str, devices: int, examples: int):
-        super().__init__(
-            learner.program,
-            learner.loss_fn,
-            learner.optimizer,
-            learner.every,
-            learner.reduction,
-            learner.has_aux,
-            learner.skip_nonfinite,
-        )
+        super().__init__(learner)
         self.axis, self.devices, self.examples = axis, devices, examples
 
     def _of_all_devices(

@@ -12,7 +12,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from ..errors import InputError, InputTypeError, UnsupportedError
 from ..run import Carry, Online, UpdateArguments
-from ._streams import updates
+from ._streams import Alike, updates
 from ._units import Axis, Units
 
 
@@ -29,7 +29,7 @@ class _Arguments(NamedTuple):
     to_give_away = UpdateArguments.to_give_away
 
 
-class OverMesh(Online):
+class OverMesh(Alike):
     """A learner over a mesh of devices, with the methods of [`etpc.Online`][]. Made by [`over`][etpc.Online.over].
 
     - `mesh`: the devices.
@@ -38,8 +38,7 @@ class OverMesh(Online):
     """
 
     def __init__(self, learner: Online, mesh: Mesh, streams: str | None, hidden: str | None):
-        settings = (learner.every, learner.reduction, learner.has_aux, learner.skip_nonfinite)
-        super().__init__(learner.program, learner.loss_fn, learner.optimizer, *settings)
+        super().__init__(learner)
         self.mesh = Mesh(
             mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names)
         )

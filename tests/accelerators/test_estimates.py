@@ -15,21 +15,13 @@ from etpc.estimating import chips, compiled
 from etpc.estimating.results import size_text
 from tests.helpers import ROOT
 
-pytestmark = [pytest.mark.accelerators]
+pytestmark = [pytest.mark.accelerators, pytest.mark.usefixtures("as_users_have_it")]
 N, I, T, B = 128, 16, 40, 32
 W = {
     "rec": jax.ShapeDtypeStruct((N, N), jnp.float32),
     "win": jax.ShapeDtypeStruct((N, I), jnp.float32),
 }
 WEIGHTS = 4 * N * (N + I)
-
-
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    for package in ("libtpu", "jax_plugins.xla_cuda12"):
-        pytest.importorskip(package)
-    with jax.enable_x64(False):
-        yield
 
 
 def shape(*axes):

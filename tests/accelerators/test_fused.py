@@ -14,9 +14,8 @@ from etpc.estimating import compiled
 from etpc.estimating.chips import place
 from etpc.kernels import FUSED
 from etpc.plan import DEFAULT
-from tests.accelerators.test_programs import _as_users_have_it  # noqa: F401
 
-pytestmark = [pytest.mark.accelerators]
+pytestmark = [pytest.mark.accelerators, pytest.mark.usefixtures("as_users_have_it")]
 SIZE, T, B = 512, 20, 32
 
 

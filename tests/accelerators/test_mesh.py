@@ -16,17 +16,9 @@ from etpc import nn
 from etpc.estimating import compiled
 from etpc.estimating.chips import place
 
-pytestmark = [pytest.mark.accelerators]
+pytestmark = [pytest.mark.accelerators, pytest.mark.usefixtures("as_users_have_it")]
 I, W, EVERY, T = 128, 10, 20, 40
 CHIPS = {"v5e:4x4": 16, "v5e:16x16": 256}
-
-
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    """In float32: a TPU has no float64."""
-    pytest.importorskip("libtpu")
-    with jax.enable_x64(False):
-        yield
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from benchmarks.network import N_IN
 from etpc.estimating import compiled
 from etpc.estimating.chips import place
 
-pytestmark = [pytest.mark.accelerators]
+pytestmark = [pytest.mark.accelerators, pytest.mark.usefixtures("as_users_have_it")]
 BOUNDS = Path(__file__).parent / "bounds.json"
 SIZE, T, B = 128, 100, 32
 RULES = {
@@ -45,15 +45,6 @@ CASES = [
         ("LRU", "D-RTRL"),
     )
 ]
-
-
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    """In float32: a TPU has no float64."""
-    for package in ("libtpu", "jax_plugins.xla_cuda12"):
-        pytest.importorskip(package)
-    with jax.enable_x64(False):
-        yield
 
 
 @functools.cache
