@@ -38,8 +38,7 @@ def assigned(equations: Iterable[Any]) -> dict[Any, str]:
 
 def statement_of(eqn: Any) -> Statement | None:
     """The statement of the user's that made an equation."""
-    for frame in getattr(eqn.traceback.of, "frames", ()):
-        file, line = frame.file_name, frame.line_num
+    for file, line, _ in eqn.traceback.places:
         own = any(f"{HERE}/{part}/" in file for part in ("trace", "_jax"))
         if file.startswith(LIBRARIES) or own or file.endswith("surrogate.py"):
             continue
