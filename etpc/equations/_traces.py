@@ -162,7 +162,8 @@ class CarriedArrays:
         if line.of in ("inputs", "steps"):
             old, new = self.array(line, key)
             yield Equation(new, [Term(kept * view(old)), self._added(line, key, new)])
-        order, reach = self._order
+        # What is kept of a state's trace is no derivative, so that the chain rule does not pass it on.
+        order, reach = ([*self._has], WHOLE) if line.kept else self._order
         for old, new in order if line.of in ("uses", "outputs") else ():
             before, target = self.array(line, key, old)
             held = lambda letter, state, scale, array: (
