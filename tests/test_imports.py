@@ -38,7 +38,6 @@ SEES = {
     # what is shown of a plan, and of a program
     "show": "errors files trace forms algorithms analyse ir plan",
     "draw": "errors files plan show run",
-    "viewing": "errors files trace analyse ir plan run show draw",
     "equations": "later errors files forms algorithms analyse ir trace show",
     "export": "errors files _jax schedule trace run",
     # rules with forms or an extension of their own
@@ -47,6 +46,7 @@ SEES = {
     "kernels": "forms ir plan",
     "checking": "errors files gradient trace analyse forms algorithms plan show definition run rules",
     "estimating": "errors files gradient trace algorithms show run checking",
+    "viewing": "errors files trace analyse ir plan run show draw estimating",
     "checkpoint": "errors files trace run",
     "training": "errors checkpoint run",
     "plot": "errors trace checking estimating plan run",

@@ -195,8 +195,8 @@ def _draw(arguments: argparse.Namespace) -> Answer:
 
 def _view(arguments: argparse.Namespace) -> Answer:
     arguments.algo = arguments.rule or arguments.algo
-    options = dict(title=arguments.target, batch_size=arguments.batch, hlo=not arguments.no_hlo)
-    view = _program(arguments).view(**options)
+    options = dict(batch_size=arguments.batch, hlo=not arguments.no_hlo, on=arguments.on)
+    view = _program(arguments).view(title=arguments.target, **options)
     with _writing(arguments.output):
         view.write(arguments.output)
     written = {"model": arguments.target, "written": arguments.output}
@@ -520,6 +520,7 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
             "--batch", type=_count, metavar="B", help="of the window that is compiled (one example)"
         )
         add("--no-hlo", action="store_true", help="compile no window, which takes most of the time")
+        add("--on", metavar="CHIP", help="that the window is compiled for (the device here)")
     if name in OUTPUTS:
         metavar, what = OUTPUTS[name]
         default = "view.html" if name == "view" else None

@@ -11,38 +11,20 @@ predicate holds.
 """
 
 import dataclasses
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .chips import Place
+from .hlo import KERNELS, arrays, bytes_of, parsed
 
-KERNELS = "fusion|custom-call|copy|dot|convolution|reduce|sort|scatter|transpose"
 COLLECTIVES = ["all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"]
-BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 FAST = "S(1)"
 """An array that XLA keeps in the memory of a TPU's core, VMEM, in place of HBM."""
-
-
-class Instruction(NamedTuple):
-    """One of the optimised HLO."""
-
-    name: str
-    result: str
-    """Types of its results, with their layouts."""
-    opcode: str
-    rest: str
-    """Operands and attributes."""
-
-    def called(self, attribute: str) -> str:
-        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
-        return match[1] if match else ""
 
 
 @dataclasses.dataclass
@@ -86,82 +68,38 @@ def cost(compiled: Any) -> Cost:
 
 def read(text: str) -> Cost:
     """What optimised HLO says of its cost; bytes of memory are not in it."""
-    computations, entry = _computations(text)
-    found = Cost()
+    module, found = parsed(text), Cost()
 
     def visit(name: str, times: int) -> None:
-        for op in computations[name]:
-            cycles = re.search(r'estimated_cycles"?:\s*"(\d+)"', op.rest)
-            count = times * int(cycles[1]) if cycles else 0
-            kind = op.opcode.removesuffix("-start")
+        for op in module.computations[name]:
+            called = dict(op.called)  # of several branches the last
             if op.opcode == "while":
-                in_fast = [size for size, layout in _arrays(op.result) if FAST in layout]
+                in_fast = [size for size, layout in arrays(op.type) if FAST in layout]
                 found.fast = max(found.fast, sum(in_fast))
-                trips = _trips(op, computations)
+                trips = module.trips(op)
                 if trips is None:
                     found.unknown.append(op.name)
-                visit(op.called("body"), times * (trips or 1))
+                visit(called["body"], times * (trips or 1))
                 continue
-            if op.opcode == "call" and op.called("to_apply") in computations:
-                visit(op.called("to_apply"), times)
+            if op.opcode == "call" and called.get("to_apply") in module.computations:
+                visit(called["to_apply"], times)
                 continue
             if op.opcode == "conditional":
-                branches = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
-                last = branches[1].split(",")[-1] if branches else op.called("true_computation")
-                visit(last.strip().lstrip("%"), times)
+                visit(called.get("branch") or called["true_computation"], times)
                 continue
             ended = op.opcode.removesuffix("-done")  # a start has the operands in its result too
             if ended in COLLECTIVES:
                 runs, total = found.collectives.get(ended, (0, 0))
-                size = sum(size for size, _ in _arrays(op.result))
-                found.collectives[ended] = (runs + times, total + times * size)
-            launched = times if re.fullmatch(KERNELS, op.opcode) else 0
-            if count or launched:
-                found.cycles += count
+                found.collectives[ended] = (runs + times, total + times * bytes_of(op.type))
+            cycles, launched = times * op.cycles, times * bool(KERNELS.fullmatch(op.opcode))
+            if cycles or launched:
+                found.cycles += cycles
                 found.kernels += launched
-                source = re.search(r'op_name="([^"]*)"', op.rest)
-                found.by_line[source[1] if source else op.name] += count or launched
-                for size, _ in _arrays(op.result):
+                found.by_line[op.op_name or op.name] += cycles or launched
+                for size, _ in arrays(op.type):
                     found.written[size] += times
-                    if kind == "copy":
+                    if op.opcode.removesuffix("-start") == "copy":
                         found.copies[size] += times
 
-    visit(entry, 1)
+    visit(module.entry, 1)
     return found
-
-
-def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The instructions of each computation, and the name of the first that runs."""
-    computations: dict[str, list[Instruction]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if head:
-            current = computations[head[2]] = []
-            entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None:
-            found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)", line)
-            if found:
-                current.append(Instruction(*found.groups()))
-    return computations, entry
-
-
-def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
-    """How often a loop runs: as XLA notes it, or the one number that its condition compares with."""
-    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
-    if known:
-        return int(known[1])
-    condition = list(computations[loop.called("condition")])
-    for op in computations[loop.called("condition")]:
-        condition += computations.get(op.called("calls"), [])
-    constants = [op.rest for op in condition if op.opcode == "constant" and "s32[]" in op.result]
-    return max((int(rest.split(")")[0]) for rest in constants), default=None)
-
-
-def _arrays(types: str) -> Iterator[tuple[int, str]]:
-    """Bytes and layout of each array in the types of an instruction."""
-    for dtype, lengths, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", types):
-        bits = BITS.get(dtype) or int(re.sub(r"\D", "", dtype)[:2] or 0)
-        yield math.prod(int(n) for n in lengths.split(",") if n) * bits // 8, layout

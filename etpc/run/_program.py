@@ -151,6 +151,7 @@ class Program(Compiled, Shown):
         title: str = "",
         batch_size: int | None = None,
         hlo: bool = True,
+        on: str | None = None,
     ) -> "View":
         """The compilation from end to end, as [one page](../viewer.md) that loads nothing: the lines of the model, the
         step, patterns, the graph, the trace program before and after each pass, and the instructions of its HLO.
@@ -161,14 +162,17 @@ class Program(Compiled, Shown):
         - `title`: of the page; by default the rule.
         - `batch_size`: of the window that is compiled for its HLO; `None` for one example.
         - `hlo`: whether it is compiled, which takes most of the time where a model is large.
+        - `on`: a chip that it is compiled for, as [`etpc.estimate`][] takes it; the device of this process unless set.
+            A TPU's compiler says how many cycles each instruction takes.
 
         **Returns** the [`View`][etpc.viewing.View], which notebooks show as the page; `.as_dict()` has its data.
 
-        **Raises** `etpc.InputError` where the ending is another, and where `batch_size` is no int >= 1.
+        **Raises** `etpc.InputError` where the ending is another, and where `batch_size` is no int >= 1;
+        what `etpc.estimate` raises for `on`.
         """
         from ..viewing import view
 
-        return view(self, path, title=title, batch_size=batch_size, hlo=hlo)
+        return view(self, path, title=title, batch_size=batch_size, hlo=hlo, on=on)
 
     def _repr_html_(self) -> str:
         from ..draw import fragment

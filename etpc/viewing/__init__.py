@@ -13,9 +13,10 @@ def view(
     title: str = "",
     batch_size: int | None = None,
     hlo: bool = True,
+    on: str | None = None,
 ) -> View:
     """The view of a program; see [`Program.view`][etpc.Program.view]."""
-    found = View(program, title, batch_size, hlo)
+    found = View(program, title, batch_size, hlo, on)
     if path is not None:
         found.write(path)
     return found

@@ -1,41 +1,25 @@
 """What XLA makes of a program: the instructions of its optimised HLO, and where each of them comes from."""
 
-import math
 import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ..estimating.chips import place
+from ..estimating.compiled import compile_for
+from ..estimating.hlo import KERNELS, Instruction, bytes_of, parsed, unescaped
 from ..run import Program
 from ._model import Sources, Weights, short
 
-BITS = re.compile(r"(?:pred|[a-z]+?)(\d+)")
-ARRAY = re.compile(r"\b(pred|token|opaque|[a-z]+\d+[a-z0-9]*)\[([\d,<=]*)\]")
-INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][\w\-]*)\((.*)")
-CALLED = re.compile(
-    r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
-)
-BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
-TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 NO_WORK = frozenset("parameter constant tuple get-tuple-element bitcast after-all iota".split())  # noqa: SIM905
 """Instructions that are no kernel: they name or reshape what is there."""
 FLOW, PRODUCTS = frozenset({"while", "call", "conditional"}), frozenset({"dot", "convolution"})
 Equations = list[dict[str, Any]]
 """Those of the record of a step."""
-
-
-class Instruction(NamedTuple):
-    """One instruction of an HLO module; `rest` is what stands after the opcode: operands, attributes, metadata."""
-
-    name: str
-    type: str
-    opcode: str
-    rest: str
 
 
 def squares(y: Any, _: Any) -> Any:
@@ -50,27 +34,31 @@ def hlo_record(
     sources: Sources,
     equations: Equations,
     batch_size: int | None,
+    on: str | None,
 ) -> dict[str, Any]:
-    """A window of a program, compiled for the first device of this process and taken apart, for JSON."""
+    """A window of a program, compiled for a chip or the first device of this process and taken apart, for JSON."""
     step, steps = program.plan.step, program.ir.window.steps
     lead = (steps,) if batch_size is None else (steps, batch_size)
     avals = [jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype) for a in step.input_leaves.avals]
-    lowered = program.value_and_grad(squares).lower(
+    args = (
         step.model_leaves.join(step.model_leaves.avals),
         step.input_leaves.join(avals),
         jax.ShapeDtypeStruct(lead, jnp.float32),
         jax.eval_shape(lambda: program.init(batch_size)),
     )
-    compiled = lowered.compile()
+    run = program.value_and_grad(squares)
+    compiled = run.lower(*args).compile() if on is None else compile_for(place(on), run, *args)
     memory, kinds = compiled.memory_analysis(), ("argument", "output", "temp")
     sizes = {kind: int(getattr(memory, f"{kind}_size_in_bytes", 0)) for kind in kinds}
-    about = dict(device=jax.devices()[0].device_kind, steps=steps, batch_size=batch_size)
-    module = Module(compiled.as_text() or "", weights, sources, equations)
-    return {**about, "bytes": sizes, **module.record()}
+    device = jax.devices()[0].device_kind if on is None else place(on).chip.kind
+    unit = None if on is None else {"tpu": "cycles", "cuda": "kernels"}.get(place(on).chip.platform)
+    about = dict(device=device, steps=steps, batch_size=batch_size, bytes=sizes, unit=unit)
+    origins = Origins(compiled.as_text() or "", weights, sources, equations)
+    return {**about, **origins.record()}
 
 
-class Module:
-    """The text of an optimised HLO module, taken apart."""
+class Origins:
+    """Where the instructions of an optimised HLO module come from."""
 
     def __init__(self, text: str, weights: Weights, sources: Sources, equations: Equations):
         self.weights = weights
@@ -81,37 +69,39 @@ class Module:
         for e in equations:
             if e["ops"] and alike[e["line"], e["primitive"]] == 1:
                 self.at[e["line"], e["primitive"]] = e["weights"]
-        head, self.computations, self.entry = _parsed(text)
+        self.module = parsed(text)
+        self.computations = self.module.computations
         known = {(short(file), line): n for (file, line), n in sources.lines.items()}
-        places = _source_lines(head)
+        places = _source_lines(self.module.head)
         self.lines = {frame: known.get((short(file), n)) for frame, (file, n) in places}
         self._of_name: dict[str, tuple[str, list[int]]] = {}
 
     def record(self) -> dict[str, Any]:
         found: dict[str, dict[str, Any]] = {}
-        for name, role, trips in self._reached():
-            rows = [self._row(i) for i in self.computations[name] if i.opcode not in NO_WORK]
+        for name, role, trips, times in self._reached():
+            rows = [self._row(i, times) for i in self.computations[name] if i.opcode not in NO_WORK]
             if any(row["opcode"] != "while" for row in rows):  # others only call a loop
                 found[name] = {"name": name, "role": role, "trips": trips, "instructions": rows}
         products = [row for name in self.computations for row in self._products(name)]
         return {"computations": [*found.values()], "products": products}
 
-    def _reached(self) -> Iterator[tuple[str, str, int | None]]:
-        """The computations that run instruction by instruction: the entry, what it calls, bodies of loops."""
-        queue: list[tuple[str, str, int | None]] = [(self.entry, "entry", None)]
-        seen = {self.entry}
+    def _reached(self) -> Iterator[tuple[str, str, int | None, int]]:
+        """The computations that run instruction by instruction: the entry, what it calls, bodies of loops; with the
+        trips of a loop and of all loops around it, where one of unknown length counts once."""
+        queue: list[tuple[str, str, int | None, int]] = [(self.module.entry, "entry", None, 1)]
+        seen = {self.module.entry}
         while queue:
-            name, role, trips = queue.pop(0)
-            yield name, role, trips
+            name, role, trips, times = queue.pop(0)
+            yield name, role, trips, times
             for i in self.computations[name]:
-                trips = TRIPS.search(i.rest)
-                for kind, other in _called(i) if i.opcode in FLOW else ():
+                trips = self.module.trips(i) if i.opcode == "while" else None
+                for kind, other in i.called if i.opcode in FLOW else ():
                     if other in self.computations and other not in seen and kind != "condition":
                         seen.add(other)
                         of = {"body": "loop", "to_apply": "call"}.get(kind, "branch")
-                        queue.append((other, of, int(trips[1]) if trips else None))
+                        queue.append((other, of, trips, times * (trips or 1)))
 
-    def _row(self, i: Instruction) -> dict[str, Any]:
+    def _row(self, i: Instruction, times: int = 1) -> dict[str, Any]:
         inner = [*self._inside(i)] if i.opcode not in FLOW else []
         weights, terms, lines = set[int](), dict[str, None](), dict[int, None]()
         for each in [i, *inner]:
@@ -121,16 +111,17 @@ class Module:
             terms |= dict.fromkeys([term] if term else [])
             lines |= dict.fromkeys([] if line is None else [line])
         counts = Counter(each.opcode for each in inner if each.opcode not in NO_WORK)
-        match = OP_NAME.search(i.rest)
         type = textwrap.shorten(_without_layout(i.type), 100, placeholder=" …)")
-        op_name = "" if terms or match is None else _unescaped(match[1])
+        op_name = "" if terms else i.op_name
         inside = [f"{n}× {name}" if n > 1 else name for name, n in counts.items()]
         found = dict(terms=[*terms], lines=[*lines], weights=sorted(weights), inside=inside)
         head = dict(name=i.name, opcode=i.opcode, type=type, bytes=bytes_of(i.type))
-        return {**head, **found, "op_name": op_name}
+        kernels = bool(KERNELS.fullmatch(i.opcode))
+        cost = dict(cycles=times * i.cycles, kernels=times * kernels)
+        return {**head, **cost, **found, "op_name": op_name}
 
     def _inside(self, i: Instruction, depth: int = 0) -> Iterator[Instruction]:
-        for _, name in _called(i) if depth < 8 else ():
+        for _, name in i.called if depth < 8 else ():
             for inner in self.computations.get(name, ()):
                 yield inner
                 yield from self._inside(inner, depth + 1)
@@ -152,12 +143,11 @@ class Module:
     def _term(self, i: Instruction, line: int | None) -> tuple[str, list[int]]:
         """The term of the trace program that an instruction computes, or `forward` or `backward` where it is of the
         model; and the weights that it is about."""
-        match = OP_NAME.search(i.rest)
-        if match is None:
+        name = i.op_name
+        if not name:
             return "", []
-        name = match[1]
         if name not in self._of_name:
-            self._of_name[name] = self._term_of(_unescaped(name))
+            self._of_name[name] = self._term_of(name)
         term, weights = self._of_name[name]
         if term or line is None:
             return term, weights
@@ -174,30 +164,6 @@ class Module:
         return "", self.weights.of_path(of_carry[1]) if of_carry else []
 
 
-def _called(i: Instruction) -> list[tuple[str, str]]:
-    found = [(kind, name) for kind, name in CALLED.findall(i.rest)]
-    branches = BRANCHES.search(i.rest)
-    names = branches[1].split(",") if branches else []
-    return found + [("branch", name.strip().lstrip("%")) for name in names]
-
-
-def _parsed(text: str) -> tuple[str, dict[str, list[Instruction]], str]:
-    """What stands before the computations, these by name, and the name of the entry."""
-    computations: dict[str, list[Instruction]] = {}
-    head: list[str] = []
-    entry, inside = "", None
-    for line in text.splitlines():
-        if line[:1].strip() and line.endswith("{") and "->" in line:
-            name = line.removeprefix("ENTRY ").lstrip("%").split(" ", 1)[0]
-            entry = name if line.startswith("ENTRY") else entry
-            inside = computations.setdefault(name, [])
-        elif inside is None:
-            head.append(line)
-        elif match := INSTRUCTION.match(line):
-            inside.append(Instruction(*match.groups()))
-    return "\n".join(head), computations, entry
-
-
 def _source_lines(head: str) -> Iterator[tuple[int, tuple[str, int]]]:
     """The file and the line of each stack frame, from the tables before the computations."""
 
@@ -211,23 +177,9 @@ def _source_lines(head: str) -> Iterator[tuple[int, tuple[str, int]]]:
     files, locations = table("FileNames"), table("FileLocations")
     for number, frame in table("StackFrames").items():
         at = locations[field(frame, "file_location_id")]
-        file = _unescaped(files[field(at, "file_name_id")][1:-1])
+        file = unescaped(files[field(at, "file_name_id")][1:-1])
         yield int(number), (file, int(field(at, "line")))
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text)
 
 
 def _without_layout(type: str) -> str:
     return re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", type)
-
-
-def bytes_of(type: str) -> int:
-    """The bytes of an array, or of all of a tuple, by the type as HLO writes it."""
-    total = 0
-    for dtype, shape in ARRAY.findall(type):
-        match = BITS.match(dtype)
-        bits = 8 if dtype == "pred" else int(match[1]) if match else 0
-        total += math.prod(int(n.strip("<=")) for n in shape.split(",") if n) * bits // 8
-    return total

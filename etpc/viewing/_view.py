@@ -29,10 +29,15 @@ class View:
     """
 
     def __init__(
-        self, program: Program, title: str = "", batch_size: int | None = None, hlo: bool = True
+        self,
+        program: Program,
+        title: str = "",
+        batch_size: int | None = None,
+        hlo: bool = True,
+        on: str | None = None,
     ):
         """See `program.view`."""
-        self.program, self.title, self.hlo = program, title, hlo
+        self.program, self.title, self.hlo, self.on = program, title, hlo, on
         self.batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
 
     def as_dict(self) -> dict[str, Any]:
@@ -45,7 +50,7 @@ class View:
         weights, sources = Weights(plan), Sources()
         step = step_record(plan, weights, sources)
         emitted = _emitted(program, self.batch_size)
-        of_hlo = weights, sources, step["equations"], self.batch_size
+        of_hlo = weights, sources, step["equations"], self.batch_size, self.on
         emitted["hlo"] = hlo_record(program, *of_hlo) if self.hlo else None
         hidden = plan.analysis.hidden
         states = zip(hidden.paths, hidden.avals, hidden.offsets, hidden.offsets[1:], strict=False)

@@ -628,6 +628,7 @@ function marked(a, b) {
 
 // --- what is emitted -------------------------------------------------------------------------------
 
+const unit = () => D.emitted.hlo.unit;
 const instructions = () => (D.emitted.hlo ? D.emitted.hlo.computations.flatMap((c) => c.instructions) : []);
 
 function drawEmitted(section) {
@@ -641,11 +642,13 @@ function drawEmitted(section) {
   const all = instructions(), loops = hlo.computations.filter((c) => c.role === "loop");
   const batch = hlo.batch_size === null ? "one example" : plural(hlo.batch_size, "example");
   section.append(
-    cards([["instructions that do work", count(all.length)], ["loops", count(loops.length)], ["products of matrices", count(hlo.products.length)],
+    cards([...(unit() ? [[`${unit()} of a window`, count(all.reduce((sum, i) => sum + i[unit()], 0))]] : []),
+      ["instructions that do work", count(all.length)], ["loops", count(loops.length)], ["products of matrices", count(hlo.products.length)],
       ["bytes of temporaries", count(hlo.bytes.temp)], ["bytes of arguments", count(hlo.bytes.argument)],
       ["bytes of results", count(hlo.bytes.output)]]),
     muted(`${plural(hlo.steps, "step")}, ${batch}, a sum of squares as the loss; compiled by XLA for ${hlo.device}. ` +
-      "Instructions are counted outside of fusions, without those that only name or reshape."),
+      "Instructions are counted outside of fusions, without those that only name or reshape." +
+      (unit() ? ` An estimate of its compiler: ${unit()} are those of all trips of a loop, and nothing was run.` : "")),
     el("div", { class: "two" }, text, byOrigin(all)),
     hlo.products.length ? el("details", { class: "box", open: hlo.products.length <= 30 },
       el("summary", {}, "Products ", span("", "where a weight meets data, credit or a trace")), table(hlo.products, true)) : "",
@@ -656,16 +659,17 @@ function drawEmitted(section) {
 function byOrigin(all) {
   const rows = new Map();
   for (const i of all) for (const term of i.terms.length ? i.terms : ["other"]) {
-    const row = rows.get(term) || rows.set(term, { term, n: 0, bytes: 0 }).get(term);
-    row.n++; row.bytes += i.bytes;
+    const row = rows.get(term) || rows.set(term, { term, n: 0, bytes: 0, cost: 0 }).get(term);
+    row.n++; row.bytes += i.bytes; row.cost += i[unit()] || 0;
   }
   const ofTerm = new Map(D.ops.flatMap((op) => [[`grad ${op.path}`, op.weights], [`trace ${op.path}`, op.weights]]));
-  const sorted = [...rows.values()].sort((a, b) => b.n - a.n);
+  const sorted = [...rows.values()].sort((a, b) => b.cost - a.cost || b.n - a.n);
+  const heads = ["term", "instructions", "bytes written", ...(unit() ? [unit()] : [])];
   return el("div", { class: "box" }, el("h3", {}, "Instructions by origin"), el("table", {},
-    el("thead", {}, el("tr", {}, ["term", "instructions", "bytes written"].map((t, n) => el("th", { class: n ? "number" : null }, t)))),
+    el("thead", {}, el("tr", {}, heads.map((t, n) => el("th", { class: n ? "number" : null }, t)))),
     el("tbody", {}, sorted.slice(0, SHOWN).map((r) => {
       const of = ofTerm.get(r.term) || [], pick = of.length ? { "data-pick": of[0], onclick: () => follow(of[0], false) } : {};
-      const cells = [code(r.term), count(r.n), count(r.bytes)];
+      const cells = [code(r.term), count(r.n), count(r.bytes), count(r.cost)].slice(0, heads.length);
       return about("emitted", of, el("tr", pick, cells.map((cell, n) => el("td", { class: n ? "number" : null }, cell))));
     }))), sorted.length > SHOWN ? el("p", { class: "muted" }, `and ${count(sorted.length - SHOWN)} more`) : "");
 }
@@ -685,8 +689,9 @@ function computation(c) {
 }
 
 function table(rows, products = false) {
-  const columns = [products ? "product" : "instruction", "result", "bytes", "comes from"];
-  const made = el("div", {}, el("div", { class: "instruction head" }, columns.map((name) => span("", name))));
+  const costed = !products && unit(), cells = (...all) => all.filter((cell) => cell !== null);
+  const columns = cells(products ? "product" : "instruction", "result", "bytes", costed ? unit() : null, "comes from");
+  const made = el("div", { class: costed ? "costed" : null }, el("div", { class: "instruction head" }, columns.map((name) => span("", name))));
   const one = (i) => {
     const from = el("span", {}, i.terms.map((t) => el("span", { class: "term" }, t)), i.lines.map((n) => {
       const line = D.sources.lines[n];
@@ -695,7 +700,8 @@ function table(rows, products = false) {
     }), i.terms.length || i.lines.length ? "" : el("span", { class: "inside" }, (i.op_name || "").replace(/^jit\(run\)\//, "")));
     const inside = products ? i.of.join(" · ") : i.inside.join(", ");
     const what = span("", i.name, inside ? span("inside", ` ${inside}`) : "");
-    const row = el("div", { class: "instruction", title: i.op_name || null }, what, span("", i.type), span("", count(i.bytes)), from);
+    const row = el("div", { class: "instruction", title: i.op_name || null }, 
+      ...cells(what, span("", i.type), span("", count(i.bytes)), costed ? span("", count(i[unit()])) : null, from));
     return about("emitted", i.weights, row);
   };
   made.append(...rows.slice(0, SHOWN).map(one));

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import etpc
-from etpc.estimating import compiled
+from etpc.estimating import compiled, hlo
 
 T, I, N = 12, 8, 48
 EVERY = 6
@@ -54,7 +54,7 @@ def results(text):
     """Kind and bytes of each collective operation of optimised HLO."""
     kinds = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
     for types, kind in re.findall(rf"= (\S.*?) ({kinds})(?:-start)?\(", text):
-        yield kind, sum(size for size, _ in compiled._arrays(types))
+        yield kind, sum(size for size, _ in hlo.arrays(types))
 
 
 def arrays(tree):

@@ -153,6 +153,38 @@ def test_each_panel_shows_what_the_record_has(opened, name):
     assert cards["bytes of temporaries"] == f"{hlo['bytes']['temp']:,}"
 
 
+def test_cycles_are_shown_where_a_compiler_says_them(opened):
+    """Of instructions, and of the terms that they come from, which are in their order."""
+    with jax.enable_x64(False):
+        program = etpc.compile(jnp.ones(3), inputs=jnp.ones(3), state=jnp.zeros(3), step=leak)
+        shown = program.view()
+    hlo = shown.as_dict()["emitted"]["hlo"]
+    assert hlo["unit"] is None
+    hlo["unit"] = "cycles"
+    instructions = [i for c in hlo["computations"] for i in c["instructions"]]
+    for n, i in enumerate(instructions):
+        i["cycles"] = 1000 + n * n
+    page = opened(shown)
+    show(page, "emitted")
+    cards = dict(zip(texts(page, "#view-emitted dt"), texts(page, "#view-emitted dd"), strict=True))
+    assert cards["cycles of a window"] == f"{sum(i['cycles'] for i in instructions):,}"
+    heads, *rows = page.locator("#view-emitted .two table tr").all()
+    assert texts(heads, "th")[-1] == "cycles"
+    costs = [int(texts(row, "td")[-1].replace(",", "")) for row in rows]
+    assert costs == sorted(costs, reverse=True)
+    closed = page.locator("#view-emitted details:not([open]) > summary")
+    while closed.count():
+        closed.first.click()
+    lists = "#view-emitted .costed > .instruction:not(.head)"
+    shown_costs = [texts(row, ":scope > span")[3] for row in page.locator(lists).all()]
+    assert sorted(shown_costs) == sorted(f"{i['cycles']:,}" for i in instructions)
+
+
+def leak(w, x, h):
+    h = 0.9 * h + w * x
+    return h, h
+
+
 def test_a_click_follows_a_weight_through_all_panels(opened):
     page = opened(shown_of("lif"))
     record, w = page.record, 0

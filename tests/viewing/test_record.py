@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 import etpc
 from docs.views import MODELS, view
 from etpc.cli import main
+from etpc.estimating.hlo import bytes_of
 from etpc.plan import DEFAULT, PASSES
 from etpc.viewing import View
 from etpc.viewing import _patterns as patterns
-from etpc.viewing._hlo import Module, bytes_of
+from etpc.viewing._hlo import Origins
 from etpc.viewing._model import Sources, Weights
 from tests.marks import few
 from tests.test_testing import check_schema
@@ -274,7 +275,7 @@ StackFrames
 %body (arg: (s32[], f32[4])) -> (s32[], f32[4]) {
   %arg = (s32[], f32[4]{0}) parameter(0)
   %gte = f32[4]{0} get-tuple-element(%arg), index=1
-  %mul.1 = f32[4]{0} multiply(%gte, %gte), metadata={op_name="jit(run)/vmap(jvp(trace ['a/b\\'<script>']))/mul"}
+  %mul.1 = f32[4]{0} multiply(%gte, %gte), metadata={op_name="jit(run)/vmap(jvp(trace ['a/b\\'<script>']))/mul"}, CYCLES
   ROOT %t = (s32[], f32[4]{0}) tuple(%gte, %mul.1)
 }
 
@@ -295,7 +296,8 @@ def test_a_module_is_taken_apart(marked):
     sources = Sources()
     line = sources.line("/models/a.py", 7)
     equations = [{"ops": [0], "line": line, "primitive": "dot_general", "weights": [2]}]
-    found = Module(HLO.replace("%", marked), weights, sources, equations).record()
+    text = HLO.replace("%", marked).replace("CYCLES", 'backend_config={"estimated_cycles":"7"}')
+    found = Origins(text, weights, sources, equations).record()
     entry, body = found["computations"]
     assert [i["name"] for i in entry["instructions"]] == ["f.1", "while.1", "add.1"]
     fusion, loop, add = entry["instructions"]
@@ -307,6 +309,8 @@ def test_a_module_is_taken_apart(marked):
     assert [(i["terms"], i["weights"]) for i in body["instructions"]] == [
         (["trace ['a/b'<script>']"], [1])
     ]
+    assert [(i["cycles"], i["kernels"]) for i in body["instructions"]] == [(16 * 7, 0)]
+    assert [(i["cycles"], i["kernels"]) for i in entry["instructions"]] == [(0, 1), (0, 0), (0, 0)]
     (product,) = found["products"]
     assert (product["of"], product["type"]) == (["f32[4,2]", "f32[2]"], "f32[4]")
 
@@ -316,7 +320,7 @@ def test_one_line_of_several_operations_says_of_no_weight():
     sources = Sources()
     line = sources.line("/models/a.py", 7)
     one = {"ops": [0], "line": line, "primitive": "dot_general", "weights": [0]}
-    module = Module(HLO, Weights.__new__(Weights), sources, [one, {**one, "weights": [1]}])
+    module = Origins(HLO, Weights.__new__(Weights), sources, [one, {**one, "weights": [1]}])
     assert not module.at
 
 
