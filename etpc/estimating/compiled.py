@@ -156,7 +156,11 @@ def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int
     condition = list(computations[loop.called("condition")])
     for op in computations[loop.called("condition")]:
         condition += computations.get(op.called("calls"), [])
-    constants = [op.rest for op in condition if op.opcode == "constant" and "s32[]" in op.result]
+    constants = [
+        op.rest
+        for op in condition
+        if op.opcode == "constant" and re.match(r"[su]32\[\]", op.result)
+    ]
     return max((int(rest.split(")")[0]) for rest in constants), default=None)
 
 
