@@ -28,7 +28,7 @@ SEEDS ?= 1
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 AGENTS := streaming ppo conditioning encoder
 
-.PHONY: demo examples results test fuzz test-peer test-third-party test-device test-accelerators accelerators on-device test-leaks test-newest test-wheel test-affected-jaxlib coverage bench bench-versions api dist release-check lint lock docs docs-dev docs-release notebooks paper clean
+.PHONY: demo examples results test fuzz test-peer test-third-party test-device test-accelerators accelerators scale on-device test-leaks test-newest test-wheel test-affected-jaxlib coverage bench bench-versions api dist release-check lint lock docs docs-dev docs-release notebooks paper clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
@@ -94,6 +94,10 @@ test-accelerators: .venv-accelerators/.test
 ACCELERATORS ?= --sizes 128,512,2048
 accelerators: .venv-accelerators/.test
 	JAX_PLATFORMS=cpu .venv-accelerators/bin/python -m benchmarks accelerators $(ACCELERATORS) --record
+
+# What an update takes on 1 to 256 chips, and the tables that docs/scale.md makes of it.
+scale: .venv-accelerators/.test
+	JAX_PLATFORMS=cpu .venv-accelerators/bin/python -m benchmarks scale --record
 
 test-leaks: .venv/.test
 	JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest tests/test_docs.py -m leaks $(PYTEST_ARGS)

@@ -23,6 +23,7 @@ from benchmarks import (
     precision,
     record,
     report,
+    scale,
     speed,
     step,
 )
@@ -91,8 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
         "what",
         nargs="*",
         default=["all"],
-        help="speed, cells, step, memory, compile, passes, low-rank, precision, interop, norse or all; accelerators is "
-        "asked for by name, in the environment of `make accelerators`",
+        help="speed, cells, step, memory, compile, passes, low-rank, precision, interop, norse or all; "
+        "accelerators and scale are asked for by name, in the environment of `make accelerators`",
     )
     parser.add_argument("--sizes", type=_sizes, help="neurons of the network, as in 128,512,1024")
     parser.add_argument("--cells", type=_names, help="which, as in LIF,LSTM; without it all")
@@ -128,6 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
         benchmarks["accelerators"] = lambda: accelerators.run(
             console, sizes, options.steps, options.batches, options.on, options.cells
         )
+    if "scale" in options.what:
+        benchmarks["scale"] = lambda: scale.run(console)
     for name, available in (("interop", peer.available()), ("norse", norse.available())):
         for key in [key for key in benchmarks if key.startswith(name) and not available]:
             del benchmarks[key]

@@ -3,7 +3,8 @@
 `python -m benchmarks.pages` writes `docs/benchmarks/results.md` from `docs/benchmarks/results.json`, and
 `docs/tasks/results.md` from the files that `python -m examples.tasks.NAME --json FILE --plot FILE` writes.
 What follows from the results is on pages that people write, and the numbers in it are those of `benchmarks/quotes.py`.
-`docs/results.md` is made of the files in `docs/results/` that `make results` writes.
+`docs/results.md` is made of the files in `docs/results/` that `make results` writes, and the tables of `docs/scale.md`
+of the record.
 """
 
 import importlib
@@ -13,7 +14,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import accelerators, passes, precision, quotes, record, report
+from benchmarks import accelerators, passes, precision, quotes, record, report, scale
 from etpc.plan import PASSES
 from examples.published import study
 from examples.tasks import arms, suggested
@@ -362,6 +363,8 @@ def main() -> None:
     """Write the pages, and the numbers that others quote."""
     for name, page in PAGES.items():
         (DOCS / name).write_text(page())
+    scaled = DOCS / "scale.md"
+    scaled.write_text(scale.written(scaled.read_text(), record.load()))
     quotes.write()
 
 

@@ -295,7 +295,7 @@ def _why_not(leaf: Any) -> str:
         return "an array that was deleted or donated. Save what the function it went into returned."
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return (
-            "spread over several processes. Save such a run with Orbax, as `examples/preempted.py` does; or gather it "
+            "spread over several processes. Save such a run with Orbax, as `examples/fleet.py` does; or gather it "
             "first, by `jax.experimental.multihost_utils.process_allgather`, and save in one of them."
         )
     if isinstance(leaf, np.ndarray) and type(leaf) is not np.ndarray:

@@ -19,6 +19,7 @@ from benchmarks import (
     quotes,
     record,
     report,
+    scale,
     step,
 )
 from benchmarks.network import Problem
@@ -136,6 +137,11 @@ def test_numbers_on_pages_are_those_of_the_record(page):
     for quote in QUOTES:
         if quote.page == page:
             assert quote.written(text) == text, f"run `python -m benchmarks.pages`: {quote}"
+
+
+def test_tables_of_scale_are_those_of_the_record():
+    text = (ROOT / "docs/scale.md").read_text()
+    assert scale.written(text, record.load()) == text, "run `python -m benchmarks.pages`"
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ SEES = {
     "checkpoint": "errors files trace run",
     "training": "errors checkpoint run",
     "plot": "errors trace checking estimating plan run",
-    "scaling": "errors analyse forms run",
+    "scaling": "errors analyse forms run trace",
     "testing": "errors files gradient checking trace algorithms ir plan run",
     # models
     "surrogate": "errors",

@@ -60,7 +60,8 @@ class Module(NamedTuple):
         condition = list(self.computations[dict(loop.called)["condition"]])
         for op in [*condition]:
             condition += self.computations.get(dict(op.called).get("calls", ""), [])
-        of = [op.rest for op in condition if op.opcode == "constant" and "s32[]" in op.type]
+        whole = [op for op in condition if re.match(r"[su]32\[\]", op.type)]
+        of = [op.rest for op in whole if op.opcode == "constant"]
         return max((int(rest.split(")")[0]) for rest in of), default=None)
 
 

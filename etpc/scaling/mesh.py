@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from ..errors import InputError, InputTypeError, UnsupportedError
 from ..run import Carry, Online, UpdateArguments
+from ..trace import is_key
 from ._streams import Alike, updates
 from ._units import Axis, Units
 
@@ -190,6 +192,9 @@ class OverMesh(Alike):
         def put(a: Any, sharding: NamedSharding) -> Any:
             if isinstance(a, jax.ShapeDtypeStruct):
                 return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+            local = isinstance(a, Array) and a.is_fully_addressable and not is_key(a)
+            if local and not sharding.is_fully_addressable:
+                a = np.asarray(a)  # JAX 0.10 makes arrays of it whose shards cannot be read
             return jax.device_put(a, sharding)
 
         return jax.tree.map(put, tree, shardings)

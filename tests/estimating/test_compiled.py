@@ -53,8 +53,11 @@ ENTRY %main (a: f32[8,128]) -> f32[8,128] {
 """
 
 
-def test_trips_multiply_and_the_last_branch_counts():
-    found = compiled.read(TEXT)
+# A product whose factors come from other chips one by one is a loop with an unsigned counter.
+@pytest.mark.parametrize("most", ["s32[]", "u32[]{:T(128)}"])
+def test_trips_multiply_and_the_last_branch_counts(most):
+    assert "s32[] constant(5)" in TEXT
+    found = compiled.read(TEXT.replace("s32[] constant(5)", f"{most} constant(5)"))
     assert found.cycles == 3 * 5 * (7 + 2) + (7 + 2) + 100
     assert found.kernels == (3 * 5 + 1) * 2 + 1
     assert found.unknown == ["u"]

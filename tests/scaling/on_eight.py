@@ -125,7 +125,35 @@ def units(make, rule, shape, most):
     assert largest < whole, (largest, whole)
 
 
+def many(batch=10_000, broken=617):
+    """Ten thousand streams on one set of weights, with one that is NaN, and the same without it."""
+    cell = eqx.nn.GRUCell(2, 3, key=jax.random.key(0))
+    step = lambda cell, x, h: (cell(x, h),) * 2
+    program = etpc.compile(cell, inputs=jnp.zeros(2), state=jnp.zeros(3), step=step)
+    loss = lambda y, target: jnp.sum((y - target) ** 2)
+    alone = etpc.online(program, loss, optax.adam(1e-2), 2, skip_nonfinite=True)
+    spread = alone.over(jax.make_mesh((8,), ("batch",)))
+    xs = np.random.default_rng(0).normal(size=(4, batch, 2))
+    mask = np.ones((4, batch), bool)
+    xs[0, broken], mask[:, broken] = np.nan, False
+    targets = np.tanh(xs[..., :1] * np.ones(3))
+    found = spread.update(cell, *spread.init(cell, batch), xs, np.nan_to_num(targets))
+    left_out = np.argwhere(found[-1])
+    assert left_out.tolist() == [[0, broken]], left_out
+    # In the second update it is there again, from a fresh state.
+    xs[0, broken], mask[2:, broken] = 0, True
+    begins = np.zeros((2, batch), bool)
+    begins[1, broken] = True
+    start = alone.init(cell, batch)
+    wanted = alone.update(cell, *start, xs, np.nan_to_num(targets), mask=mask, begins=begins)
+    for a, b in zip(arrays((*found[:2], found[3])), arrays((*wanted[:2], wanted[3])), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
+    for a, b in zip(arrays(found[2]), arrays(wanted[2]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
+
+
 CASES = {
+    "ten thousand": many,
     "streams": lambda: streams(),
     "filled up": lambda: streams(batch=13, scalars=3, masked=True, begins=1),
     "filled up, sum": lambda: streams(
