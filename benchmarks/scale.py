@@ -32,6 +32,8 @@ STREAMS, UNITS = 512, 16_384
 """Neurons of the layer whose streams are spread, and of the one that is itself."""
 PER_CHIP = (64, 1024, 3907)
 """Streams on each chip; the last are those of 10^6 on 256."""
+LARGER = (7813, 10_200, 11_000)
+"""Streams on one chip: those of 10^6 on 128, and near the most that it holds."""
 BATCH = 4
 """Streams of the large layer."""
 
@@ -85,6 +87,7 @@ def update(by: str, chips: int, size: int, batch: int) -> compiled.Cost:
 
 def run(console: Console, chips: tuple[int, ...] = (*TOPOLOGIES,)) -> list[dict[str, Any]]:
     cases = [("streams", STREAMS, each * n, n) for each in PER_CHIP for n in chips]
+    cases += [("streams", STREAMS, each, 1) for each in LARGER]
     cases += [("hidden", UNITS, BATCH, n) for n in chips]
     rows: list[dict[str, Any]] = []
     for by, size, batch, n in cases:
@@ -366,6 +369,7 @@ def agreement(found: Compiled) -> list[dict[str, Any]]:
     """What the model says of programs that it was not made from, beside those."""
     rows: list[dict[str, Any]] = []
     few, some, many = PER_CHIP
+    more, *near = LARGER
     at = lambda each, key: found.streams[found.most, each][key]
     for key, name in (("cycles", "cycles"), ("held", "argument bytes")):
         slope = (at(some, key) - at(few, key)) / (some - few)
@@ -378,6 +382,9 @@ def agreement(found: Compiled) -> list[dict[str, Any]]:
                 found=at(many, key),
             )
         )
+        said, there = found.between(key, more), found.streams[1, more][key]
+        by = f"{some:,} and {many:,}"
+        rows.append(dict(what=f"{name}, {more:,} streams on one", by=by, said=said, found=there))
         one = found.streams[1, some][key]
         rows.append(
             dict(
@@ -397,6 +404,10 @@ def agreement(found: Compiled) -> list[dict[str, Any]]:
                     found=found.units[n][key],
                 )
             )
+    holds = lambda each: found.between("held", each) + found.between("temp", each) <= V5E.memory
+    said = max(each for each in range(many, 2 * more) if holds(each))
+    most = max(each for each in near if "cycles" in found.streams[1, each])
+    rows.append(dict(what="streams that one chip holds", by=by, said=said, found=most))
     return [row | {"ratio": row["said"] / row["found"]} for row in rows]
 
 
