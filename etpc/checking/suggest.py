@@ -618,7 +618,8 @@ class _Advice:
         ahead = sum(race.leads(one, other) for other in raced if other)
         parts = [f"ahead of {ahead} of {len(raced)} other rules that have trained", *missing]
         if row.seeds < min(SETTLED, race.seeds) or not race.settled(one):
-            parts.append(f"rate not settled: seeds {row.seeds}, updates {row.updates}")
+            of = "one seed" if row.seeds == 1 else f"{row.seeds} seeds"
+            at = f"a rate that is not settled ({at} so far, of {of} and {row.updates} updates)"
         return f"{name} at {at}: {'; '.join(parts)}"
 
     def _divergence(self) -> list[str]:
