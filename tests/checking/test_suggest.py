@@ -315,7 +315,7 @@ def test_as_text_and_as_json(measured):
     found, _ = measured
     lines = str(found).splitlines()
     assert lines[0].startswith("suggested: ")
-    assert lines[2].split()[:4] == ["rule", "rate", "score", "updates"]
+    assert lines[2].split()[:5] == ["rule", "rate", "score", "seeds", "updates"]
     assert len(lines) == 5 + len(found.rows) + len(found.reasons) + len(found.left_out)
     record = json.loads(json.dumps(found.as_dict()))
     assert record["schema"] == "etpc-suggestion/1"
