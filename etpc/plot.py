@@ -208,8 +208,7 @@ def suggestion(found: Suggestion, *, axes: Sequence[Axes] | np.ndarray | None = 
         by_examples.plot(examples, scores, "-o", markersize=3, label=_plain(row.name), **style)
         by_seconds.plot(seconds, scores, "-o", markersize=3, **style)
         if row.seeds:
-            end = dict(fmt="none", ecolor=f"C{n}", capsize=3)
-            by_examples.errorbar(examples[-1], row.score, row.spread, **end)
+            by_examples.errorbar(examples[-1], row.score, row.spread, fmt="none", ecolor=f"C{n}")
     by_examples.set(xlabel="examples", ylabel="held-out score", xscale="symlog")
     by_seconds.set(xlabel="seconds", xscale="symlog")
     figure = _figure(by_examples)

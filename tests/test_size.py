@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CORE, PACKAGE = 21_180, 44_930
-TESTS = 42_690
+TESTS = 42_710
 NEEDED = """
 import sys
 import jax.numpy as jnp

@@ -175,8 +175,7 @@ class Online:
         return self._jit_pass(self._moving(self.at), carry, data, span, 0.0)
 
     def _moving(self, weights: Any) -> Any:
-        """Without the state of an optimiser where nothing moves within a pass, so that a pass is compiled once for all
-        optimisers."""
+        """Without the optimiser's state where nothing moves within a pass, compiled once for all optimisers."""
         return weights if self.batch.every else (weights[0], None)
 
     def _pass(self, weights: Any, carry: Any, data: Any, span: Any, rate: Any) -> Any:

@@ -314,8 +314,7 @@ class Race:
 
     @property
     def order(self) -> list[Contender]:
-        """Who went as far as `updates`, the best first, each at its best rate; one at the edge that is `in_doubt`
-        comes after the others of its rule."""
+        """Who went as far as `updates`, the best first, each at its best rate; one `in_doubt` only without others."""
         far = self.ranked(self.updates) if self.updates else []
         first = dict[Hashable, Contender]()
         for c in [*(c for c in far if not self.in_doubt(c, far)), *far]:

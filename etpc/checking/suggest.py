@@ -43,7 +43,7 @@ RATE = 3e-3
 """The learning rate of Adam where no optimiser is given."""
 
 BASELINE = "TBPTT(1), RMSprop"
-"""The row of the gradient of the current step with an optimiser that scales each weight's gradient by its latest sizes.
+"""The row of the current step's gradient with RMSprop.
 
 **Source:** Merin, "Temporal credit is free", arXiv 2603.28750, 2026."""
 
@@ -66,8 +66,7 @@ class Candidate:
     - `score`, `spread`: the mean over what is held out and the seeds, and its standard error, or that over the seeds
         where it is more; `nan` without a training.
     - `compile_s`: how long it took to compile.
-    - `curve`: the number of examples, the seconds of training and the mean score over the seeds that were judged
-        there, at each comparison; the last one is `score`.
+    - `curve`: at each comparison the number of examples, the seconds of training and the mean score; last `score`.
     - `seeds`: how many `score` is the mean of.
     """
 
@@ -160,24 +159,23 @@ class Suggestion:
 
     def __str__(self) -> str:
         trained = any(row.losses for row in self.rows)
-        scores = ["rate", "score", "seeds", "updates"] * trained
-        columns = ["rule", *scores, "ms/step", "carry bytes"]
-        columns += ["compile s", "cosine", *(f"{a}-{b} back" for a, b in self.lags)]
+        columns = ["rule", *["rate", "score", "seeds", "updates"] * trained, "ms/step"]
+        columns += ["carry bytes", "compile s", "cosine", *(f"{a}-{b} back" for a, b in self.lags)]
         rows = []
         for row in self.rows:
             cells = [row.name]
             if trained:
                 score = f"{row.score:.3g} ± {row.spread:.1g}"
-                found = [f"{row.rate:.2g}", score, str(row.seeds), str(row.updates)]
+                found = [f"{row.rate or 0:.2g}", score, str(row.seeds), str(row.updates)]
                 cells += found if row.losses else ["-"] * 4
             size = "all steps" if row.carry_bytes is None else f"{row.carry_bytes:,}"
             cells += [f"{row.ms:.3f}", size, f"{row.compile_s:.1f}"]
             cosines = [f"{row.cosine:.3f}", *(f"{c:.2f}" for c in row.by_lag)]
             rows.append(cells + ["-" if text == "nan" else text for text in cosines])
-        name = "no rule" if self.rule is None else short_name(self.rule)
-        head = f"suggested: {self.headline or name}"
+        rule = "no rule" if self.rule is None else short_name(self.rule)
         below = [*self.reasons, *(f"Not measured: {text}." for text in self.left_out)]
-        return "\n".join([head, "", *table(columns, rows), "", *(f"- {text}" for text in below)])
+        shown = [*table(columns, rows), "", *(f"- {text}" for text in below)]
+        return "\n".join([f"suggested: {self.headline or rule}", "", *shown])
 
     __repr__ = __str__
 
@@ -226,8 +224,7 @@ def suggest(
     - `score`: `score(y, target) -> scalar`, for one example at one step as the loss is, such as whether the answer is
         right; higher is better. It is averaged where the mask is not zero. By default it is minus the loss.
     - `optimiser`: one of Optax; by default Adam at 3e-3, and clipped gradients.
-    - `rules`: algorithms or their names, to try in place of the usual ones. BPTT is always there. Among the usual ones
-        is the gradient of the current step with RMSprop.
+    - `rules`: algorithms or their names, in place of the usual ones, one of which has RMSprop. BPTT is always there.
     - `rates`: multiples of its learning rate: what each update changes is multiplied by them.
     - `updates`: for how many updates you will train. Rules are compared after no more, and then with more seeds. After
         fewer updates other rules and higher rates are the best. By default they train as long as the budget lets them.
@@ -423,13 +420,11 @@ class _Advice:
         return self._suggestion()
 
     def _measure(self, end: float) -> None:
-        """Add the rules that are waiting, while there is time; a quarter of the budget, and time for a short training
-        of each rule, is left."""
+        """Add the rules that are waiting, while there is time for them and for what is `_reserved`."""
         count, measured = len(self.waiting), [row.rule for row in self.rows]
         self.waiting = [rule for rule in self.waiting if rule not in measured]  # after Ctrl-C
-        while self.waiting and (
-            len(self.rows) < 2 or monotonic() + self.compiling + self._reserved() < end
-        ):
+        fits = lambda: monotonic() + self.compiling + self._reserved() < end
+        while self.waiting and (len(self.rows) < 2 or fits()):
             rule, left = self.waiting[0], self.compiling * len(self.waiting)
             about = f", about {left:.0f} s of compilation left" if left else ""
             show(count - len(self.waiting), count, short_name(rule) + about)
@@ -437,9 +432,7 @@ class _Advice:
             del self.waiting[0]
 
     def _reserved(self) -> float:
-        """The seconds that trainings need at least."""
-        if not self.trains:
-            return 0.0
+        """The seconds that are left to trainings: of each rule a short one, and a quarter of the budget."""
         fast = [self._seconds(n, FIRST) for n in range(len(self.rows)) if not self._is_slow(n)]
         judging = self.race.judge.seconds * (len(fast) + 1)
         first = (sum(fast) + max(fast) + judging) * len(self.race.rates)
@@ -471,8 +464,7 @@ class _Advice:
         way = Online(self.batch, program)
         way.seconds(1)  # the first run of a window makes kernels, even where it is compiled
         seconds = monotonic() - begun
-        seen = [row.compile_s for row in self.rows if row.name != BASELINE]
-        self.compiling = float(np.mean([*seen, seconds]))
+        self.compiling = float(np.mean([seconds, *(r.compile_s for r in self.rows if r.compile_s)]))
         ms = 1e3 * way.seconds(1) / self.batch.window
         row = Candidate(
             name, rule, ms, size, math.nan, self.unknown, program.exact, compile_s=seconds
@@ -574,8 +566,7 @@ class _Advice:
             reach = [plan.analysis.reach[p.op.number] for p in plan.ops if p.escapes]
             escapes = (e for found in reach for e in found.escapes)
             texts = list(dict.fromkeys(edits(self.cut.graph, escapes)))
-            if texts:
-                reasons.append(" ".join(["A change of the network:", *texts]))
+            reasons += [" ".join(["A change of the network:", *texts])] * bool(texts)
         rule = None if best is None else best.rule
         left, names = [*self.left_out], ", ".join(map(short_name, self.waiting))
         if self.interrupted:
@@ -618,8 +609,8 @@ class _Advice:
         ahead = sum(race.leads(one, other) for other in raced if other)
         parts = [f"ahead of {ahead} of {len(raced)} other rules that have trained", *missing]
         if row.seeds < min(SETTLED, race.seeds) or not race.settled(one):
-            of = "one seed" if row.seeds == 1 else f"{row.seeds} seeds"
-            at = f"a rate that is not settled ({at} so far, of {of} and {row.updates} updates)"
+            of = f"of {row.seeds} of {min(SETTLED, race.seeds)} seeds and {row.updates} updates"
+            at = f"a rate that is not settled ({at} so far, {of})"
         return f"{name} at {at}: {'; '.join(parts)}"
 
     def _divergence(self) -> list[str]:

@@ -1028,6 +1028,7 @@ def test_what_the_budget_is_spent_on(monkeypatch):
     found = suggest(budget=60.0)
     assert len(found.rows) == 11
     assert [row.updates > 0 for row in found.rows] == [True] * 5 + [False] + [True] * 5
+    assert str(found).splitlines()[9].split()[2:6] == ["-"] * 4
     slow = "Too slow to train within this budget: TBPTT(16, every=4)."
     assert slow in found.reasons
     begun = work.begun
