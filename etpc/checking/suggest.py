@@ -43,9 +43,7 @@ RATE = 3e-3
 """The learning rate of Adam where no optimiser is given."""
 
 BASELINE = "TBPTT(1), RMSprop"
-"""The row of the current step's gradient with RMSprop.
-
-**Source:** Merin, "Temporal credit is free", arXiv 2603.28750, 2026."""
+"""The current step's gradient with RMSprop. **Source:** Merin, "Temporal credit is free", arXiv 2603.28750, 2026."""
 
 
 @dataclasses.dataclass(frozen=True)
