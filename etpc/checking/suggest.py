@@ -369,7 +369,8 @@ class _Advice:
     - `scale`, `rms_rate`: the learning rate of the optimiser, where it is known; and of RMSprop.
     """
 
-    baseline, scale, rms_rate = False, None, RATE
+    baseline, rms_rate = False, RATE
+    scale: float | None = None
 
     def __init__(self, race: Race, rules: Sequence[Algorithm], memory: Any, time: Any):
         self.race, self.batch, self.memory, self.time = race, race.batch, memory, time
@@ -436,7 +437,7 @@ class _Advice:
         first = (sum(fast) + max(fast) + judging) * len(self.race.rates)
         return min(max(self.budget / 4, first), self.budget / 2)
 
-    def _add_baseline(self) -> None:
+    def _add_baseline(self, way: Online) -> None:
         """The last rule once more with RMSprop, which moves weights as far as the optimiser does."""
         import optax
 
@@ -448,7 +449,7 @@ class _Advice:
         self.rms_rate = rate if math.isfinite(rate) and rate else RATE
         clip, moves = optax.clip_by_global_norm(1.0), optax.rmsprop(self.rms_rate, decay=0.9)
         settings = batch.trial, batch.window, batch.steps, batch.every, optax.chain(clip, moves)
-        self.ways.append(self.ways[-1].with_optimiser(Batch(*settings)))
+        self.ways.append(way.with_optimiser(Batch(*settings)))
         self.rows.append(dataclasses.replace(self.rows[-1], name=BASELINE, compile_s=0.0))
 
     def _add_rule(self, rule: Algorithm) -> None:
@@ -479,7 +480,7 @@ class _Advice:
             measured: Any = dict(ms=step_ms(way), cosine=found.cosine(self.reference))
             self.rows[-1] = dataclasses.replace(row, **measured)
             if self.baseline and self.trains and rule == TBPTT(1):
-                self._add_baseline()
+                self._add_baseline(way)
 
     def _is_slow(self, n: int) -> bool:
         """Whether the first comparison of a rule that has not trained takes more than a quarter of the budget."""
