@@ -431,11 +431,11 @@ class _Advice:
             del self.waiting[0]
 
     def _reserved(self) -> float:
-        """The seconds that are left to trainings: of each rule a short one, and a quarter of the budget."""
+        """The seconds that are left to trainings: of each rule a short one, and an eighth of the budget."""
         fast = [self._seconds(n, FIRST) for n in range(len(self.rows)) if not self._is_slow(n)]
         judging = self.race.judge.seconds * (len(fast) + 1)
         first = (sum(fast) + max(fast) + judging) * len(self.race.rates)
-        return min(max(self.budget / 4, first), self.budget / 2)
+        return min(max(self.budget / 8, first), self.budget / 2)
 
     def _add_baseline(self, way: Online) -> None:
         """The last rule once more with RMSprop, which moves weights as far as the optimiser does."""
