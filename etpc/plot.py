@@ -186,7 +186,8 @@ def traces(
 def suggestion(found: Suggestion, *, axes: Sequence[Axes] | np.ndarray | None = None) -> Figure:
     """Scores of the rules while they train, over the examples and over the seconds that they took.
 
-    Each line is of the learning rate with which a rule went furthest; the suggested rule has the thick one.
+    Each line is of the learning rate that the table has, and the mean over the seeds that were judged there; it ends in
+    the score of the table, with its spread. The suggested rule has the thick one.
 
     **Arguments:**
 
@@ -206,6 +207,8 @@ def suggestion(found: Suggestion, *, axes: Sequence[Axes] | np.ndarray | None = 
         style: dict[str, Any] = dict(color=f"C{n}", linewidth=3 if row.rule == found.rule else 1)
         by_examples.plot(examples, scores, "-o", markersize=3, label=_plain(row.name), **style)
         by_seconds.plot(seconds, scores, "-o", markersize=3, **style)
+        if row.seeds:
+            by_examples.errorbar(examples[-1], row.score, row.spread, fmt="none", ecolor=f"C{n}")
     by_examples.set(xlabel="examples", ylabel="held-out score", xscale="symlog")
     by_seconds.set(xlabel="seconds", xscale="symlog")
     figure = _figure(by_examples)

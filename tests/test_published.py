@@ -10,7 +10,15 @@ import optax
 import pytest
 
 import etpc
-from examples.published import chaotic_series, copy_lru, eprop, eprop_online, study, tmaze
+from examples.published import (
+    chaotic_series,
+    copy_lru,
+    eprop,
+    eprop_online,
+    sparse_rtrl,
+    study,
+    tmaze,
+)
 
 # --- runs and tables ---
 
@@ -238,3 +246,39 @@ def test_short_runs_of_agents():
         share = tmaze.run(name, 10, range(2), tmaze.BLOCK)
         assert share.shape == (2, 1)
         assert 0 <= float(share.min()) <= float(share.max()) < 0.5, name
+
+
+# --- sparse RTRL ---
+
+
+@pytest.mark.parametrize("paths", [0, 2, 5])
+def test_sparse_rtrl_is_that_of_a_dense_reference(paths):
+    """All Jacobians by `jax.jacobian`, and the trace of all weights as one matrix; five paths are all of them."""
+    units, steps = 5, 7
+    step = lambda w, x, h: (lambda h: (h, h))(jnp.tanh(w @ jnp.concatenate([h, x])))
+    w = jax.random.normal(jax.random.key(0), (units, units + 2)) / 2
+    xs = jax.random.normal(jax.random.key(1), (steps, 2, 2))  # T, B, I
+    targets = jnp.broadcast_to(xs[..., :1], (steps, 2, units))
+    rule = sparse_rtrl.SparseRTRL(paths, window=3)
+    options = dict(inputs=xs[0, 0], state=jnp.zeros(units), step=step)
+    program = etpc.compile(w, rule, **options)
+    pairs = etpc.forms.Pairs(
+        units, np.repeat(np.arange(units), units), np.tile(np.arange(units), units)
+    )
+    mask = rule.trace_form(None).kept(pairs).reshape(units, units)
+    assert mask.sum(1).tolist() == [paths] * units
+    loss = lambda y, target: jnp.sum((y - target) ** 2)
+    _, found = program.value_and_grad(loss)(w, xs, targets, program.init(2))
+    total = 0
+    for n in range(2):
+        h, trace = jnp.zeros(units), jnp.zeros((units, w.size))
+        for x in xs[:, n]:
+            of_w, of_h = jax.jacobian(lambda w, h, x=x: step(w, x, h)[1], (0, 1))(w, h)
+            trace = (mask * of_h) @ trace + of_w.reshape(units, -1)
+            h = step(w, x, h)[1]
+            total += 2 * (h - x[0]) @ trace / (2 * steps)
+    np.testing.assert_allclose(found.ravel(), total, rtol=1e-9, atol=1e-12)
+    exact = etpc.compile(w, etpc.RTRL(), **options)
+    _, whole = exact.value_and_grad(loss)(w, xs, targets, exact.init(2))
+    assert np.allclose(found, whole, rtol=1e-9) == (paths == units)
+    assert etpc.compile(w, "sparse-rtrl", **options).algorithm == sparse_rtrl.SparseRTRL()

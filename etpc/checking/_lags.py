@@ -1,5 +1,6 @@
 """A sequence in windows: gradients by BPTT and by rules, how near they are by lag, their time, and what they train."""
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -113,6 +114,14 @@ class Online:
         self.passes = self._settling + 2 + len(batch.reaches)
         self._jit_pass = jax.jit(self._pass)
 
+    def with_optimiser(self, batch: Batch) -> "Online":
+        """The same rule with the optimiser of another batch, compiled once where nothing moves within a pass."""
+        if batch.every:
+            return Online(batch, self.program)
+        other = copy.copy(self)
+        other.batch, other.at, other.shortest = batch, batch.start, 0.0
+        return other
+
     def move_to(self, at: Any) -> None:
         """Other weights, and directions that have followed the credit there."""
         self.at = at
@@ -147,7 +156,8 @@ class Online:
         batch, (*weights, carry), (xs, targets, mask) = self.batch, training, data
         mean, updates = batch.mean(mask)
         data = xs, targets, mean
-        *moved, carry, loss, grads = self._jit_pass(weights, carry, data, (0, batch.count), rate)
+        moving = self._moving(weights)
+        *moved, carry, loss, grads = self._jit_pass(moving, carry, data, (0, batch.count), rate)
         if not batch.every:
             moved = batch.moved(loss, grads, *weights, rate)
         return (*moved, self._restarted(carry)), float(loss) / max(1, int(updates))
@@ -162,7 +172,11 @@ class Online:
     def _run(self, mask: Array, carry: Any, start: int = 0, stop: int | None = None) -> Any:
         data = *self.batch.sequence, mask
         span = start, self.batch.count if stop is None else stop
-        return self._jit_pass(self.at, carry, data, span, 0.0)
+        return self._jit_pass(self._moving(self.at), carry, data, span, 0.0)
+
+    def _moving(self, weights: Any) -> Any:
+        """Without the optimiser's state where nothing moves within a pass, compiled once for all optimisers."""
+        return weights if self.batch.every else (weights[0], None)
 
     def _pass(self, weights: Any, carry: Any, data: Any, span: Any, rate: Any) -> Any:
         """Parameters, state of the optimiser, carry, and the sums of loss and gradient over a span of windows; the

@@ -22,6 +22,9 @@ from ._progress import show
 FIRST = 16
 """After so many updates, twice as many, and so on, scores are compared."""
 
+SETTLED = 3
+"""A learning rate is chosen by the mean over so many seeds."""
+
 Piece = tuple[float, Callable[[], None]]
 """How many seconds some work took at best, and the work."""
 
@@ -89,6 +92,15 @@ class Training:
     def diverged(self) -> bool:
         return bool(self.losses) and not math.isfinite(self.losses[-1])
 
+    @property
+    def unstable(self) -> bool:
+        """Whether it diverged, or its losses end two standard errors above those of an earlier quarter."""
+        if self.diverged or len(self.losses) < FIRST:
+            return self.diverged
+        *before, last = (np.array(part) for part in np.array_split(self.losses, 4))
+        gap = lambda part: last.mean() - part.mean() - 2 * math.hypot(error(last), error(part))
+        return max(map(gap, before)) > 0
+
     def at(self, updates: int | float) -> tuple[float, float]:
         """The mean score and minus the loss after so many updates, on a line between those that were judged."""
         counts = sorted(self.judged)
@@ -125,6 +137,12 @@ class Contender:
     def score(self, updates: int) -> float:
         return float(np.mean(self.scores(updates)))
 
+    @property
+    def reached(self) -> int:
+        """The number of updates after which the most seeds are judged; of several, the largest."""
+        counts = [n for n in self.trainings[0].judged if n]
+        return max(counts, key=lambda n: (len(self.scores(n)), n), default=0)
+
     def spread(self, updates: int) -> float:
         """The standard error of the score over what is held out; that over seeds where it is more."""
         scores = [t.judged[updates][0] for t in self.trainings if updates in t.judged]
@@ -139,10 +157,11 @@ def error(values: np.ndarray) -> float:
 class Race:
     """Contenders, what they have reached, and the order of the work.
 
-    In each bracket all begin; the better half goes on with twice the updates, until two rules are left, which train
-    with two seeds. The next bracket compares all for the first time at twice the updates: scores may be noise before a
-    task is learned. Better is who scores higher after equal numbers of updates or in equal time. In the place of more
-    than the `longest` number of updates, the better half trains with one seed more.
+    In each bracket all begin, at the first rate before any other; the better half goes on with twice the updates,
+    until two rules are left, which train with three seeds; so does the better one at all its rates. The next bracket
+    compares all for the first time at twice the updates: scores may be noise before a task is learned. Better is who
+    scores higher after equal numbers of updates or in equal time. In the place of more than the `longest` number of
+    updates, the better half trains with one seed more.
 
     What is next follows from what has been reached, wherever the race stopped.
 
@@ -161,7 +180,8 @@ class Race:
     ):
         self.batch, self.data, self.score, self.rates = batch, data, score, rates
         self.judge = Judge(batch, data, score)
-        self.longest, self.seeds = (longest, data.seeds) if longest else (sys.maxsize, 2)
+        self.longest = longest or sys.maxsize
+        self.seeds = data.seeds if longest else min(SETTLED, data.seeds)
         self.contenders, self.guests = list[Contender](), set[Hashable]()
         self.updates, self._final, self.over = 0, False, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
@@ -178,7 +198,7 @@ class Race:
         if any(c.name == name for c in self.contenders):
             return
         for rate in self.rates:
-            state = (*self.batch.start, way.first)
+            state = (*way.batch.start, way.first)
             trainings = [Training(state, {0: judged}) for judged in self.start]
             self.contenders.append(Contender(name, way, rate, trainings))
 
@@ -196,7 +216,8 @@ class Race:
     def pieces(self) -> Iterator[Piece]:
         """What is next, and what would be after that."""
         for bracket in itertools.count():
-            playing, updates, seeds = self.contenders, min(FIRST << bracket, self.longest), 1
+            playing = sorted(self.contenders, key=lambda c: self.rates.index(c.rate))
+            updates, seeds = min(FIRST << bracket, self.longest), 1
             last = updates == self.longest
             while len(self._rules(playing)) > 2:
                 for contender, seed in itertools.product(playing, range(seeds)):
@@ -207,9 +228,12 @@ class Race:
                 playing = rules[: max(2, half(rules))] + guests[: half(guests)]
                 seeds = min(seeds + (updates == self.longest), self.seeds)
                 updates = min(2 * updates, self.longest)
-            seeds = self.seeds if last else min(max(seeds, 2), self.seeds)
+            seeds = self.seeds if last else min(max(seeds, SETTLED), self.seeds)
             for contender, seed in itertools.product(playing, range(seeds)):
                 yield from self._to(contender, seed, updates)
+            for contender in self._to_settle(playing, updates):
+                for seed in range(min(SETTLED, self.seeds)):
+                    yield from self._to(contender, seed, updates)
             if all(c.diverged for c in playing):
                 return
             if updates >= self.updates:
@@ -217,6 +241,15 @@ class Race:
             if last:
                 self.over = True
                 return
+
+    def _to_settle(self, playing: Sequence[Contender], updates: int) -> list[Contender]:
+        """The rule that is ahead, at all its rates."""
+        key = updates, 0, *playing
+        if key not in self._compared:
+            best = max(self._rules(playing), key=lambda c: c.at(updates, SETTLED))
+            rates = [c for c in self.contenders if c.name == best.name and not c.diverged]
+            self._compared[key] = [] if best.diverged else rates
+        return self._compared[key]
 
     def _rules(self, contenders: Sequence[Contender]) -> list[Contender]:
         return [c for c in contenders if c.name not in self.guests]
@@ -281,14 +314,33 @@ class Race:
 
     @property
     def order(self) -> list[Contender]:
-        """Who went as far as `updates`, the best first, each at its best rate."""
+        """Who went as far as `updates`, the best first, each at its best rate; one `in_doubt` only without others."""
         far = self.ranked(self.updates) if self.updates else []
-        return [c for n, c in enumerate(far) if c.name not in [one.name for one in far[:n]]]
+        first = dict[Hashable, Contender]()
+        for c in [*(c for c in far if not self.in_doubt(c, far)), *far]:
+            first.setdefault(c.name, c)
+        return [c for c in far if c is first[c.name]]
 
-    def ahead(self, one: Contender, other: Contender | None) -> bool:
-        """Whether one scores higher than another, or than the first weights, after `updates`: in the mean by two
-        standard errors over what is held out, and over the seeds that both have, of two seeds with each."""
-        last = self.updates
+    def in_doubt(self, one: Contender, far: Sequence[Contender]) -> bool:
+        """Whether a rate is at the edge of several, and is unstable in a seed, or is higher than all others and not
+        ahead of each beyond doubt: after few updates, high rates lead that do not in the end."""
+        rates = [c for c in far if c.name == one.name and c is not one]
+        low, high = min(self.rates), max(self.rates)
+        if not rates or one.rate not in (low, high):
+            return False
+        early = one.rate == high and self.updates < self.longest
+        unstable = any(t.unstable for t in one.trainings[: len(one.scores(self.updates))])
+        return unstable or (early and not all(self.ahead(one, c) for c in rates))
+
+    def settled(self, one: Contender) -> bool:
+        """Whether all rates of a rule that have not diverged trained with several seeds."""
+        rates = (c for c in self.contenders if c.name == one.name and not c.diverged)
+        return all(len(c.scores(self.updates)) >= min(SETTLED, self.seeds) for c in rates)
+
+    def ahead(self, one: Contender, other: Contender | None, last: int | None = None) -> bool:
+        """Whether one scores higher than another, or than the first weights, after `updates` or `last`: in the mean by
+        two standard errors over what is held out, and over the seeds that both have, of two seeds with each."""
+        last = self.updates if last is None else last
         if math.isinf(one.score(last)) or (other and other.diverged):
             return math.isfinite(one.score(last))
         then = last if other else 0
@@ -302,12 +354,22 @@ class Race:
         return bool(means.mean() > max(least, *(2 * error(gap) for gap in gaps)))
 
     def decided(self, one: Contender, other: Contender) -> bool:
-        """Whether one is ahead of another, with two seeds or more."""
+        """Whether one is ahead of another, with three seeds or as many as there are, and two at least."""
         seeds = min(len(c.scores(self.updates)) for c in (one, other))
-        return self.ahead(one, other) and (seeds > 1 or other.diverged)
+        enough = seeds >= max(2, min(SETTLED, self.seeds))
+        return self.ahead(one, other) and (enough or other.diverged)
+
+    def leads(self, one: Contender | None, other: Contender | None) -> bool:
+        """Whether one is ahead of another where both were last judged; not if there are no two."""
+        if one is None or other is None or one is other:
+            return False
+        counts = set(one.trainings[0].judged) & set(other.trainings[0].judged) - {0}
+        return bool(counts) and self.ahead(one, other, max(counts))
 
     def best(self, name: Hashable) -> Contender | None:
-        """Of a rule, the rate that went furthest; of several, the best one there."""
+        """Of a rule, the rate in `order`, or else the one that went furthest; of several, the best one there."""
+        if (found := next((c for c in self.order if c.name == name), None)) is not None:
+            return found
         mine = [c for c in self.contenders if c.name == name and c.trainings[0].losses]
         furthest = max((max(c.trainings[0].judged) for c in mine), default=0)
         return next((c for c in self.ranked(furthest) if c in mine), None)

@@ -7,6 +7,8 @@ from itertools import pairwise
 from time import monotonic
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, resolve
@@ -24,7 +26,7 @@ from ..trace import StepFunction
 from ._data import Data
 from ._lags import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
-from ._race import FIRST, Contender, Race
+from ._race import FIRST, SETTLED, Contender, Race
 from ._trial import Trial
 from .compare import short_name
 
@@ -40,6 +42,9 @@ UNLESS = "Every gradient of D_RTRL() equals that of BPTT: it is taken unless ano
 RATE = 3e-3
 """The learning rate of Adam where no optimiser is given."""
 
+BASELINE = "TBPTT(1), RMSprop"
+"""The current step's gradient with RMSprop. **Source:** Merin, "Temporal credit is free", arXiv 2603.28750, 2026."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
@@ -54,12 +59,13 @@ class Candidate:
         `Suggestion.lags`; both after a training at the weights that are best. `nan` where BPTT has no such part, or
         where it was not measured.
     - `exact`: whether every gradient is claimed to be exact. Such rules train as one.
-    - `losses`: before each update of its longest training.
+    - `losses`: before each update of the training with the first seed, as far as scores are compared.
     - `rate`: of this training, relative to that of the optimiser; `None` where it did not train.
-    - `score`, `spread`: the mean over what is held out, and its standard error, or that over the seeds where it is
-        more; `nan` without a training.
+    - `score`, `spread`: the mean over what is held out and the seeds, and its standard error, or that over the seeds
+        where it is more; `nan` without a training.
     - `compile_s`: how long it took to compile.
-    - `curve`: the number of examples, the seconds of training and the score, at each comparison.
+    - `curve`: at each comparison the number of examples, the seconds of training and the mean score; last `score`.
+    - `seeds`: how many `score` is the mean of.
     """
 
     name: str
@@ -75,10 +81,11 @@ class Candidate:
     spread: float = math.nan
     compile_s: float = 0.0
     curve: tuple[tuple[int, float, float], ...] = ()
+    seeds: int = 0
 
     @property
     def updates(self) -> int:
-        """Of its longest training."""
+        """After how many its score was taken."""
         return len(self.losses)
 
     @property
@@ -105,7 +112,9 @@ class Suggestion:
     - `reasons`: what is wrong, if anything is; why this rule, and how sure that is; and what to change in the network
         where none is near BPTT or none fits.
     - `left_out`: which rules were not measured, and why.
-    - `decided`: whether the rule scores higher than the next one beyond the spread, or is exact with nothing to choose.
+    - `decided`: whether all rules that were asked for have trained and the rule scores higher than the next one beyond
+        the spread, at a rate that three seeds chose; or it is exact with nothing to choose.
+    - `headline`: the rule and its rate, how many others it is ahead of, and how many have not trained.
     - `advice`: what `go_on` goes on with: compiled rules, and what they trained. It is not pickled.
     """
 
@@ -115,6 +124,7 @@ class Suggestion:
     reasons: tuple[str, ...]
     left_out: tuple[str, ...]
     decided: bool = False
+    headline: str = ""
     advice: Any = dataclasses.field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,28 +150,30 @@ class Suggestion:
         that is not finite."""
         text = lambda rule: None if rule is None else str(rule)
         own = lambda row: {"rule": text(row.rule), "updates": row.updates}
+        first = dict(rule=text(self.rule), decided=self.decided, headline=self.headline)
         rows = [dataclasses.asdict(row) | own(row) for row in self.rows]
         fields = dict(lags=self.lags, rows=rows, reasons=self.reasons, left_out=self.left_out)
-        return record("etpc-suggestion/1", rule=text(self.rule), decided=self.decided, **fields)
+        return record("etpc-suggestion/1", **first, **fields)
 
     def __str__(self) -> str:
         trained = any(row.losses for row in self.rows)
-        columns = ["rule", *["rate", "score", "updates"] * trained, "ms/step", "carry bytes"]
-        columns += ["compile s", "cosine", *(f"{a}-{b} back" for a, b in self.lags)]
+        columns = ["rule", *["rate", "score", "seeds", "updates"] * trained, "ms/step"]
+        columns += ["carry bytes", "compile s", "cosine", *(f"{a}-{b} back" for a, b in self.lags)]
         rows = []
         for row in self.rows:
             cells = [row.name]
             if trained:
                 score = f"{row.score:.3g} ± {row.spread:.1g}"
-                found = [f"{row.rate:.2g}", score, str(row.updates)] if row.losses else ["-"] * 3
-                cells += found
+                found = [f"{row.rate or 0:.2g}", score, str(row.seeds), str(row.updates)]
+                cells += found if row.losses else ["-"] * 4
             size = "all steps" if row.carry_bytes is None else f"{row.carry_bytes:,}"
             cells += [f"{row.ms:.3f}", size, f"{row.compile_s:.1f}"]
             cosines = [f"{row.cosine:.3f}", *(f"{c:.2f}" for c in row.by_lag)]
             rows.append(cells + ["-" if text == "nan" else text for text in cosines])
-        head = f"suggested: {'no rule' if self.rule is None else short_name(self.rule)}"
+        rule = "no rule" if self.rule is None else short_name(self.rule)
         below = [*self.reasons, *(f"Not measured: {text}." for text in self.left_out)]
-        return "\n".join([head, "", *table(columns, rows), "", *(f"- {text}" for text in below)])
+        shown = [*table(columns, rows), "", *(f"- {text}" for text in below)]
+        return "\n".join([f"suggested: {self.headline or rule}", "", *shown])
 
     __repr__ = __str__
 
@@ -187,13 +199,14 @@ def suggest(
 ) -> Suggestion:
     """Find which learning rule trains a model best, on its own data.
 
-    Where every gradient of D-RTRL is exact and no optimiser is given, that is the rule. Otherwise the rules train side
-    by side, each at several learning rates, from the same weights on the same data, and are compared by how they score
-    on what is held out, after equal numbers of examples and in equal time: in rounds, the better half going on with
-    twice the updates, and the last two with two seeds (successive halving). Then all go on again, until the budget is
-    spent. Suggested is the rule that scores highest; of equal ones the faster; and where BPTT alone has learned
-    something, the one whose gradient is the nearest to BPTT's. How near gradients are to those of BPTT, by how far they
-    reach back, is measured at the weights that are best by then, and explains the scores.
+    Where every gradient of D-RTRL is exact and no optimiser is given, that is the rule. Otherwise the rules train
+    side by side, each at several learning rates, from the same weights on the same data, and are compared by how they
+    score on what is held out, after equal numbers of examples and in equal time: in rounds, the better half going on
+    with twice the updates, and the last two with three seeds (successive halving). Then all go on again, until the
+    budget is spent. Suggested is the rule that scores highest, at the rate that the mean over three seeds chooses; of
+    equal ones the faster; and where BPTT alone has learned something, the one whose gradient is the nearest to
+    BPTT's. How near gradients are to those of BPTT, by how far they reach back, is measured at the weights that are
+    best by then, and explains the scores.
 
     **Arguments:**
 
@@ -209,7 +222,7 @@ def suggest(
     - `score`: `score(y, target) -> scalar`, for one example at one step as the loss is, such as whether the answer is
         right; higher is better. It is averaged where the mask is not zero. By default it is minus the loss.
     - `optimiser`: one of Optax; by default Adam at 3e-3, and clipped gradients.
-    - `rules`: algorithms or their names, to try in place of the usual ones. BPTT is always there.
+    - `rules`: algorithms or their names, in place of the usual ones, one of which has RMSprop. BPTT is always there.
     - `rates`: multiples of its learning rate: what each update changes is multiplied by them.
     - `updates`: for how many updates you will train. Rules are compared after no more, and then with more seeds. After
         fewer updates other rules and higher rates are the best. By default they train as long as the budget lets them.
@@ -266,12 +279,15 @@ def suggest(
     tried = [resolve(rule) for rule in checked_list("rules", rules, "algorithms or their names")]
     if rules is not None and not tried:
         raise InputError("rules is empty. Leave it out to try the usual ones.")
-    if optimiser is None and not (cut.exact and memory is time is rules is None):
+    usual = optimiser is None
+    if usual and not (cut.exact and memory is time is rules is None):
         optimiser = _adam()
     batch = _batch(trial, every, optimiser, found.single)
     longest = None if updates is None else checked_count("updates", updates)
     race = Race(batch, found, score, [float(rate) for rate in multiples], longest)
-    return _Advice(race, tried or _rules(batch, cut), memory, time).go_on(budget, begun)
+    advice = _Advice(race, tried or _rules(batch, cut), memory, time)
+    advice.baseline, advice.scale = rules is None, RATE if usual else None
+    return advice.go_on(budget, begun)
 
 
 def _check_limits(**limits: Any) -> None:
@@ -348,8 +364,13 @@ class _Advice:
     """What has been measured, BPTT first, and the suggestion that follows from it.
 
     - `waiting`: the rules that have not been measured yet.
-    - `compiling`: the seconds in which a rule was compiled, at most.
+    - `compiling`: the seconds in which a rule was compiled, in the mean.
+    - `baseline`: whether the gradient of the current step also trains with RMSprop, once it is measured.
+    - `scale`, `rms_rate`: the learning rate of the optimiser, where it is known; and of RMSprop.
     """
+
+    baseline, rms_rate = False, RATE
+    scale: float | None = None
 
     def __init__(self, race: Race, rules: Sequence[Algorithm], memory: Any, time: Any):
         self.race, self.batch, self.memory, self.time = race, race.batch, memory, time
@@ -385,7 +406,7 @@ class _Advice:
         """The suggestion after so many seconds more."""
         self.budget, self.interrupted, end = budget, False, begun + budget
         try:
-            self._measure(begun + budget / 2 if self.trains else end)
+            self._measure(end)
             if self.trains and monotonic() < end:
                 self._train(end)
             self._explain(end + budget / 10)
@@ -398,14 +419,38 @@ class _Advice:
         return self._suggestion()
 
     def _measure(self, end: float) -> None:
-        """Add the rules that are waiting, while there is time."""
+        """Add the rules that are waiting, while there is time for them and for what is `_reserved`."""
         count, measured = len(self.waiting), [row.rule for row in self.rows]
         self.waiting = [rule for rule in self.waiting if rule not in measured]  # after Ctrl-C
-        while self.waiting and (len(self.rows) < 2 or monotonic() + self.compiling < end):
-            rule = self.waiting[0]
-            show(count - len(self.waiting), count, short_name(rule))
+        fits = lambda: monotonic() + self.compiling + self._reserved() < end
+        while self.waiting and (len(self.rows) < 2 or fits()):
+            rule, left = self.waiting[0], self.compiling * len(self.waiting)
+            about = f", about {left:.0f} s of compilation left" if left else ""
+            show(count - len(self.waiting), count, short_name(rule) + about)
             self._add_rule(rule)
             del self.waiting[0]
+
+    def _reserved(self) -> float:
+        """The seconds that are left to trainings: of each rule a short one, and an eighth of the budget."""
+        fast = [self._seconds(n, FIRST) for n in range(len(self.rows)) if not self._is_slow(n)]
+        judging = self.race.judge.seconds * (len(fast) + 1)
+        first = (sum(fast) + max(fast) + judging) * len(self.race.rates)
+        return min(max(self.budget / 8, first), self.budget / 2)
+
+    def _add_baseline(self, way: Online) -> None:
+        """The last rule once more with RMSprop, which moves weights as far as the optimiser does."""
+        import optax
+
+        arrays, opt_state = (batch := self.batch).start
+        ones = jax.tree.map(jnp.ones_like, arrays)
+        moved, _ = batch.moved(jnp.ones(()), ones, arrays, opt_state, 1.0)
+        sizes = jax.tree.map(lambda new, old: abs(new - old).mean(), moved, arrays)
+        rate = float(np.mean(jax.tree.leaves(sizes)))
+        self.rms_rate = rate if math.isfinite(rate) and rate else RATE
+        clip, moves = optax.clip_by_global_norm(1.0), optax.rmsprop(self.rms_rate, decay=0.9)
+        settings = batch.trial, batch.window, batch.steps, batch.every, optax.chain(clip, moves)
+        self.ways.append(way.with_optimiser(Batch(*settings)))
+        self.rows.append(dataclasses.replace(self.rows[-1], name=BASELINE, compile_s=0.0))
 
     def _add_rule(self, rule: Algorithm) -> None:
         """Add a rule, unless what it carries is too large."""
@@ -418,7 +463,7 @@ class _Advice:
         way = Online(self.batch, program)
         way.seconds(1)  # the first run of a window makes kernels, even where it is compiled
         seconds = monotonic() - begun
-        self.compiling = max(self.compiling, seconds)
+        self.compiling = float(np.mean([seconds, *(r.compile_s for r in self.rows if r.compile_s)]))
         ms = 1e3 * way.seconds(1) / self.batch.window
         row = Candidate(
             name, rule, ms, size, math.nan, self.unknown, program.exact, compile_s=seconds
@@ -434,6 +479,8 @@ class _Advice:
         else:
             measured: Any = dict(ms=step_ms(way), cosine=found.cosine(self.reference))
             self.rows[-1] = dataclasses.replace(row, **measured)
+            if self.baseline and self.trains and rule == TBPTT(1):
+                self._add_baseline(way)
 
     def _is_slow(self, n: int) -> bool:
         """Whether the first comparison of a rule that has not trained takes more than a quarter of the budget."""
@@ -457,15 +504,16 @@ class _Advice:
         contender = self.race.best(_racer(row))
         if contender is None:
             return row
-        training, size = contender.trainings[0], self.batch.size or 1
-        counts = sorted(training.judged)
+        training, size, last = contender.trainings[0], self.batch.size or 1, contender.reached
+        counts = [k for k in sorted(training.judged) if k <= last]
         return dataclasses.replace(
             row,
-            losses=tuple(training.losses),
+            losses=tuple(training.losses[:last] if last else training.losses),
             rate=contender.rate,
-            score=contender.score(counts[-1]),
-            spread=contender.spread(counts[-1]),
-            curve=tuple((k * size, k * contender.way.shortest, training.at(k)[0]) for k in counts),
+            score=contender.score(last),
+            spread=contender.spread(last),
+            curve=tuple((k * size, k * contender.way.shortest, contender.score(k)) for k in counts),
+            seeds=len(contender.scores(last)),
         )
 
     def _fits(self, row: Candidate) -> bool:
@@ -487,7 +535,7 @@ class _Advice:
                     return
                 break
             show(n, len(self.ways), "gradients by lag")
-            way.move_to(at)
+            way.move_to((at[0], way.batch.start[1]))
             found = Measurement(way)
             reference = found if n == 0 else reference
             near: Any = dict(cosine=found.cosine(reference), by_lag=found.lags(reference))
@@ -505,28 +553,64 @@ class _Advice:
             reasons += self._escaping(rules)
         best, decided, why = self._chosen(fitting)
         reasons += why
+        first, mine = (row and self.race.best(_racer(row)) for row in (bptt, best))
+        higher = self.race.leads(first, mine)
         if best is not None and not best.exact and not self.batch.every:
-            reasons.append(
-                f"BPTT takes {bptt.ms:.3g} ms a step and {best.name} {best.ms:.3g}. BPTT is exact: take it if "
-                "all sequences are about so long, and their steps fit into memory."
-            )
+            reasons.append(self._on_bptt(bptt, best, higher - self.race.leads(mine, first)))
             if best.rule and best.rule.window == self.batch.window:
                 reasons.append(f"No windows but those of {best.rule.window} steps were measured.")
-        if self.reference.comparable and (best.mean_cosine < 0.8 if best else not fitting):
+        lost = bool(best) and best.mean_cosine < 0.8 and not self._trained(bptt).losses
+        if self.reference.comparable and (higher or lost or not fitting):
             plan = self.cut.plan
             reach = [plan.analysis.reach[p.op.number] for p in plan.ops if p.escapes]
             escapes = (e for found in reach for e in found.escapes)
-            reasons += [
-                f"A change of the network: {text}" for text in edits(self.cut.graph, escapes)
-            ]
+            texts = list(dict.fromkeys(edits(self.cut.graph, escapes)))
+            reasons += [" ".join(["A change of the network:", *texts])] * bool(texts)
         rule = None if best is None else best.rule
         left, names = [*self.left_out], ", ".join(map(short_name, self.waiting))
         if self.interrupted:
             left.append("what was left when it was interrupted")
         elif names:
-            left.append(f"{names}, as the budget of {self.budget:g} s was spent")
-        rows = tuple(map(self._trained, self.rows))
-        return Suggestion(rule, rows, self.lags, tuple(reasons), tuple(left), decided, self)
+            takes = f"to compile them takes about {self.compiling * len(self.waiting):.0f} s"
+            left.append(f"{names}, as the budget of {self.budget:g} s was spent; {takes}")
+        head, rows = self._headline(best), tuple(map(self._trained, self.rows))
+        found = self.lags, tuple(reasons), tuple(left), decided, head, self
+        return Suggestion(rule, rows, *found)
+
+    def _on_bptt(self, bptt: Candidate, best: Candidate, order: int) -> str:
+        """Whether to take BPTT: 1 where it is ahead, -1 where it is behind."""
+        found, mine = self._trained(bptt), self._trained(best)
+        cost = f"BPTT takes {bptt.ms:.3g} ms a step and {best.name} {best.ms:.3g}"
+        if not found.losses or not mine.losses:
+            return f"{cost}; their scores were not compared."
+        texts = "BPTT is not ahead", "BPTT scores higher", "BPTT is exact and scores less"
+        scores = (f"{row.score:.3g} after {row.updates} updates" for row in (found, mine))
+        fits = ": take it if all sequences are about so long, and their steps fit into memory"
+        return f"{texts[order]} ({', '.join(scores)}){fits * (order > 0)}. {cost}."
+
+    def _untrained(self) -> list[str]:
+        """How many rules that fit have not trained, for each reason."""
+        rows = [n for n, row in enumerate(self.rows) if n and self._fits(row)]
+        rows = [n for n in rows if not self.race.best(_racer(self.rows[n]))]
+        slow, why = sum(map(self._is_slow, rows)), "interrupted" if self.interrupted else "budget"
+        counts = {why: len(self.waiting) + len(rows) - slow, "too slow": slow}
+        return [f"{n} did not train ({why})" for why, n in counts.items() if n]
+
+    def _headline(self, best: Candidate | None) -> str:
+        """What is suggested, what it was raced with, and how sure that is."""
+        race, missing = self.race, self._untrained()
+        name, one = ("no rule", None) if best is None else (best.name, race.best(_racer(best)))
+        raced = {race.best(_racer(row)) for row in self.rows[1:] if self._fits(row)} - {None, one}
+        if best is None or one is None:
+            return "; ".join([name, *missing]) if raced else name
+        scale, row = self.rms_rate if name == BASELINE else self.scale, self._trained(best)
+        at = f"{one.rate * scale:.2g}" if scale else f"{one.rate:.2g} times the rate"
+        ahead = sum(race.leads(one, other) for other in raced if other)
+        parts = [f"ahead of {ahead} of {len(raced)} other rules that have trained", *missing]
+        if row.seeds < min(SETTLED, race.seeds) or not race.settled(one):
+            of = f"of {row.seeds} of {min(SETTLED, race.seeds)} seeds and {row.updates} updates"
+            at = f"a rate that is not settled ({at} so far, {of})"
+        return f"{name} at {at}: {'; '.join(parts)}"
 
     def _divergence(self) -> list[str]:
         """Which rules diverged, and at what rates."""
@@ -599,18 +683,24 @@ class _Advice:
         first, *others = rules
         if first.rate in edges and len(edges) > 1:
             why.append(f"The best rate is the {edges[first.rate]} one: try others beyond it.")
-        decided = all(race.decided(first, other) for other in others)
-        if not decided:
+        compared = all(race.decided(first, other) for other in others)
+        decided = compared and race.settled(first) and not self._untrained()
+        if not compared:
             seeds = "one seed" if race.seeds == 1 else f"{race.seeds} seeds"
             within = f"with {seeds}" if race.over else "within this budget"
             end = "" if race.over else f": {more}"
             why.append(f"It is not decided {within} which rule is better{end}.")
-        if any(race.ahead(c, first) for c in bptt):
-            why.append("BPTT scores higher.")
-        elif any(row.rule == TBPTT(1) for c in rules[: 2 - decided] for row in online[c]):
+        elif not decided:
+            why.append(f"It is not decided until all rules have trained: {more}.")
+        now = any(row.rule == TBPTT(1) for c in rules[: 2 - decided] for row in online[c])
+        if now and not any(race.ahead(c, first) for c in bptt):
             text = "The immediate gradient, TBPTT(1), is among these: so far no credit through time is needed."
             why.append(text)
-        return min(online[first], key=lambda row: row.ms), decided, why
+        best = min(online[first], key=lambda row: row.ms)
+        if best.name == BASELINE:
+            moves = f"optax.rmsprop({first.rate * self.rms_rate:.2g}, decay=0.9)"
+            why.append(f"Train {best.name} with {moves} behind optax.clip_by_global_norm(1.0).")
+        return best, decided, why
 
     def _rows_of(self, contender: Contender) -> list[Candidate]:
         return [row for row in self.rows if _racer(row) == contender.name]

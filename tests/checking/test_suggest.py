@@ -315,7 +315,7 @@ def test_as_text_and_as_json(measured):
     found, _ = measured
     lines = str(found).splitlines()
     assert lines[0].startswith("suggested: ")
-    assert lines[2].split()[:4] == ["rule", "rate", "score", "updates"]
+    assert lines[2].split()[:5] == ["rule", "rate", "score", "seeds", "updates"]
     assert len(lines) == 5 + len(found.rows) + len(found.reasons) + len(found.left_out)
     record = json.loads(json.dumps(found.as_dict()))
     assert record["schema"] == "etpc-suggestion/1"
@@ -360,7 +360,9 @@ def test_an_exact_rule_that_is_too_large_gives_way(monkeypatch):
     memory = etpc.compile(model, etpc.ES_D_RTRL(rank=4), inputs=xs[0, 0]).memory(B).total - 1
     assert memory > etpc.compile(model, etpc.ES_D_RTRL(decay=0.9), inputs=xs[0, 0]).memory(B).total
     found = suggest(model, xs, memory=memory, budget=50.0)
-    assert [row.name for row in found.rows] == ["BPTT", "ES_D_RTRL(decay=0.99)", "TBPTT(1)"]
+    assert [row.name for row in found.rows] == [
+        *("BPTT", "ES_D_RTRL(decay=0.99)", "TBPTT(1)", _suggest.BASELINE)
+    ]
     assert len(found.left_out) == 2
 
 
@@ -388,7 +390,7 @@ def test_the_budget():
     assert any("D_RTRL() is the only rule that was measured" in text for text in found.reasons)
     (left,) = found.left_out
     assert left.startswith("ES_D_RTRL(decay=0.99), TBPTT(1), ")
-    assert left.endswith("as the budget of 1e-09 s was spent")
+    assert "as the budget of 1e-09 s was spent; to compile them takes about " in left
 
 
 @pytest.mark.slow
@@ -712,7 +714,9 @@ class Fakes:
                 fakes.now += 0.1
                 rule, rate, updates = weights if isinstance(weights, tuple) else ("none", 1, 0)
                 score = fakes.skill[rule](updates, rate) if updates else 0.0
-                rng = np.random.default_rng([updates, seed, zlib.crc32(str(rule).encode())])
+                rng = np.random.default_rng(
+                    [updates, seed, zlib.crc32(f"{rule}{rate if rate > 1 else ''}".encode())]
+                )
                 return score + noise * rng.normal(size=(2, 16))
 
         class Way(Online):
@@ -730,7 +734,7 @@ class Fakes:
                 updates = weights[2] + 1 if isinstance(weights, tuple) else 1
                 fakes.ran.append((self.rule, rate, updates))
                 value = fakes.skill[self.rule](updates, rate)
-                return ((self.rule, rate, updates), None, None), value
+                return ((self.rule, rate, updates), None, None), -value
 
         self.Way = Way
         monkeypatch.setattr(_race, "Judge", Judge)
@@ -747,7 +751,7 @@ class Track(Fakes):
         batch, data = object.__new__(Batch), object.__new__(Data)
         batch.start, batch.arrays, batch.padded = (None, None), None, lambda *_: None
         data.training, data.single = lambda *_: (), False
-        self.race = _race.Race(batch, data, None, rates, longest)
+        self.race, self.Way.batch = _race.Race(batch, data, None, rates, longest), batch
         for rule in skill:
             self.race.add(rule, self.Way(rule))
 
@@ -772,7 +776,7 @@ SECONDS = dict.fromkeys(CONSTANT, 1.0)
 def test_the_better_half_goes_on(monkeypatch):
     track = Track(monkeypatch, CONSTANT, SECONDS)
     track.bracket()
-    wanted = {0: [16, 0], 3: [16, 0], 4: [32, 0], 5: [32, 0], 6: [64, 64], 7: [64, 64]}
+    wanted = {0: [16, 0, 0], 3: [16, 0, 0], 4: [32, 0, 0], 5: [32, 0, 0], 6: [64] * 3, 7: [64] * 3}
     assert {n: track.updates()[f"rule {n}", 1] for n in wanted} == wanted
     assert [c.name for c in track.race.order] == ["rule 7", "rule 6"]
     assert track.race.updates == 64
@@ -789,8 +793,8 @@ def test_the_best_rate_of_each_rule_is_before_second_ones(monkeypatch):
     track = Track(monkeypatch, skill, dict.fromkeys(skill, 1.0), rates=(1.0, 2.0, 3.0))
     track.bracket()
     assert [(c.name, c.rate) for c in track.race.order] == [("good", 3), ("bad", 3)]
-    assert track.updates()["worse", 1] == [64, 0]  # the best of its rates
-    assert track.updates()["worse", 3] == [16, 0]
+    assert track.updates()["worse", 1] == [64, 0, 0]  # the best of its rates
+    assert track.updates()["worse", 3] == [16, 0, 0]
     best = track.race.best("good")
     assert (best.rate, best.score(128), best.spread(128)) == (3, 13, 0)
     track.race.run(track.now + 2000)
@@ -817,7 +821,7 @@ def test_all_begin_again_with_twice_the_updates(monkeypatch):
     skill = CONSTANT | {"late": lambda n, rate: 100.0 * (n > 20)}
     track = Track(monkeypatch, skill, dict.fromkeys(skill, 0.01))
     track.bracket()
-    assert track.updates()["late", 1] == [16, 0]
+    assert track.updates()["late", 1] == [16, 0, 0]
     track.race.run(track.now + 30)
     assert track.race.order[0].name == "late"
     assert track.race.updates >= 128
@@ -903,7 +907,7 @@ def test_who_diverges_is_last_and_rests(monkeypatch):
     skill = CONSTANT | {"bad": lambda n, rate: 99.0 if n < 5 else math.nan}
     track = Track(monkeypatch, skill, dict.fromkeys(skill, 1.0))
     track.race.run(1000.0)
-    assert track.updates()["bad", 1] == [5, 0]
+    assert track.updates()["bad", 1] == [5, 0, 0]
     assert track.race.order[0].name == "rule 7"
     alone = Track(monkeypatch, {"bad": skill["bad"]}, {"bad": 1.0})
     assert not alone.race.run(1000.0)
@@ -949,6 +953,7 @@ class Work(Fakes):
 
             def __init__(self, batch, program=None):
                 super().__init__(work.begun)
+                self.batch = batch
                 self.compiled = False
                 self.program = types.SimpleNamespace(exact=False)
                 work.begun += 1
@@ -1021,13 +1026,14 @@ def test_what_the_budget_is_spent_on(monkeypatch):
     assert found.rule == found.rows[-1].rule
     work = Work(monkeypatch, [1.0] * 10, [*[0.01] * 4, 20.0, *[0.01] * 5])
     found = suggest(budget=60.0)
-    assert len(found.rows) == 10
-    assert [row.updates > 0 for row in found.rows] == [True] * 4 + [False] + [True] * 5
+    assert len(found.rows) == 11
+    assert [row.updates > 0 for row in found.rows] == [True] * 5 + [False] + [True] * 5
+    assert str(found).splitlines()[9].split()[2:6] == ["-"] * 4
     slow = "Too slow to train within this budget: TBPTT(16, every=4)."
     assert slow in found.reasons
     begun = work.begun
     again = found.go_on(6000.0)
-    assert again.rows[4].updates >= 16
+    assert again.rows[5].updates >= 16
     assert slow not in again.reasons
     assert work.begun == begun  # nothing is compiled again
     Work(monkeypatch, [1.0] * 10, [0.06] * 10)
@@ -1039,7 +1045,7 @@ def test_what_the_budget_is_spent_on(monkeypatch):
 def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
     Work(monkeypatch, [1.0] * 10, [0.01] * 10, broken=2)
     found = suggest(budget=50.0)
-    assert len(found.rows) == 9
+    assert len(found.rows) == 10
     assert found.left_out == ("ES_D_RTRL(decay=0.99), whose gradient is NaN or infinite",)
 
 
@@ -1052,7 +1058,7 @@ def test_bptt_takes_no_place_of_a_rule(monkeypatch, rules, ahead):
     found = suggest(budget=100.0, rules=rules)
     assert found.rule == etpc.D_RTRL()
     assert found.decided
-    assert ("BPTT scores higher." in found.reasons) == ahead
+    assert any(text.startswith("BPTT scores higher (") for text in found.reasons) == ahead
     race = found.advice.race
     names = [c.name for c in race.order]
     assert names.index("exact") == (0 if ahead else len(names) - 1)
@@ -1112,3 +1118,118 @@ def test_who_went_as_far_in_a_later_bracket_counts(monkeypatch):
     assert (late.name, other.name) == ("late", "rule 7")
     assert track.race.ahead(late, other)
     assert not track.race.decided(late, other)  # with one seed
+
+
+# --- what the advice is worth ---------------------------------------------------------------------
+
+
+def test_the_first_line_says_what_was_raced_and_how_sure_that_is(monkeypatch):
+    """And nothing is decided while a rule that was asked for has not trained."""
+    Work(monkeypatch, [6.0] * 10, [0.003] * 10, skill=lambda n, k: k * (9 - n))
+    found = suggest(budget=40.0)
+    count = len(found.advice.waiting)
+    assert 0 < count < 7
+    assert found.rule == etpc.D_RTRL()
+    assert not found.decided
+    at, *sure = found.headline.split("; ")
+    trained = len(found.rows) - 2
+    assert re.fullmatch(
+        rf"D_RTRL\(\) at .*: ahead of {trained} of {trained} other rules that have trained", at
+    )
+    assert sure[0] == f"{count} did not train (budget)"
+    assert str(found).startswith(f"suggested: {found.headline}\n")
+    assert f"to compile them takes about {6 * count} s" in found.left_out[0]
+    again = found.go_on(200.0)
+    assert again.advice.waiting == []
+    assert again.decided
+    assert re.fullmatch(
+        r"D_RTRL\(\) at 0.\d+: ahead of 9 of 9 other rules that have trained", again.headline
+    )
+    assert again.as_dict()["headline"] == again.headline
+
+
+def test_each_rule_trains_shortly_before_any_trains_long(monkeypatch):
+    work = Work(monkeypatch, [1.0] * 10, [0.01] * 10)
+    suggest(budget=100.0)
+    long = next(n for n, (_, _, updates) in enumerate(work.ran) if updates > 16)
+    assert {rule for rule, _, _ in work.ran[:long]} == set(range(10))
+    first = [rate for _, rate, _ in work.ran[:long]]
+    assert first == sorted(first, key=[1.0, 1 / 3, 3.0].index)
+
+
+def test_the_baseline_is_compiled_with_the_rule_of_its_gradient(monkeypatch):
+    work = Work(monkeypatch, [1.0] * 13, [0.01] * 13)
+    found = suggest(budget=100.0)
+    names = [row.name for row in found.rows]
+    place = names.index(_suggest.BASELINE)
+    assert names[place - 1] == "TBPTT(1)"
+    assert found.rows[place].compile_s == 0
+    assert found.rows[place].updates >= 16
+    assert work.begun == len(found.rows) - 1
+    assert found.advice.rms_rate == pytest.approx(_suggest.RATE, rel=1e-3)  # as Adam moves at first
+    assert _suggest.BASELINE not in str(suggest(budget=1e-9, rules=FEW))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [None, 4])
+def test_the_baseline_trains_as_rmsprop_does(every):
+    optimiser = optax.rmsprop(1e-2, decay=0.9)
+    batch = batch_of(optimiser=optax.adam(1e-2), every=every)
+    way = online(batch, etpc.TBPTT(1)).with_optimiser(batch_of(optimiser=optimiser, every=every))
+    same = online(batch_of(optimiser=optimiser, every=every), etpc.TBPTT(1))
+    np.testing.assert_array_equal(flat(trained(way, 3)[0]), flat(trained(same, 3)[0]))
+
+
+RATES = (1.0, 1 / 3, 3.0)
+
+
+def test_a_rate_is_the_best_of_three_seeds(monkeypatch):
+    """The chart and the table have the mean, and the row says of how many."""
+    skill = lambda n, k: k * (1 + n)
+    Work(monkeypatch, [1.0] * 10, [0.01] * 10, skill=skill)
+    found = suggest(budget=200.0)
+    best = next(row for row in found.rows[1:] if row.rule == found.rule)
+    assert (best.seeds, best.spread) == (3, 0)
+    race = found.advice.race
+    mine = [c for c in race.contenders if c.name == best.name]
+    assert [len(c.scores(race.updates)) for c in mine] == [3, 3, 3]
+    assert min(row.seeds for row in found.rows) == 1
+    assert all(row.curve[-1][2] == row.score for row in found.rows)
+    assert str(found).splitlines()[2].split()[:5] == ["rule", "rate", "score", "seeds", "updates"]
+
+
+@pytest.mark.parametrize("noise", [0.0, 30.0])
+def test_a_rate_at_the_edge_that_is_unstable_or_in_doubt_is_not_suggested(monkeypatch, noise):
+    """Higher by little against noise, or by much and falling."""
+    falling = lambda n, rate: 99.0 * min(n, 40) - 9.0 * n if rate == 3 else 10.0 * n
+    doubtful = lambda n, rate: 10.0 * n + 3 * (rate == 3)
+    skill = {"a": doubtful if noise else falling, "b": lambda n, rate: 0.0}
+    track = Track(monkeypatch, skill, {"a": 1.0, "b": 1.0}, rates=RATES, noise=noise)
+    track.race.run(1000.0)
+    far = track.race.ranked(track.race.updates)
+    assert [c.rate for c in track.race.order if c.name == "a"] != [3.0]
+    edge = next(c for c in far if (c.name, c.rate) == ("a", 3.0))
+    assert track.race.in_doubt(edge, far)
+    sure = {"a": lambda n, rate: 10.0 * n * rate, "b": lambda n, rate: 0.0}
+    track = Track(monkeypatch, sure, {"a": 1.0, "b": 1.0}, rates=RATES)
+    track.race.run(1000.0)
+    assert track.race.order[0].rate == 3  # ahead beyond doubt
+
+
+@pytest.mark.parametrize("of_bptt", [9, 1, 5])
+def test_advice_on_bptt_and_on_the_network_follows_from_scores_and_is_said_once(
+    monkeypatch, of_bptt
+):
+    skill = lambda n, k: k * (5 if n else of_bptt)
+    Work(monkeypatch, [1.0] * 3, [0.01] * 3, skill=skill)
+    found = suggest(budget=30.0, rules=FEW)
+    wanted = {
+        9: "BPTT scores higher (",
+        1: "BPTT is exact and scores less (",
+        5: "BPTT is not ahead (",
+    }
+    (text,) = (text for text in found.reasons if "BPTT takes" in text)
+    assert text.startswith(wanted[of_bptt])
+    assert ("take it" in " ".join(found.reasons)) == (of_bptt == 9)
+    changes = [text for text in found.reasons if "A change of the network" in text]
+    assert len(changes) == (of_bptt == 9)

@@ -1,0 +1,91 @@
+"""No credit through time at all: what the gradient of the current step learns, at its best optimiser.
+
+    python -m examples.tasks.no_credit                    # a table; a minute and more for each task
+    python -m examples.tasks.no_credit recall copying --json docs/no_credit.json
+
+The claim is that of Merin ("Temporal credit is free", arXiv 2603.28750): the derivative of the current step is enough
+for an optimiser that scales each weight's gradient by its latest sizes. Adam (beta2 = .999), Adam with beta2 = .9 and
+RMSprop (decay .9) each train at three rates; seed 100 chooses the optimiser and the rate, by the loss at the end of
+training, and other seeds give the scores. Beside them are the recorded scores of BPTT and D-RTRL.
+It *holds* where it is behind BPTT by no more than both standard deviations. Tasks that the file of `--json` has are
+not run again.
+"""
+
+import argparse
+import json
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optax
+
+import etpc
+
+from .arms import FAST, GRID, TUNING_SEED, Arm, Learner, Task, evaluator, fast, measured, trained
+from .suggested import NEW, TASKS, better, scores_of, shown, spread, task_of
+
+OPTIMISERS = {
+    "Adam": optax.adam,
+    "Adam, b2 = .9": partial(optax.adam, b2=0.9),
+    "RMSprop": optax.rmsprop,
+}
+TUNING = 1
+
+
+def scores(task: Task, seeds: int) -> dict[str, Any]:
+    """The optimiser and rate with the least loss, and the scores of that."""
+    chunk, found = max(1, task.updates // task.points), []
+    for name, optimiser in OPTIMISERS.items():
+        learner = Learner(task, Arm(name, etpc.TBPTT(1), optimiser))
+        measure = measured(learner, None if task.curriculum else evaluator(task))
+        run = partial(trained, learner, measure=measure, chunk=chunk)
+        for rate in (factor * task.rate for factor in GRID):
+            ends = [run(TUNING_SEED + n, rate) for n in range(TUNING)]
+            loss = statistics.fmean(end.loss for end in ends)
+            level = statistics.fmean(float(end.level) for end in ends)
+            rank = (-level if task.curriculum else 0.0, loss if loss == loss else float("inf"))
+            found.append((rank, name, rate, run))
+    _, name, rate, run = min(found, key=lambda one: one[0])
+    runs = [run(seed, rate) for seed in range(seeds)]
+    values = [statistics.fmean(end.curve[-task.last :]) for end in runs]
+    return {"unit": task.unit, "chance": task.chance, "by": name, "rate": rate, "scores": values}
+
+
+def holds(unit: str, mine: list[float], bptt: list[float]) -> bool:
+    (mean, off), (best, best_off) = spread(mine), spread(bptt)
+    behind = mean - best if better(unit) is min else best - mean
+    return behind <= off + best_off
+
+
+def table(found: dict[str, Any]) -> str:
+    heads = ("task", "chance", "no credit", "optimiser", "seeds", "BPTT", "D-RTRL", "holds")
+    lines = [f"| {' | '.join(heads)} |", "|---|---:|---:|---|---:|---:|---:|---|"]
+    for name, one in found.items():
+        known, mine = scores_of(name), one["scores"]
+        by = f"{one['by']} at {one['rate']:.2g}"
+        yes = "yes" if holds(one["unit"], mine, known["BPTT"]) else "no"
+        cells = [f"{name} ({one['unit']})", f"{one['chance']:.3g}", shown(mine), by, str(len(mine))]
+        cells += [shown(known["BPTT"]), shown(known["D-RTRL"]), yes]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What no credit through time learns.")
+    parser.add_argument("tasks", nargs="*", default=[*NEW, *TASKS])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="write what was found here, task by task")
+    args = parser.parse_args()
+    found = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    for name in args.tasks[:1] if FAST else args.tasks:
+        if name in found or (task := task_of(name)) is None:
+            continue
+        found[name] = scores(fast(task) if FAST else task, 2 if FAST else args.seeds)
+        if args.json:
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
