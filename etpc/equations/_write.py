@@ -22,6 +22,7 @@ OVER = {"ebar": r"\bar{e}", "epsilonbar": r"\bar{\epsilon}", "low": r"\bar{e}", 
 OF_TEXT = {c: rf"\{c}" for c in "#%&${}_"} | {"\\": r"\textbackslash{}"}
 OF_TEXT |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 """What stands for signs that are no text in LaTeX."""
+CLOSING = {"(": ")", "|": "|"}
 SYMBOL = re.compile(r"(.+?)('?)(\[[^#^]*\])?(\^T)?(?:#(\w+))?")
 NOTATION = (
     (r"^{\prime}", "A prime marks a value after the step."),
@@ -226,13 +227,16 @@ class Latex(InOrder, LatexPrinter):
             whole = size(text := self._print(term)) <= room
             factors = self._factors(term) if term.is_Mul and not whole else [("", text, term)]
             for between, text, factor in factors:
-                head, inner = "", factor
+                head, inner, bracket = "", factor, "("
                 if size(text) > room and factor.is_Function and len(factor.args) == 1:
-                    head, (inner,) = re.split(r"\{?\\left\(", text)[0], factor.args
+                    (inner,) = factor.args
+                    shape = self._print(factor.func(sp.Symbol("u") - 1))  # none of a power of e
+                    around = re.fullmatch(r"(.*?)\{?\\left(.)u - 1 ?\\right.\}?", shape)
+                    head, bracket = around.groups() if around else (r"\exp", "(")
                 if size(text) > room and inner.is_Add:
                     pieces = self._pieces(inner, room)
-                    pieces[0] = rf"{head}\bigl({pieces[0]}"
-                    pieces[-1] += r"\bigr)"
+                    pieces[0] = rf"{head}\bigl{bracket}{pieces[0]}"
+                    pieces[-1] += rf"\bigr{CLOSING[bracket]}"
                 else:
                     pieces = [text]
                 found += [lead + between + pieces[0], *pieces[1:]]
@@ -317,10 +321,10 @@ def as_latex(lines: Lines, width: int) -> str:
         block = "\\begin{align}\n" + " \\\\\n".join(rows) + "\n\\end{align}"
         if title == "constants":
             block = ", ".join(f"${row.replace(' &', ' ')}$" for row in rows) + "."
-        parts.append(f"{_in_words(title[:1].upper() + title[1:])}:\n{block}")
+        parts.append(f"{_in_words(title[:1].upper() + title[1:], printer)}:\n{block}")
     text = "\n\n".join(parts)
     notes += [note for sign, note in NOTATION if sign in text]
-    left_out = [_in_words(line) for line in lines.left_out]
+    left_out = [_in_words(line, printer) for line in lines.left_out]
     notes += [f"Left out: {'; '.join(left_out)}."] if left_out else []
     return text + ("\n\n" + "\n".join(notes) if notes else "")
 
@@ -338,12 +342,16 @@ def _sides(printer: Latex, left: Any, right: Any) -> tuple[str, str, Any]:
     return name, r"\approx" if lines.left_out else "=", total + sp.Add(*others)
 
 
-def _in_words(path: str) -> str:
-    """A path that is cut, with its names in mathematics."""
-    parts = re.split(r"(hidden \S+|(?<!\w)\.[\w.\[\]]+| -> )", path)
-    name = lambda part: re.split(r"\W+", part.rstrip("]'"))[-1]
-    shown = lambda part: r" $\to$ " if part == " -> " else f"${_word(name(part))}$"
-    return "".join(shown(p) if n % 2 else _escaped(p) for n, p in enumerate(parts))
+def _in_words(text: str, printer: Latex) -> str:
+    """A title, or a path that is cut, with what it names in mathematics."""
+    step = printer.lines.rule.step
+    leaves = (step.step.model_leaves.paths, step.parameters), (step.step.state_paths, step.state)
+    pairs = (pair for of in leaves for pair in zip(*of, strict=True))
+    names = {path: parts[0].text.removesuffix("_re") for path, parts in pairs} | {"->": r"\to"}
+    longest = sorted(map(re.escape, names), key=len, reverse=True)
+    found = re.split(rf"(?:hidden )?(?<!\w)({'|'.join(longest)})(?![\w.])", text)
+    shown = lambda path: r"\to" if path == "->" else printer.doprint(sp.Symbol(names[path]))
+    return "".join(f"${shown(t)}$" if n % 2 else _escaped(t) for n, t in enumerate(found))
 
 
 def _remark(printer: Latex, line: Line) -> str:
