@@ -22,23 +22,16 @@ class EProp:
 
     def __init__(self, rule: "Rule"):
         self.rule, self.step = rule, rule.derivatives
-        states = rule.step.state[len(rule.step.state) - len(rule.step.step.added) :]
-        self.filtered = {a for parts in states for a in parts}
-        """The states that are data of products, filtered."""
-        self.signals: dict[Array, tuple[Any, Any] | None] = {}
+        self.signals = {
+            credit: self._signal(credit, new)
+            for old, new in self.step.states
+            if (credit := self.step.signals[old]) is not None
+        }
         """Of the credit of a state: that of what reads it, and the derivative of this by the state; none of several."""
-        self.met: set[Array] = set()
-        """The states of which these are the same."""
-        for old, new in self.step.states:
-            credit = self.step.signals[old]
-            if credit is not None:
-                self.signals[credit] = signal = self._signal(credit, new)
-                self.met |= {old} if signal is not None and signal[1] == 1 else set()
         for trace in rule.traces.values():
             for (line, _, old), arrays in trace.known.items():
                 if line.name in LETTERS and line.of == "uses" and old is not None:
                     self._rename(line.name == trace.meaning.meets, old, *arrays)
-        self.named: dict[Any, Any] = {}
         self.old = {new: old for old, new in rule.carried.items()}
         for _, _, equations in rule.sections:
             equations[:] = [e for equation in equations for e in self._written(equation)]
@@ -52,13 +45,25 @@ class EProp:
         value, views = terms[0].value, self.step.views
         is_credit = lambda s: s in views and views[s][0].tex[:1] in (("dl",), ("c",), ("L",))
         factors = [f for f in sp.Mul.make_args(value) if any(map(is_credit, f.free_symbols))]
-        signal = sp.Mul(*factors)
-        return (self.step.view(credit) if signal == value else signal), value / signal
+        signal = of = sp.Mul(*factors)
+        if of == value:
+            return self.step.view(credit), sp.Integer(1)
+        if not of.is_Symbol:
+            signal = self.step.once(("L", of), lambda: self._named(of, new.shape))
+        return signal, value / of
+
+    def _named(self, signal: Any, shape: tuple[int, ...]) -> Any:
+        arrays = [self.step.views[s][0] for s in self.step.symbols(signal)]
+        text = next(a.tex[1] for a in arrays if a.tex[1:])
+        array = self.step.array(f"L_{text}", shape, "L", text)
+        self.step.credits.append(Equation(array, [Term(signal)]))
+        return self.step.view(array)
 
     def _rename(self, meets: bool, old: Array, before: Array, after: Array) -> None:
         letter, *of, weight = before.tex
-        letter = LETTERS[letter][old not in self.met]
-        letter = "ebar" if letter == "e" and meets and old in self.filtered else letter
+        signal = self.signals.get(self.step.signals[old])
+        letter = LETTERS[letter][signal is None or signal[1] != 1]
+        letter = "ebar" if letter == "e" and meets and old.tex[:1] == ("xbar",) else letter
         tex = letter, *(of if letter != "ebar" else ()), weight
         if tex != before.tex:
             self.step.nodes.rename(before, *tex)
@@ -98,24 +103,13 @@ class EProp:
             signal = self.signals[views[of[0]][0]] if len(of) == 1 else None
             if signal is None:
                 return
-            credit, at = views[of[0]]
-            found[self._named(signal[0], credit.shape)] = at
+            at = views[of[0]][1]
+            found[signal[0]] = at
             values.append(term.value.xreplace({of[0]: self.step.at(signal[1], at)}))
         if len(found) == 1 and not values[-1].is_Symbol:
             ((signal, at),) = found.items()
+            credit, *_ = views[signal]
+            if credit.tex[0] == "c":
+                self.step.nodes.rename(credit, "L", credit.tex[1])
             e = yield from self._eligibility(equation.target, sp.Add(*values))
             equation.terms = [Term(self.step.at(signal, at) * e)]
-
-    def _named(self, signal: Any, shape: tuple[int, ...]) -> Any:
-        """A learning signal by its name."""
-        arrays = [self.step.views[s][0] for s in self.step.symbols(signal)]
-        text = next((a.tex[1] for a in arrays if a.tex[1:]), "")
-        if signal.is_Symbol and arrays[0].tex[0] == "c":
-            self.step.nodes.rename(arrays[0], "L", text)
-        if signal.is_Symbol:
-            return signal
-        if signal not in self.named:
-            array = self.step.array(f"L_{text}", shape, "L", text)
-            self.named[signal] = self.step.view(array)
-            self.step.credits.append(Equation(array, [Term(signal)]))
-        return self.named[signal]
