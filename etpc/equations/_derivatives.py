@@ -73,7 +73,7 @@ class Derivatives:
             if v.is_float
         }
         self.credits: list[Equation] = []
-        self.credit_of: dict[Array | None, Array] = {}
+        self.credit_of: dict[Array, Array] = {}
         """What an array is the credit of."""
         self.signals = {old: self.credit(new) for old, new in self.states}
 
@@ -337,10 +337,10 @@ class Derivatives:
             return None
         text = (of.text or self.nodes.elements(of.values)[0].text).replace("'", "")
         key = of, *((t.value, None if t.where is None else t.where.tobytes()) for t in terms)
-        array, at = self.views.get(terms[0].value, (None, np.zeros(0)))
+        array, at = self.views.get(terms[0].value, (of, np.zeros(0)))
         is_credit = array in self.credit_of or array in self.loss.values()
         is_alone = len(terms) == 1 and terms[0].where is None and at.size == of.size
-        if array and is_credit and is_alone and np.array_equal(at, array.ids - array.first):
+        if is_credit and is_alone and np.array_equal(at, array.ids - array.first):
             credited = self.credit_of.get(array)
             if credited is of or (letter == "L" and credited and array.tex[0] == "c"):
                 self.nodes.rename(array, letter, text)

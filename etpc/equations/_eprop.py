@@ -61,7 +61,8 @@ class EProp:
 
     def _rename(self, meets: bool, old: Array, before: Array, after: Array) -> None:
         letter, *of, weight = before.tex
-        signal = self.signals.get(self.step.signals[old])
+        credit = self.step.signals[old]
+        signal = None if credit is None else self.signals[credit]
         letter = LETTERS[letter][signal is None or signal[1] != 1]
         letter = "ebar" if letter == "e" and meets and old.tex[:1] == ("xbar",) else letter
         tex = letter, *(of if letter != "ebar" else ()), weight

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,7 +193,7 @@ class Lines:
             if same and "[" not in str(same[0].right):
                 step.remove(same[0])
                 loss = self.rule.derivatives.loss.get(output, output)
-                loss.tex = ("dl", base(same[0].right))
+                self.arrays[loss.text] = replace(loss, tex=("dl", base(same[0].right)))
 
     def _without_products(self, sections: dict[str, list[Line]], first: str) -> None:
         """What a product gives, if it is read once, stands where it is read."""
@@ -246,12 +247,9 @@ class Lines:
             for c, rest in (x.args_cnc(split_1=False) for x in sp.Add.make_args(line.right)):
                 if len(rest) == 1 and rest[0].is_Symbol and to.kind == "carried" and to.tex[2:]:
                     of = self._array_of(rest[0])
-                    tex = (
-                        ("D", of.tex[1] + "'" * of.text.endswith("'"))
-                        if of.tex[2:]
-                        else ("F", to.tex[-1])
-                    )
-                    found.setdefault(sp.Mul(*c), (tex[0], to.tex[1], tex[1]))
+                    by = of.tex[1] + "'" * of.text.endswith("'") if of.tex[2:] else to.tex[-1]
+                    tex = "D" if of.tex[2:] else "F", to.tex[1], by
+                    found.setdefault(sp.Mul(*c), tex)
         for line in step:
             for s in sorted(line.right.free_symbols, key=str) if "[" not in str(line.left) else ():
                 tex = "d", base(line.left), base(s)
@@ -280,11 +278,9 @@ class Lines:
         rule, products = self.rule, self.rule.step.products
         readers, views = dict[Array, set[Array]](), rule.derivatives.views
         for equation in rule.sections[0][2]:
-            values = [equation.shown or 0, *(t.value for t in equation.terms)]
-            for s in {
-                s for value in map(sp.sympify, values) for s in value.free_symbols
-            } & views.keys():
-                readers.setdefault(views[s][0], set()).add(equation.target)
+            values = [sp.sympify(equation.shown or 0), *(t.value for t in equation.terms)]
+            for symbol in views.keys() & {s for value in values for s in value.free_symbols}:
+                readers.setdefault(views[symbol][0], set()).add(equation.target)
         for old, new in rule.derivatives.states:
             readers.setdefault(new, set()).add(old)
 
@@ -296,10 +292,9 @@ class Lines:
             return found
 
         reach = {op: behind(product.output) for op, product in products.items()}
-        others = lambda op: [p for p in products if p is not op]
-        enters = lambda op, other: bool({*products[other].output} & reach[op])
-        last = [o for o in products if not any(enters(o, p) for p in others(o))]
-        last = [o for o in last if any(enters(p, o) for p in others(o))]
+        enters = lambda op, other: reach[op] & {*products[other].data(rule.step.nodes)}
+        last = [o for o in products if not any(enters(o, p) for p in products)]
+        last = [o for o in last if any(enters(p, o) for p in products)]
         letter = {a: "i" for parts in rule.step.inputs for a in parts}
         letter |= {a: "k" for op in last for a in reach[op]}
         letter |= {a: "kj" for a in rule.step.values if len(a.shape) == 2}
