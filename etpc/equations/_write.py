@@ -4,16 +4,15 @@ import re
 from typing import Any
 
 import sympy as sp
+from sympy.core.alphabets import greeks
+from sympy.printing.conventions import split_super_sub
 from sympy.printing.latex import LatexPrinter
 from sympy.printing.str import StrPrinter
 
 from ._functions import COMPARISONS
 from ._lines import Lines, base
 
-GREEK = re.findall(
-    r"\w+",
-    "alpha beta gamma delta epsilon eta theta kappa lambda mu nu omega phi psi rho sigma tau xi",
-)
+GREEK = {*greeks, "lambda"} - {"lamda", "omicron"}
 SIGNS = {"==": "=", "!=": r"\ne", "<=": r"\le", ">=": r"\ge"}
 HEADS = "e", "epsilon", "ebar", "epsilonbar", "low", "L", "c", "xbar"
 """Letters below which a name that is the same everywhere is left out, beside indices."""
@@ -105,7 +104,7 @@ class Latex(InOrder, LatexPrinter):
         head, *below = array.tex if array is not None and array.tex else (name,)
         with_letters = lambda b: self._print(sp.Symbol(b + (f"#{letters}" if letters else "")))
         of = [*map(with_letters, below)] if head in FRACTIONS else []
-        if head == "dl" and letters and self.lines.rule.derivatives.of_eprop:
+        if head == "dl" and of and letters and self.lines.rule.derivatives.of_eprop:
             target = self._print(sp.Symbol(f"{below[0].removesuffix(chr(39))}#{letters}"))
             return rf"\left({of[0]} - {target}^{{*}}\right)"
         if head in FRACTIONS and of:
@@ -243,10 +242,7 @@ def _word(name: str) -> str:
     name, prime = name.removesuffix("'"), "^{\\prime}" * name.endswith("'")
     if name in OVER:
         return OVER[name]
-    first, *below = name.split("_")
-    letter = re.fullmatch(rf"([A-Za-z]|{'|'.join(GREEK)})(\d+)", first)
-    if letter:
-        first, below = letter[1], [letter[2], *below]
+    first, _, below = split_super_sub(name)
     words = [
         rf"\{w}"
         if w in GREEK
