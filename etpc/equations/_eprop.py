@@ -45,19 +45,21 @@ class EProp:
         value, views = terms[0].value, self.step.views
         is_credit = lambda s: s in views and views[s][0].tex[:1] in (("dl",), ("c",), ("L",))
         factors = [f for f in sp.Mul.make_args(value) if any(map(is_credit, f.free_symbols))]
-        signal = of = sp.Mul(*factors)
-        if of == value:
-            return self.step.view(credit), sp.Integer(1)
-        if not of.is_Symbol:
-            signal = self.step.once(("L", of), lambda: self._named(of, new.shape))
-        return signal, value / of
+        signal = sp.Mul(*factors)
+        is_whole = signal == value
+        return self.step.view(credit) if is_whole else signal, value / signal
 
     def _named(self, signal: Any, shape: tuple[int, ...]) -> Any:
+        """A learning signal by its name."""
         arrays = [self.step.views[s][0] for s in self.step.symbols(signal)]
         text = next(a.tex[1] for a in arrays if a.tex[1:])
-        array = self.step.array(f"L_{text}", shape, "L", text)
-        self.step.credits.append(Equation(array, [Term(signal)]))
-        return self.step.view(array)
+        if not signal.is_Symbol:
+            array = self.step.array(f"L_{text}", shape, "L", text)
+            self.step.credits.append(Equation(array, [Term(signal)]))
+            return self.step.view(array)
+        if arrays[0].tex[0] == "c":
+            self.step.nodes.rename(arrays[0], "L", text)
+        return signal
 
     def _rename(self, meets: bool, old: Array, before: Array, after: Array) -> None:
         letter, *of, weight = before.tex
@@ -98,19 +100,22 @@ class EProp:
 
     def _credited(self, equation: Equation) -> Iterator[Equation]:
         """In a gradient, one learning signal times the eligibility trace, a sum over states."""
-        views, found, values = self.step.views, dict[Any, np.ndarray](), list[Any]()
+        views, found, values = (
+            self.step.views,
+            dict[Any, tuple[tuple[int, ...], np.ndarray]](),
+            list[Any](),
+        )
         for term in equation.terms:
             of = [s for s in self.step.symbols(term.value) if views[s][0] in self.signals]
             signal = self.signals[views[of[0]][0]] if len(of) == 1 else None
             if signal is None:
                 return
-            at = views[of[0]][1]
-            found[signal[0]] = at
+            credit, at = views[of[0]]
+            found[signal[0], at.tobytes()] = credit.shape, at
             values.append(term.value.xreplace({of[0]: self.step.at(signal[1], at)}))
-        if len(found) == 1 and not values[-1].is_Symbol:
-            ((signal, at),) = found.items()
-            credit, *_ = views[signal]
-            if credit.tex[0] == "c":
-                self.step.nodes.rename(credit, "L", credit.tex[1])
-            e = yield from self._eligibility(equation.target, sp.Add(*values))
+        total = sp.Add(*values)
+        if len(found) == 1 and not total.is_Symbol:
+            (((signal, _), (shape, at)),) = found.items()
+            signal = self.step.once(("L", signal), lambda: self._named(signal, shape))
+            e = yield from self._eligibility(equation.target, total)
             equation.terms = [Term(self.step.at(signal, at) * e)]
