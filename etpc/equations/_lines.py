@@ -244,7 +244,8 @@ class Lines:
         found: dict[Any, tuple[str, ...]] = {}
         for line in lines:
             to = self._array_of(line.left)
-            for c, rest in (x.args_cnc(split_1=False) for x in sp.Add.make_args(line.right)):
+            parts: list[Any] = [x.args_cnc(split_1=False) for x in sp.Add.make_args(line.right)]
+            for c, rest in parts:
                 if len(rest) == 1 and rest[0].is_Symbol and to.kind == "carried" and to.tex[2:]:
                     of = self._array_of(rest[0])
                     by = of.tex[1] + "'" * of.text.endswith("'") if of.tex[2:] else to.tex[-1]

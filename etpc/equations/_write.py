@@ -242,7 +242,8 @@ def _word(name: str) -> str:
     name, prime = name.removesuffix("'"), "^{\\prime}" * name.endswith("'")
     if name in OVER:
         return OVER[name]
-    first, _, below = split_super_sub(name)
+    parts: Any = split_super_sub(name)
+    first, _, below = parts
     words = [
         rf"\{w}"
         if w in GREEK
