@@ -193,15 +193,15 @@ class Source:
 
     def _fills(self, value: Any, target: Array) -> bool:
         """Whether an expression has the shape of what it is assigned to."""
+        if value.has(dot):
+            return True
         views = (self.rule.derivatives.views[s] for s in self.rule.derivatives.symbols(value))
         axes = lambda array, at: {axis for axis, _ in along(array.shape, at) or enumerate(at.shape)}
-        shapes = (
-            tuple(
-                n if a in axes(array, at) or array.size == 1 else 1 for a, n in enumerate(at.shape)
-            )
+        fills = lambda array, at: at.shape == target.shape and axes(array, at) >= {*range(at.ndim)}
+        return any(
+            fills(array, at) if array.size > 1 else array.shape == target.shape
             for array, at in views
         )
-        return value.has(dot) or np.broadcast_shapes(*shapes) == target.shape
 
     def added(self, target: Array, value: Any, where: np.ndarray) -> str:
         once, index = np.unique(where).size == where.size, self.index(target.shape, where)
