@@ -2,7 +2,8 @@
 
 `_step` evaluates the traced step on scalars (`_nodes`, `_functions`, `_products`). `_derivatives` takes D, F and the
 learning signals from these, and finds which elements have one expression, so that each equation is one of arrays.
-`_traces` has the recursions that the form of each trace means, and `_rule` takes what the trace program asks for.
+`_traces` has the recursions that the form of each trace means, and `_rule` takes what the trace program asks for;
+`_eprop` has the names and lines of e-prop. `_lines` finds what a gradient needs, and names what several lines have.
 `_write` writes them as text, as LaTeX and as NumPy. They read the step, the analysis and the trace program, and no
 stage reads them. SymPy is imported when equations are asked for.
 """

@@ -58,6 +58,7 @@ class Derivatives:
     def __init__(self, program: TraceProgram, names: Mapping[float, str]):
         self.analysis, self.step = program.analysis, Step(program.analysis, names)
         self.nodes, hidden = self.step.nodes, self.step.hidden
+        self.of_eprop = program.algorithm.name == "e_prop"
         self.views: dict[Any, tuple[Array, np.ndarray]] = {}
         """The array of each symbol, and the places in it."""
         self._known: dict[Any, Any] = {}
@@ -84,12 +85,12 @@ class Derivatives:
         self.step.values[array] = values.astype(float)
         return array
 
-    def number(self, value: float, name: str = "") -> Any:
-        """A number of a rule, by the name that the caller has for it, or by this one."""
+    def number(self, value: float) -> Any:
+        """A number of a rule, by the name that the caller has for it; of e-prop it is kappa."""
         if value % 1 == 0:
             return sp.Integer(int(value))
         found = [n for given, n in self.step.names.items() if is_close(given, value)]
-        text = next(iter(found), name)
+        text = next(iter(found), "kappa" if self.of_eprop else "")
         return self.nodes.constant(text, value) if text else sp.Float(value)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -331,51 +332,24 @@ class Derivatives:
         return None
 
     def _sum(self, of: Array, terms: list[Term], letter: str) -> Array | None:
-        """An array with a name for a sum, which is added to the equations; the one that has it already."""
+        """An array with a name for a sum, which is added to the equations; the one that is it already."""
         if not terms:
             return None
+        text = (of.text or self.nodes.elements(of.values)[0].text).replace("'", "")
         key = of, *((t.value, None if t.where is None else t.where.tobytes()) for t in terms)
+        array, at = self.views.get(terms[0].value, (of, np.zeros(0)))
+        is_credit = array in self.credit_of or array in self.loss.values()
+        is_alone = len(terms) == 1 and terms[0].where is None and at.size == of.size
+        if is_credit and is_alone and np.array_equal(at, array.ids - array.first):
+            credited = self.credit_of.get(array)
+            if credited is of or (letter == "L" and credited and array.tex[0] == "c"):
+                self.nodes.rename(array, letter, text)
+            return array
         if key not in self._known:
-            text = (of.text or self.nodes.elements(of.values)[0].text).replace("'", "")
             self._known[key] = self.array(f"{letter}_{text}", (of.size,), letter, text)
             self.credits.append(Equation(self._known[key], terms))
             self.credit_of[self._known[key]] = of
         return self._known[key]
-
-    def learning_signal(self, old: Array) -> tuple[Any, Any] | None:
-        """What is known of the credit of a state: the credit of what reads it, and the derivative of that by the state;
-        `None` where it has no credit, or of several. A credit that is alike of several states is one signal."""
-        given = self.signals.get(old)
-        terms = next((e.terms for e in self.credits if e.target is given), [])
-        if len(terms) != 1 or terms[0].where is not None:
-            return None
-        factors = sp.Mul.make_args(terms[0].value)
-        is_credit = lambda s: (
-            s in self.views and self.views[s][0].tex[:1] in (("dl",), ("c",), ("L",))
-        )
-        signal = sp.Mul(*(f for f in factors if any(map(is_credit, f.free_symbols))))
-        return signal, terms[0].value / signal
-
-    def named_signal(self, signal: Any) -> Array:
-        """A learning signal by its name."""
-        key = "signal", signal
-        if key not in self._known:
-            arrays = [self.views[s][0] for s in self.symbols(signal)]
-            text = next(a.tex[1] for a in arrays if a.tex[1:])
-            known = ((old.shape, self.learning_signal(old)) for old, _ in self.states)
-            shape = next(shape for shape, of in known if of is not None and of[0] == signal)
-            self._known[key] = self.array(f"L_{text}", shape, "L", text)
-            self.credits.append(Equation(self._known[key], [Term(signal)]))
-        return self._known[key]
-
-    def is_filtered(self, old: Array) -> bool:
-        """Whether a state is the data of a product, filtered."""
-        step = self.step.step
-        added = len(step.state_paths) - len(step.added)
-        return any(old is a for parts in self.step.state[added:] for a in parts)
-
-    def symbols_of(self, array: Array) -> list[Any]:
-        return [s for s, (of, _) in self.views.items() if of is array]
 
     def into(self, of: Array, letter: str, more: Sequence[Term] = ()) -> Array | None:
         """`F^T`, or `D^T`, on the learning signals."""

@@ -71,7 +71,7 @@ class Equations:
 
         **Raises** `etpc.UnsupportedError` where indices are asked for, and arrays have parts.
         """
-        if indices or (indices is None and self.rule.program.algorithm.name == "e_prop"):
+        if indices or (indices is None and self.rule.derivatives.of_eprop):
             try:
                 return as_latex(Lines(self.rule, self.path, True), width)
             except NotIndexed as error:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,20 +59,12 @@ class Lines:
         self.rule, self.path, self.indexed = rule, path, indexed
         self.arrays: dict[str, Array] = {}
         """Of each name that is printed."""
-        self._equations: dict[Array, list[Equation]] = {}
-        for *_, equations in rule.sections:
-            for equation in equations:
-                self._equations.setdefault(equation.target, []).append(equation)
-        wanted = self._wanted()
         self.letter = self._letters() if indexed else {}
-        sections = dict[str, list[Line]]()
-        for title, _, equations in rule.sections:
-            lines = [line for e in equations if e in wanted for line in self._lines(e)]
-            sections.setdefault(title, []).extend(lines)
-        first, credit, *_ = sections
-        sections[first] = [x._replace(right=_as_valued(x.right)) for x in sections[first]]
-        self._without_aliases(sections, credit)
-        self._without_unused(sections, first)
+        sections = self._needed()
+        first = next(iter(sections))
+        if indexed:
+            self._without_products(sections, first)
+            self._without_outputs(sections[first])
         sections = dict(self._with_names(sections))
         self.functions = [*self._functions(sections)]
         sections[first][:0] = self.functions
@@ -85,37 +78,37 @@ class Lines:
         self.sections = {title: lines for title, lines in sections.items() if lines}
         self.left_out = self._left_out()
 
-    # --- what is needed ---
-
-    def _reads(self, equation: Equation) -> set[Array]:
-        """The arrays that an equation is of."""
-        d = self.rule.derivatives
-        values = [t.value for t in equation.terms]
-        values += [] if equation.shown is None else [equation.shown]
-        return {d.views[s][0] for value in values for s in d.symbols(value)}
-
-    def _wanted(self) -> set[Equation]:
-        """The equations that gradients need; of all, that outputs and states need too."""
-        rule, step = self.rule, self.rule.step
-        gradients = {*rule.gradient.values()}
-        pairs = zip(step.state, step.new_state, strict=True)
-        after = {old: new for parts in pairs for old, new in zip(*parts, strict=True)}
+    def _needed(self) -> dict[str, list[Line]]:
+        """The lines that gradients need; of all weights, those that outputs and states need too."""
+        rule, step, gradients = self.rule, self.rule.step, {*self.rule.gradient.values()}
+        old_and_new = zip(step.state, step.new_state, strict=True)
+        after = {old: new for parts in old_and_new for old, new in zip(*parts, strict=True)}
         after |= rule.carried | {given: y for y, given in rule.derivatives.loss.items()}
-        of_path = lambda paths: self.path is None or self.path in (paths or "").split(", ")
-        found = {e for _, of, equations in rule.sections for e in equations if of_path(of)}
-        found = {e for e in found if e.target in gradients}
-        waiting = {array for e in found for array in self._reads(e)}
+        sections = {title: list[Line]() for title, *_ in rule.sections}
+        every, found, waiting = dict[Array, list[Line]](), list[Line](), set[Array]()
+        for title, paths, equations in rule.sections:
+            of_path = self.path is None or self.path in (paths or "").split(", ")
+            for equation in equations:
+                lines = [*self._lines(equation)]
+                sections[title] += lines
+                every.setdefault(equation.target, []).extend(lines)
+                found += lines if of_path and equation.target in gradients else ()
         if self.path is None:
             waiting |= {a for parts in (*step.outputs_of, *step.new_state) for a in parts}
+        reads = lambda lines: {self._array_of(s) for x in lines for s in self._symbols(x.right)}
+        waiting |= reads(found)
         seen = set[Array]()
         while waiting:
             array = waiting.pop()
             seen.add(array)
-            equations = self._equations.get(array, [])
-            found |= {*equations}
-            reads = {a for e in equations for a in self._reads(e)}
-            waiting |= ({after.get(array, array)} | reads) - seen
-        return found
+            found += every.get(array, ())
+            waiting |= ({after.get(array, array)} | reads(every.get(array, ()))) - seen
+        kept = {*map(id, found)}
+        return {title: [x for x in lines if id(x) in kept] for title, lines in sections.items()}
+
+    def _symbols(self, value: Any) -> list[Any]:
+        """Those of arrays."""
+        return [s for s in value.free_symbols if base(s) in self.arrays]
 
     # --- lines ---
 
@@ -149,7 +142,7 @@ class Lines:
             if self.indexed and (where or any(sums)):
                 raise NotIndexed
             left = sp.Symbol(target.text + where + self._indices(target))
-            lines.append(Line(left, total, equation.note, sign))
+            lines.append(Line(left, _as_valued(total), equation.note, sign))
         return lines
 
     def _shown(self, value: Any, indices: str) -> Any:
@@ -193,62 +186,39 @@ class Lines:
 
     # --- shorter ---
 
-    def _without_aliases(self, sections: dict[str, list[Line]], credit: str) -> None:
-        """Credit that is other credit has one name."""
-        if self.indexed:  # an output that is a state has its name
-            for output in (a for parts in self.rule.step.outputs_of for a in parts):
-                step = next(iter(sections.values()))
-                same = [x for x in step if base(x.left) == output.text and x.right.is_Symbol]
-                if same and output.tex == () and "[" not in str(same[0].right):
-                    step.remove(same[0])
-                    loss = self.rule.derivatives.loss.get(output, output)
-                    loss.tex = ("dl", base(same[0].right))
-        while True:
-            lefts = [x.left for x in sections[credit]]
-            whole = lambda x, lefts=lefts: (
-                "[" not in f"{x.left}{x.right}" and lefts.count(x.left) == 1
-            )
-            found = (x for x in sections[credit] if x.right.is_Symbol and whole(x))
-            if (line := next(found, None)) is None:
-                return
-            sections[credit].remove(line)
-            old, new = line.left, line.right
-            names = {new: old} if lefts.count(new) == 1 else {old: new}
-            for title, own in sections.items():
-                sections[title] = [
-                    x._replace(left=names.get(x.left, x.left), right=x.right.xreplace(names))
-                    for x in own
-                ]
+    def _without_outputs(self, step: list[Line]) -> None:
+        """An output that is a state has its name."""
+        for output in (a for parts in self.rule.step.outputs_of for a in parts):
+            same = [x for x in step if base(x.left) == output.text and x.right.is_Symbol]
+            if same and "[" not in str(same[0].right):
+                step.remove(same[0])
+                loss = self.rule.derivatives.loss.get(output, output)
+                self.arrays[loss.text] = replace(loss, tex=("dl", base(same[0].right)))
 
-    def _without_unused(self, sections: dict[str, list[Line]], first: str) -> None:
-        """Without lines of the step that nothing reads; with indices, what is read once stands where it is read."""
-        step = self.rule.step
-        kept = {a.text for parts in (*step.outputs_of, *step.new_state) for a in parts}
-        for line in [*sections[first][::-1]]:
-            name, lines = base(line.left), [x for own in sections.values() for x in own]
-            reads = [x for x in lines if name in map(base, x.right.free_symbols)]
-            array = self.arrays[name]
-            is_product = self.indexed and array.tex[:1] == ("I",) and line.sign == "="
-            if (not reads and name not in kept) or (is_product and len(reads) == 1):
+    def _without_products(self, sections: dict[str, list[Line]], first: str) -> None:
+        """What a product gives, if it is read once, stands where it is read."""
+        for line in [x for x in sections[first] if self._array_of(x.left).tex[:1] == ("I",)]:
+            reads = [x for own in sections.values() for x in own if x.right.has(line.left)]
+            if len(reads) == 1 and line.sign == "=":
                 sections[first].remove(line)
                 for title, own in sections.items():
                     value = {line.left: line.right}
                     sections[title] = [x._replace(right=x.right.xreplace(value)) for x in own]
 
     def _with_names(self, sections: dict[str, list[Line]]) -> Iterator[tuple[str, list[Line]]]:
-        """The lines with names for what stands in several: for entries of D and F in those of traces, and for the
-        derivative of what the step computes."""
+        """The lines with names for entries of D and F that stand in several."""
         (first, step), *others = sections.items()
         rest = [line for _, lines in others for line in lines]
         named: dict[Any, Any] = {}
-        for value, (name, tex, size) in {**self._entries(rest), **self._slopes(step)}.items():
+        for value, tex in self._factors(step, rest).items():
+            name = "_".join(tex) if tex[0] != "d" else "d{1}_d{2}".format(*tex)
             if len(sstr(value)) < LONG or not value.free_symbols or name in self.arrays:
                 continue
             symbol = sp.Symbol(name + "#j" * self.indexed)
             replaced = [self._replaced(line.right, value, symbol) for line in rest]
             if sum(symbol in right.free_symbols for right in replaced) > 1:
                 named[value] = symbol
-                self.arrays[name] = Array(name, (size,), tex=tex)
+                self.arrays[name] = Array(name, (2,), tex=tex)
                 pairs = zip(rest, replaced, strict=True)
                 rest = [x._replace(right=r) if symbol in r.free_symbols else x for x, r in pairs]
         yield first, step
@@ -268,35 +238,23 @@ class Lines:
     def _array_of(self, symbol: Any) -> Array:
         return self.arrays[base(symbol)]
 
-    def _entries(self, lines: Sequence[Line]) -> dict[Any, tuple[str, tuple[str, ...], int]]:
-        """The entries of D and F: what traces and data are multiplied with in the traces."""
-        found: dict[Any, tuple[str, tuple[str, ...], int]] = {}
+    def _factors(self, step: Sequence[Line], lines: Sequence[Line]) -> dict[Any, tuple[str, ...]]:
+        """What may get a name: entries of D and F, which traces and data are multiplied with in the traces, and the
+        derivatives of what the step computes by what it is computed from."""
+        found: dict[Any, tuple[str, ...]] = {}
         for line in lines:
             to = self._array_of(line.left)
             parts: list[Any] = [x.args_cnc(split_1=False) for x in sp.Add.make_args(line.right)]
             for c, rest in parts:
                 if len(rest) == 1 and rest[0].is_Symbol and to.kind == "carried" and to.tex[2:]:
                     of = self._array_of(rest[0])
-                    tex = (
-                        ("D", of.text.replace(of.name, of.tex[1]))
-                        if of.tex[2:]
-                        else ("F", to.tex[-1])
-                    )
-                    tex = tex[0], to.tex[1], tex[1]
-                    found.setdefault(sp.Mul(*c), ("_".join(tex), tex, 2))
-        return found
-
-    def _slopes(self, step: Sequence[Line]) -> dict[Any, tuple[str, tuple[str, ...], int]]:
-        """The derivatives of what the step computes, by what it is computed from."""
-        found = {}
+                    by = of.tex[1] + "'" * of.text.endswith("'") if of.tex[2:] else to.tex[-1]
+                    tex = "D" if of.tex[2:] else "F", to.tex[1], by
+                    found.setdefault(sp.Mul(*c), tex)
         for line in step:
-            name, of = str(line.left), sorted(line.right.free_symbols, key=str)
-            slopes = {s: sp.diff(line.right, s) for s in of if s.is_commutative and "[" not in name}
-            several = len([a for a in slopes.values() if a.free_symbols]) > 1
-            for symbol, slope in slopes.items():
-                name, by = map(base, (line.left, symbol))
-                tex = ("d", name, by) if several else ("d", name)
-                found.setdefault(slope, (f"d{name}" + f"_d{by}" * several, tex, 2))
+            for s in sorted(line.right.free_symbols, key=str) if "[" not in str(line.left) else ():
+                tex = "d", base(line.left), base(s)
+                found.setdefault(sp.diff(line.right, s) if s.is_commutative else sp.Integer(0), tex)
         return found
 
     def _functions(self, sections: dict[str, list[Line]]) -> Iterator[Line]:
@@ -319,10 +277,11 @@ class Lines:
     def _letters(self) -> dict[Array, str]:
         """The indices of arrays: k of readouts and what follows them, i of inputs, and j of all others."""
         rule, products = self.rule, self.rule.step.products
-        readers: dict[Array, set[Array]] = {}
+        readers, views = dict[Array, set[Array]](), rule.derivatives.views
         for equation in rule.sections[0][2]:
-            for array in self._reads(equation):
-                readers.setdefault(array, set()).add(equation.target)
+            values = [sp.sympify(equation.shown or 0), *(t.value for t in equation.terms)]
+            for symbol in views.keys() & {s for value in values for s in value.free_symbols}:
+                readers.setdefault(views[symbol][0], set()).add(equation.target)
         for old, new in rule.derivatives.states:
             readers.setdefault(new, set()).add(old)
 
@@ -334,10 +293,9 @@ class Lines:
             return found
 
         reach = {op: behind(product.output) for op, product in products.items()}
-        others = lambda op: [p for p in products if p is not op]
-        enters = lambda op, other: bool({*products[other].output} & reach[op])
-        last = [o for o in products if not any(enters(o, p) for p in others(o))]
-        last = [o for o in last if any(enters(p, o) for p in others(o))]
+        enters = lambda op, other: reach[op] & {*products[other].data(rule.step.nodes)}
+        last = [o for o in products if not any(enters(o, p) for p in products)]
+        last = [o for o in last if any(enters(p, o) for p in products)]
         letter = {a: "i" for parts in rule.step.inputs for a in parts}
         letter |= {a: "k" for op in last for a in reach[op]}
         letter |= {a: "kj" for a in rule.step.values if len(a.shape) == 2}

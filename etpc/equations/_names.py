@@ -49,14 +49,13 @@ def numbers_of(model: Any, step: Any) -> Values:
             values += [] if float(node) in values else [float(node)]
         elif id(node) not in seen:
             seen.add(id(node))
-            if dataclasses.is_dataclass(node):
+            if is_module := dataclasses.is_dataclass(node):
                 functions.append(getattr(type(node), "__call__", None))  # noqa: B004
-                fields = [f.name for f in dataclasses.fields(node)]
-            else:
-                fields = [*vars(node)] if hasattr(node, "__dict__") and not callable(node) else []
-            of_list = enumerate(node) if isinstance(node, list | tuple) else ()
-            pairs = node.items() if isinstance(node, dict) else of_list
-            for key, value in (*((f, getattr(node, f, None)) for f in fields), *pairs):
+            pairs = enumerate(node) if isinstance(node, list | tuple) else ()
+            pairs = node.items() if isinstance(node, dict) else pairs
+            if hasattr(node, "__dict__") and (is_module or not callable(node)):
+                pairs = (*vars(node).items(), *pairs)
+            for key, value in pairs:
                 look(value, str(key))
 
     look(model, "")

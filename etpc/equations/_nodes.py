@@ -139,6 +139,11 @@ class Nodes:
         self.names.add(found)
         return found
 
+    def rename(self, array: Array, *tex: str) -> None:
+        """Another name for an array, and what it is made of."""
+        self.names.discard(array.name)
+        array.name, array.tex = self.name("_".join(tex)), tex
+
     def array(self, name: str, shape: Sequence[int], **fields: Any) -> Array:
         """A new array."""
         array = Array(name, tuple(shape), self.first_free, **fields)

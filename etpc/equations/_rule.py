@@ -9,6 +9,7 @@ from ..errors import UnsupportedError
 from ..forms import Defined, Meaning
 from ..ir import AtEnd, Carried, Direct, Product, Steps, Through, TraceNode, TraceProgram
 from ._derivatives import Derivatives, Equation
+from ._eprop import EProp
 from ._nodes import HERE, Array
 from ._traces import CarriedArrays, Data, Placed
 
@@ -22,10 +23,7 @@ class Rule:
         self.derivatives = d = Derivatives(program, names)
         self.step = d.step
         self.gradient: dict[Array, Array] = {}
-        self.of_eprop = of_eprop = program.algorithm.name == "e_prop"
-        self.traces = {
-            n: CarriedArrays(d, n, m, program.closed(n), of_eprop) for n, m in meanings.items()
-        }
+        self.traces = {n: CarriedArrays(d, n, m, program.closed(n)) for n, m in meanings.items()}
         traces = [(node, [*trace.equations()]) for node, trace in self.traces.items()]
         gradients = {op: [*self._gradient(op)] for op in self.analysis.ops}
         step = [e for c in (*self.step.once, *self.step.computed) for e in d.equations_of(*c)]
@@ -43,6 +41,8 @@ class Rule:
         path_of = {array: path for parts, path in leaves for array in parts}
         for parameter, equation in self._pulled_back():
             self.sections.append(("the gradient of a step", path_of[parameter], [equation]))
+        if d.of_eprop:
+            EProp(self)
 
     @property
     def carried(self) -> dict[Array, Array]:
@@ -91,12 +91,7 @@ class Rule:
         trace, first = self.traces[node], node.feeds[0].ops
         op, line = first[node.ops.index(op) % len(first)], trace.lines[trace.meaning.meets]
         for part in range(len(self.derivatives.weights(op))):
-            values = None
-            if trace.of_eprop and note != "past":
-                values = yield from trace.by_eligibility(line, (op, part))
-            if values is None:
-                values = trace.met(line, (op, part), note != "past")
-            yield from self._added(op, part, values, note)
+            yield from self._added(op, part, trace.met(line, (op, part), note != "past"), note)
 
     def _added(
         self, op: WeightOp, part: int, values: Iterable[Placed], note: str

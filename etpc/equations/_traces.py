@@ -32,18 +32,14 @@ multiplied with: for some uses, or all."""
 class CarriedArrays:
     """What is carried for a trace."""
 
-    def __init__(
-        self, step: Derivatives, node: TraceNode, meaning: Meaning, closed: bool, of_eprop: bool
-    ):
+    def __init__(self, step: Derivatives, node: TraceNode, meaning: Meaning, closed: bool):
         self.step, self.node, self.meaning, self.closed = step, node, meaning, closed
-        self.of_eprop = of_eprop
-        """Whether the traces of states, their eligibility vectors, are told from eligibility traces."""
         self.lines = {line.name: line for line in meaning.lines}
         self.passes_back = meaning.is_whole and closed
         """Whether credit passes back by D and F themselves."""
         self.arrays: dict[Array, Array] = {}
         """Those that are carried beside the state, before and after the step."""
-        self._known: dict[Any, State] = {}
+        self.known: dict[tuple[Line, Key, Array | None], State] = {}
         self._signals: dict[tuple[int, bool], Array] = {}
         ends = np.cumsum([old.size for old, _ in step.states])[:-1]
         parts = zip(step.states, np.split(node.blocks.toarray(), ends, 1), strict=True)
@@ -56,12 +52,11 @@ class CarriedArrays:
 
     def array(self, line: Line, key: Key, old: Array | None = None) -> State:
         """An array of a line, before and after the step; that of one state, where it has one for each."""
-        if (line, key, old) not in self._known:
+        if (line, key, old) not in self.known:
             (op, part), nodes = key, self.step.nodes
             names = [] if old is None else [old.name]
             weight = self.step.weights(op)[part if line.of == "uses" else 0]
-            letter = self._named(line, old)
-            tex = letter, *(names if letter != "ebar" else ()), weight.name
+            tex = line.name, *names, weight.name
             tex += ("im",) * (line.of == "outputs" and part > 0) + ("added",) * (line is PAIRS[1])
             text = "_".join(tex)
             shape = self._held(line, key)[0].shape
@@ -70,22 +65,10 @@ class CarriedArrays:
             before = nodes.array(nodes.name(text), shape, kind=kind, tex=tex)
             name = nodes.name(before.name + "_new")
             after = nodes.array(name, shape, kind=kind, shown=before.name + "'", tex=tex)
-            self._known[line, key, old] = before, after
+            self.known[line, key, old] = before, after
             if old is None or old.kind != "given" or line.kept:  # nothing follows a transient state
                 self.arrays[before] = after
-        return self._known[line, key, old]
-
-    def _named(self, line: Line, old: Array | None) -> str:
-        """The letter of an array: in e-prop a trace that credit meets is another one than those of other states."""
-        if not self.of_eprop or line.of != "uses" or old is None:
-            return line.name
-        meets = self.step.learning_signal(old)
-        is_trace = meets is not None and meets[1] == 1
-        if line.name == "low":
-            return "ebar" if is_trace else "epsilonbar"
-        if is_trace and line.name == self.meaning.meets and self.step.is_filtered(old):
-            return "ebar"
-        return "e" if is_trace else "epsilon"
+        return self.known[line, key, old]
 
     def _held(self, line: Line, key: Key) -> tuple[Grid, Grid, np.ndarray]:
         """The uses, outputs or inputs that an array has entries for, all of them, and where each has its entry."""
@@ -157,8 +140,7 @@ class CarriedArrays:
     def _recursion(self, line: Line, key: Key) -> Iterator[Equation]:
         """What is kept of an array, D times what is carried, and what the step adds or another line has."""
         grid, plus, view = self._held(line, key)[0], self.lines.get(line.plus), self.step.view
-        named = lambda a: self.step.number(a, "kappa" if self.of_eprop else "")
-        kept, moved = named(line.kept), named(line.moved)
+        kept, moved = self.step.number(line.kept), self.step.number(line.moved)
         if line.of in ("inputs", "steps"):
             old, new = self.array(line, key)
             yield Equation(new, [Term(kept * view(old)), self._added(line, key, new)])
@@ -185,24 +167,7 @@ class CarriedArrays:
                 terms = [*self._over_outputs((old, new), summands, grid, target, reach)]
             else:
                 terms = yield from self._by_matrices((old, new), summands, grid)
-            if self.of_eprop and self.each and self.step.is_filtered(old):
-                terms = yield from self._eligibility(terms, before)
             yield Equation(target, terms)
-
-    def _eligibility(
-        self, terms: list[Term], before: Array
-    ) -> Generator[Equation, None, list[Term]]:
-        """The terms of a filtered trace, with the eligibility trace by its name."""
-        itself = lambda value: any(s in value.free_symbols for s in self.step.symbols_of(before))
-        if any(term.where is not None for term in terms):
-            return terms
-        addends = [a for term in terms for a in sp.Add.make_args(sp.expand(term.value, deep=False))]
-        rest = sp.factor_terms(sum(a for a in addends if not itself(a)))
-        if rest == 0:
-            return terms
-        e = self.step.array(f"e_{before.tex[-1]}", before.shape, "e", before.tex[-1])
-        yield Equation(e, [Term(rest)])
-        return [*(Term(a) for a in addends if itself(a)), Term(self.step.view(e))]
 
     def _added(self, line: Line, key: Key, new: Array) -> Term:
         """What is added to an array that no state is in."""
@@ -307,41 +272,6 @@ class CarriedArrays:
                 yield sign * value * view(array, place.reshape(-1)[used.number]), used.weights
             elif given is not None:
                 yield sign * dot(view(given), view(array)), grid.weights
-
-    def by_eligibility(
-        self, line: Line, key: Key
-    ) -> Generator[Equation, None, Sequence[Placed] | None]:
-        """What one learning signal gives with the eligibility trace, a sum over states; `None` where credit is not one
-        signal."""
-        (op, part), view, step = key, self.step.view, self.step
-        credited = [old for old in self.slots if step.signals[old] is not None]
-        found = {old: s for old in credited if (s := step.learning_signal(old)) is not None}
-        signals = {signal for signal, _ in found.values()}
-        _, grid, place = self._held(line, key)
-        plain = self.meaning.shared is None and self.each and not self.meaning.holomorphic
-        several = len(signals) != 1 or len(found) < len(credited)
-        if several or not plain or not grid.number.size:
-            return None
-        (signal,), weight = signals, step.weights(op)[part]
-        direct = step.signals[next(iter(found))]
-        if direct is not None and [slope for _, slope in found.values()] == [1]:
-            (old,) = found
-            credit = direct
-            used = grid.of_outputs(np.flatnonzero(self.slots[old] >= 0))
-            array = self.array(line, key, old)[1]
-        else:
-            credit = step.named_signal(signal)
-            array = step.array(f"e_{weight.name}", grid.shape, "e", weight.name)
-            terms, used = list[Term](), grid
-            for old, (_, slope) in found.items():
-                if (self.slots[old] < 0).any():
-                    return None
-                at = self.slots[old][grid.outputs]
-                value = view(self.array(line, key, old)[1], place.reshape(-1)[grid.number])
-                terms.append(step.term(array, step.at(slope, at) * value, grid.number))
-            yield Equation(array, terms)
-        outputs = (self.slots[next(iter(found))])[used.outputs]
-        return [(view(credit, outputs) * view(array, place.reshape(-1)[used.number]), used.weights)]
 
     def signals(self, line: Line, after: bool) -> Generator[Equation, None, list[Array | None]]:
         """Credit of the parts of the output: of states, times what is carried for outputs."""

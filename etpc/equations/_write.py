@@ -4,24 +4,30 @@ import re
 from typing import Any
 
 import sympy as sp
+from sympy.core.alphabets import greeks
+from sympy.printing.conventions import split_super_sub
 from sympy.printing.latex import LatexPrinter
 from sympy.printing.str import StrPrinter
 
 from ._functions import COMPARISONS
-from ._lines import Line, Lines, base
+from ._lines import Lines, base
 
-GREEK = re.findall(
-    r"\w+",
-    "alpha beta gamma delta epsilon eta theta kappa lambda mu nu omega phi psi rho sigma tau xi",
-)
+GREEK = {*greeks, "lambda"} - {"lamda", "omicron"}
 SIGNS = {"==": "=", "!=": r"\ne", "<=": r"\le", ">=": r"\ge"}
 HEADS = "e", "epsilon", "ebar", "epsilonbar", "low", "L", "c", "xbar"
 """Letters below which a name that is the same everywhere is left out, beside indices."""
 OVER = {"ebar": r"\bar{e}", "epsilonbar": r"\bar{\epsilon}", "low": r"\bar{e}", "xbar": r"\bar{x}"}
 """Letters with a bar."""
+FRACTIONS = {
+    "dl": r"\frac{{\partial \ell}}{{\partial {}}}",
+    "g": r"\frac{{\mathrm{{d}} E}}{{\mathrm{{d}} {}}}",
+    "d": r"\frac{{\partial {}}}{{\partial {}}}",
+}
 OF_TEXT = {c: rf"\{c}" for c in "#%&${}_"} | {"\\": r"\textbackslash{}"}
 OF_TEXT |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 """What stands for signs that are no text in LaTeX."""
+OF_LATEX = "sin", "cos", "tan", "sinh", "cosh", "tanh", "log", "max", "min"
+"""Functions that LaTeX has."""
 SYMBOL = re.compile(r"(.+?)('?)(\[[^#^]*\])?(\^T)?(?:#(\w+))?")
 NOTATION = (
     (r"^{\prime}", "A prime marks a value after the step."),
@@ -96,35 +102,24 @@ class Latex(InOrder, LatexPrinter):
         name, prime, place, transposed, letters = found.groups()
         array = self.lines.arrays.get(name + prime) or self.lines.arrays.get(name + "'")
         head, *below = array.tex if array is not None and array.tex else (name,)
-        of = lambda n: self._print(sp.Symbol(below[n] + (f"#{letters}" if letters else "")))
-        if head == "dl" and below and letters and self.lines.rule.of_eprop:
+        with_letters = lambda b: self._print(sp.Symbol(b + (f"#{letters}" if letters else "")))
+        of = [*map(with_letters, below)] if head in FRACTIONS else []
+        if head == "dl" and of and letters and self.lines.rule.derivatives.of_eprop:
             target = self._print(sp.Symbol(f"{below[0].removesuffix(chr(39))}#{letters}"))
-            return rf"\left({of(0)} - {target}^{{*}}\right)"
-        if head == "dl" and below:
-            return rf"\frac{{\partial \ell}}{{\partial {of(0)}}}"
-        if head == "g" and below:
-            return rf"\frac{{\mathrm{{d}} E}}{{\mathrm{{d}} {of(0)}}}"
-        if head == "d" and below:
-            parts = (rf"\mathrm{{d}} {of(0)}",) if len(below) < 2 else (of(0), of(1))
-            return (
-                parts[0]
-                if len(parts) < 2
-                else r"\frac{{\partial {}}}{{\partial {}}}".format(*parts)
-            )
+            return rf"\left({of[0]} - {target}^{{*}}\right)"
+        if head in FRACTIONS and of:
+            return FRACTIONS[head].format(*of)
+        prime = prime and not "".join(below[-1:]).endswith("'")  # it is that of the last name
+        above = r"\prime" * bool(prime) + r"\top" * bool(transposed)
         if self.indexed and array is not None and array.tex and head in HEADS:
             below = [b for n, b in enumerate(below, 1) if n not in self._alike[head]]
         if array in self.lines.rule.step.values:  # as papers write feedback weights
             letters = letters and letters[::-1]
-        below = [*map(self._label, below), *([letters] if letters else [])]
-        above = r"\prime" * bool(prime) + r"\top" * bool(transposed)
         word, _, under = _word(head).partition("_{")
-        below = [*([under[:-1]] if under else []), *below]
+        below = [*filter(None, [under[:-1]]), *map(self._label, below), *filter(None, [letters])]
         text = word + (f"_{{{', '.join(below)}}}" if below else "")
-        return (
-            text
-            + (f"^{{{above}}}" if above else "")
-            + (rf"{{\scriptstyle {place}}}" if place else "")
-        )
+        place = rf"{{\scriptstyle {place}}}" if place else ""
+        return text + (f"^{{{above}}}" if above else "") + place
 
     def _label(self, name: str) -> str:
         """A name that stands below another one."""
@@ -153,12 +148,9 @@ class Latex(InOrder, LatexPrinter):
         elif name.startswith("sum_"):
             first = rf"\left({first}\right)" if expr.args[0].is_Add else first
             text = rf"\sum_{{{name[4:]}}} {first}"
-        elif name in ("max", "min"):
-            text = rf"\{name}\left({brackets}\right)"
-        elif hasattr(sp, name):
-            return super()._print_Function(expr, exp)
         else:
-            text = rf"{_word(name) if len(name) < 2 or name in GREEK else _named(name)}\left({brackets}\right)"
+            power = f"^{{{exp}}}" if exp and name in OF_LATEX else ""
+            text, exp = rf"{_head(name)}{power}\left({brackets}\right)", None if power else exp
         return text if exp is None else rf"{{{text}}}^{{{exp}}}"
 
     def _axes(self, value: Any) -> int:
@@ -169,86 +161,69 @@ class Latex(InOrder, LatexPrinter):
         digits, _, power = f"{float(expr):.8g}".partition("e")
         return digits + (rf" \cdot 10^{{{int(power)}}}" if power else "")
 
-    def _print_Add(self, expr: Any, order: Any = None) -> str:
-        return " ".join(self._pieces(expr, float("inf")))
-
     def _print_Mul(self, expr: Any) -> str:
+        """Numbers first, then arrays element by element, and last what stands along the columns."""
         sign = "- " if expr.could_extract_minus_sign() else ""
-        return sign + " ".join(
-            f"{between}{text}" for between, text, _ in self._factors(-expr if sign else expr)
-        )
-
-    def _factors(self, term: Any) -> list[tuple[str, str, Any]]:
-        """The factors of a product, each with the sign before it: numbers first, then arrays element by element, and
-        last what stands along the columns."""
+        term = -expr if sign else expr
         commuting, others = term.args_cnc(split_1=False)
         above, below = sp.fraction(sp.Mul(*commuting))
         is_array = lambda f: any(base(s) not in self.lines.scalars for s in f.free_symbols)
-        parts = [a for a in sp.Mul.make_args(above) if a != 1 or below != 1]
-        key = lambda f: (
-            not f.is_Number,
-            is_array(f),
-            f.has(sp.Function("sum")),
+        order = lambda f: (
+            *(not f.is_Number, is_array(f), f.has(sp.Function("sum"))),
             sp.default_sort_key(f),
         )
-        parts = sorted(parts, key=key)
+        factors = [(f, is_array(f)) for f in sorted(sp.Mul.make_args(above), key=order) if f != 1]
         if below != 1:
-            product = self._print(sp.Mul(*parts)) if parts else "1"
-            fraction = sp.Mul(*parts) / below
-            found = [
-                ("", rf"\frac{{{product}}}{{{self._print(below)}}}", fraction, is_array(fraction))
-            ]
-        else:
-            found = [("", self._in_product(f, term), f, is_array(f)) for f in parts]
-        found += [
-            ("", self._in_product(f, term), f, not f.is_Symbol or "^T" not in f.name)
-            for f in others
-        ]
-        texts: list[tuple[str, str, Any]] = []
-        array_before = False
-        for _, text, f, is_of_arrays in found:
-            elements = array_before and is_of_arrays and not self.indexed
-            texts.append((r"\odot " if elements else r"\, " if texts else "", text, f))
-            array_before |= is_of_arrays
-        return texts
-
-    def _in_product(self, factor: Any, term: Any) -> str:
-        text = self._print(factor)
-        sums = type(factor).__name__ == "dot" or type(factor).__name__.startswith("sum_")
-        return rf"\left({text}\right)" if factor.is_Add or (sums and factor != term) else text
-
-    def _pieces(self, value: Any, room: float) -> list[str]:
-        """A sum in pieces that are no longer than there is room, at any of which a line may end."""
-        found: list[str] = []
-        for n, term in enumerate(self._as_ordered_terms(value) if value.is_Add else [value]):
-            minus = term.could_extract_minus_sign()
-            lead, term = "- " if minus else "+ " if n else "", -term if minus else term
-            whole = size(text := self._print(term)) <= room
-            factors = self._factors(term) if term.is_Mul and not whole else [("", text, term)]
-            for between, text, factor in factors:
-                head, inner = "", factor
-                if size(text) > room and factor.is_Function and len(factor.args) == 1:
-                    head, (inner,) = re.split(r"\{?\\left\(", text)[0], factor.args
-                if size(text) > room and inner.is_Add:
-                    pieces = self._pieces(inner, room)
-                    pieces[0] = rf"{head}\bigl({pieces[0]}"
-                    pieces[-1] += r"\bigr)"
-                else:
-                    pieces = [text]
-                found += [lead + between + pieces[0], *pieces[1:]]
-                lead = ""
-        return found
+            factors = [(sp.Mul(*commuting), is_array(above / below))]
+        factors += [(f, not f.is_Symbol or "^T" not in f.name) for f in others]
+        text, array_before = "", False
+        for f, of_arrays in factors:
+            shown = (
+                self._print(f)
+                if below == 1 or f in others
+                else rf"\frac{{{self._print(above)}}}{{{self._print(below)}}}"
+            )
+            if f.is_Add or (type(f).__name__.startswith(("dot", "sum_")) and f != term):
+                shown = rf"\left({shown}\right)"
+            elements = array_before and of_arrays and not self.indexed
+            text += (r" \odot " if elements else r" \, " if text else "") + shown
+            array_before |= of_arrays
+        return sign + text
 
     def rows(self, left: str, sign: str, value: Any, width: int) -> str:
         """An equation in lines of a width."""
         lines, used = [""], size(left) + 2 * len(sign.split())
-        for piece in self._pieces(value, width - 6):
+        for piece in _pieces(self.doprint(value), width - 6):
             if used + size(piece) > width and lines[-1]:
                 lines.append("")
                 used = 4
             lines[-1] += f" {piece}"
             used += size(piece)
         return f"{left} &{sign}" + " \\nonumber \\\\\n&\\quad".join(lines)
+
+
+def _split(text: str, between: str) -> list[str]:
+    """A formula in parts, at spaces before these signs that stand outside of all brackets."""
+    depth, ends = 0, [0]
+    for token in re.finditer(rf"\\left|\\right|[{{}}]| (?=(?:{between}) )", text):
+        depth += {r"\left": 1, "{": 1, r"\right": -1, "}": -1}.get(token[0], 0)
+        ends += [token.end()] if token[0] == " " and depth == 0 else []
+    return [text[a:b].strip() for a, b in zip(ends, [*ends[1:], None], strict=True)]
+
+
+def _pieces(text: str, room: float) -> list[str]:
+    """A formula in pieces that are no longer than there is room, at any of which a line may end."""
+    found: list[str] = []
+    for term in _split(text, r"[-+]"):
+        for factor in [term] if size(term) <= room else _split(term, r"\\odot|\\,"):
+            inner = re.fullmatch(r"(.*?)\\left([(|])(.*)\\right(.)(.*)", factor)
+            is_open = inner and inner[1].count("{") == inner[1].count("}")
+            parts = _pieces(inner[3], room) if inner and is_open and size(factor) > room else []
+            if inner and len(parts) > 1:
+                parts[0] = rf"{inner[1]}\bigl{inner[2]}{parts[0]}"
+                parts[-1] += rf"\bigr{inner[4]}{inner[5]}"
+            found += parts if len(parts) > 1 else [factor]
+    return found
 
 
 def size(text: str) -> int:
@@ -267,10 +242,8 @@ def _word(name: str) -> str:
     name, prime = name.removesuffix("'"), "^{\\prime}" * name.endswith("'")
     if name in OVER:
         return OVER[name]
-    first, *below = name.split("_")
-    letter = re.fullmatch(rf"([A-Za-z]|{'|'.join(GREEK)})(\d+)", first)
-    if letter:
-        first, below = letter[1], [letter[2], *below]
+    parts: Any = split_super_sub(name)
+    first, _, below = parts
     words = [
         rf"\{w}"
         if w in GREEK
@@ -282,8 +255,11 @@ def _word(name: str) -> str:
     return words[0] + (f"_{{{', '.join(words[1:])}}}" if words[1:] else "") + prime
 
 
-def _named(name: str) -> str:
-    return rf"\operatorname{{{_escaped(name)}}}"
+def _head(name: str) -> str:
+    """A function."""
+    is_word = len(name) > 1 and name not in GREEK
+    word = rf"\operatorname{{{_escaped(name)}}}" if is_word else _word(name)
+    return f"\\{name}" if name in OF_LATEX else word
 
 
 def _escaped(text: str) -> str:
@@ -307,7 +283,12 @@ def as_text(lines: Lines) -> str:
 def as_latex(lines: Lines, width: int) -> str:
     """A heading and a block of `align` for each section, and a paragraph on notation."""
     printer, parts = Latex(lines), list[str]()
-    notes: list[str] = [n for line in lines.functions if (n := _remark(printer, line))]
+    slopes = (line.note.split(" stands for the derivative of ") for line in lines.functions)
+    notes = [
+        f"${_head(of[0])}$ stands for the derivative of ${_head(of[1])}$."
+        for of in slopes
+        if of[1:]
+    ]
     for title, of in lines.sections.items():
         rows, given = list[str](), dict[Any, Any]()
         for line in of:
@@ -317,10 +298,10 @@ def as_latex(lines: Lines, width: int) -> str:
         block = "\\begin{align}\n" + " \\\\\n".join(rows) + "\n\\end{align}"
         if title == "constants":
             block = ", ".join(f"${row.replace(' &', ' ')}$" for row in rows) + "."
-        parts.append(f"{_in_words(title[:1].upper() + title[1:])}:\n{block}")
+        parts.append(f"{_in_words(title[:1].upper() + title[1:], printer)}:\n{block}")
     text = "\n\n".join(parts)
     notes += [note for sign, note in NOTATION if sign in text]
-    left_out = [_in_words(line) for line in lines.left_out]
+    left_out = [_in_words(line, printer) for line in lines.left_out]
     notes += [f"Left out: {'; '.join(left_out)}."] if left_out else []
     return text + ("\n\n" + "\n".join(notes) if notes else "")
 
@@ -338,18 +319,14 @@ def _sides(printer: Latex, left: Any, right: Any) -> tuple[str, str, Any]:
     return name, r"\approx" if lines.left_out else "=", total + sp.Add(*others)
 
 
-def _in_words(path: str) -> str:
-    """A path that is cut, with its names in mathematics."""
-    parts = re.split(r"(hidden \S+|(?<!\w)\.[\w.\[\]]+| -> )", path)
-    name = lambda part: re.split(r"\W+", part.rstrip("]'"))[-1]
-    shown = lambda part: r" $\to$ " if part == " -> " else f"${_word(name(part))}$"
-    return "".join(shown(p) if n % 2 else _escaped(p) for n, p in enumerate(parts))
-
-
-def _remark(printer: Latex, line: Line) -> str:
-    """What a derivative that a model defines stands for."""
-    name, _, of = line.note.partition(" stands for the derivative of ")
-    symbols = [
-        printer.doprint(sp.Function(n)(sp.Symbol("u"))).partition(r"\left(")[0] for n in (name, of)
-    ]
-    return f"${symbols[0]}$ stands for the derivative of ${symbols[1]}$." if of else ""
+def _in_words(text: str, printer: Latex) -> str:
+    """A title, or a path that is cut, with what it names in mathematics."""
+    step = printer.lines.rule.step
+    hidden = [f"hidden {path}" for path in step.step.state_paths]
+    leaves = (step.step.model_leaves.paths, step.parameters), (hidden, step.state)
+    pairs = (pair for of in leaves for pair in zip(*of, strict=True))
+    names = {path: parts[0].text.removesuffix("_re") for path, parts in pairs} | {"->": r"\to"}
+    longest = sorted(map(re.escape, names), key=len, reverse=True)
+    found = re.split(rf"(?<!\w)({'|'.join(longest)})(?![\w.])", text)
+    shown = lambda path: r"\to" if path == "->" else printer.doprint(sp.Symbol(names[path]))
+    return "".join(f"${shown(t)}$" if n % 2 else _escaped(t) for n, t in enumerate(found))

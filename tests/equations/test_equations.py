@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+from collections import Counter
 from xml.etree import ElementTree
 
 import equinox as eqx
@@ -536,8 +537,13 @@ def test_the_formulas_of_layers_are_read_by_another_program(name, rule):
         block = "\\begin{align}" + block + "\\end{align}"
         assert convert(block).count("<mtr>") == block.count(r"\\") + 1
         assert block.count("{") == block.count("}")
-        for left, right in ((r"\left", r"\right"), (r"\bigl", r"\bigr")):
-            assert block.count(left + "(") == block.count(right + ")")
+        for left, right in (
+            ("left(", "right)"),
+            ("left|", "right|"),
+            ("bigl(", "bigr)"),
+            ("bigl|", "bigr|"),
+        ):
+            assert block.count("\\" + left) == block.count("\\" + right)
     assert all(inline.count("{") == inline.count("}") for inline in re.findall(r"\$.*?\$", latex))
 
 
@@ -658,15 +664,20 @@ NAMES = [
 ]
 
 
-@pytest.mark.slow
-def test_any_name_of_a_leaf_is_text():
-    """In the file of NumPy, in formulas and in pictures."""
-    model = Attributes({name: normal(2, 2, seed=n) for n, name in enumerate(NAMES)})
-    new = lambda w, x, h: Attributes({n: jnp.tanh(w[n] @ x[n] + h[n] / 2) for n in NAMES})
+def of_leaves(names):
+    """A program whose leaves have these names, and what it is run on."""
+    model = Attributes({name: normal(2, 2, seed=n) for n, name in enumerate(names)})
+    new = lambda w, x, h: Attributes({n: jnp.tanh(w[n] @ x[n] + h[n] / 2) for n in names})
     xs, state = (jax.tree.map(lambda _, s=s: normal(*s), model) for s in ((3, 2), (2,)))
     step = lambda w, x, h: (lambda h: (sum(h.values()), h))(new(w, x, h))
     x = jax.tree.map(lambda a: a[0], xs)
-    program = etpc.compile(model, inputs=x, state=state, step=step)
+    return etpc.compile(model, inputs=x, state=state, step=step), model, xs, state
+
+
+@pytest.mark.slow
+def test_any_name_of_a_leaf_is_text():
+    """In the file of NumPy, in formulas and in pictures."""
+    program, model, xs, state = of_leaves(NAMES)
     carry, grads, given = run(program, model, xs, state)
     assert difference(given.gradient, grads) < TOLERANCE
     assert difference(given.state, carry.state) < TOLERANCE
@@ -676,7 +687,10 @@ def test_any_name_of_a_leaf_is_text():
     )
     latex = equations.latex()
     assert "input" not in re.findall(r"\\([a-z]+)", latex)
-    assert not re.search(r"(?<!\\)[$#%]", latex)
+    assert not any(re.search(r"(?<!\\)[$#%]", block) for block in blocks_of(latex))
+    plain = of_leaves([f"w{n}" for n in range(len(NAMES))])[0].equations().latex()
+    of_names = lambda text: Counter(re.findall(r"(?<!\\)[$#%]", text))
+    assert of_names(latex) == of_names(plain)  # those of headings and notes alone
     for picture in (to_svg(program), "<p>" + fragment(program) + "</p>"):
         assert {"b", "amp"}.isdisjoint(e.tag for e in ElementTree.fromstring(picture).iter())
 
