@@ -10,6 +10,7 @@ it is behind BPTT by no more than both standard deviations over the seeds, and i
 
 import statistics
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -95,9 +96,10 @@ def main() -> None:
         style = dict(color=f"C{n}", marker="osD^vP"[n], markersize=8, linestyle="")
         ax.plot(*at, **style, label=None if group in seen else group)
         seen.add(group)
-        up = {"cue_alif": 9, "recall": -9, "conductance": -11, "tmaze_encoder": -12}.get(name, 5)
-        text = name.replace("_", " ")
-        ax.annotate(text, at, xytext=(6, up), textcoords="offset points", fontsize=7)
+        up = {"cue_alif": 9, "recall": -9, "conductance": -11}.get(name, 5)
+        text, left = name.replace("_", " "), name in ("tmaze_encoder", "dms")
+        place: Any = dict(xytext=(-6 if left else 6, up), ha="right" if left else "left")
+        ax.annotate(text, at, **place, textcoords="offset points", fontsize=7)
     ax.axhline(0.3, color="0.75", linewidth=1)
     ax.axvline(8, color="0.75", linewidth=1)
     notes = {(0.8, 1.12): "short: anything", (9, -0.1): "long, units alone: D-RTRL"}
