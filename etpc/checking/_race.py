@@ -219,6 +219,9 @@ class Race:
             playing = sorted(self.contenders, key=lambda c: self.rates.index(c.rate))
             updates, seeds = min(FIRST << bracket, self.longest), 1
             last = updates == self.longest
+            for contender in [c for c in playing if c.rate == self.rates[0]]:
+                yield from self._to(contender, 0, updates)
+            self.updates = self.updates or updates  # all rules can be compared, at this rate
             while len(self._rules(playing)) > 2:
                 for contender, seed in itertools.product(playing, range(seeds)):
                     yield from self._to(contender, seed, updates)
