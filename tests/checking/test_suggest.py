@@ -784,6 +784,17 @@ def test_the_better_half_goes_on(monkeypatch):
     assert not track.race.ahead(*track.race.order[::-1])
 
 
+def test_rules_are_compared_once_all_have_trained_at_the_first_rate(monkeypatch):
+    """In a budget that ends before the other rates have had their turn."""
+    track = Track(monkeypatch, CONSTANT, SECONDS, rates=(1.0, 3.0))
+    track.race.run(8 * (16 * 1.0 + 0.1) - 1.0)
+    assert not track.race.order
+    track.race.run(8 * (16 * 1.0 + 0.1) + 30.0)
+    assert [c.name for c in track.race.order] == [f"rule {n}" for n in reversed(range(8))]
+    assert {c.rate for c in track.race.order} == {1.0}
+    assert not track.race.settled(track.race.order[0])
+
+
 def test_the_best_rate_of_each_rule_is_before_second_ones(monkeypatch):
     skill = {
         "good": lambda n, rate: 10 + rate,
