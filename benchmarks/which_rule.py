@@ -93,7 +93,7 @@ def main() -> None:
         print(f"| {name} | {lag} | {shown} | {arm} | {mean:.3g} ± {off:.3g} | {of_bptt} |")
         at = lag, float(np.nan_to_num(between))
         n = groups.index(group)
-        style = dict(color=f"C{n}", marker="osD^vP"[n], markersize=8, linestyle="")
+        style: Any = dict(color=f"C{n}", marker="osD^vP"[n], markersize=8, linestyle="")
         ax.plot(*at, **style, label=None if group in seen else group)
         seen.add(group)
         up = {"cue_alif": 9, "recall": -9, "conductance": -11}.get(name, 5)

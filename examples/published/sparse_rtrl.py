@@ -37,8 +37,14 @@ class RandomPaths(forms.Recursion):
     paths: int
     seed: int
     exact = False
-    verdict = "sparse"
-    held = "one entry for each use and state"
+
+    @property
+    def verdict(self) -> str:
+        return "sparse"
+
+    @property
+    def held(self) -> str:
+        return "one entry for each use and state"
 
     @property
     def left_out(self) -> str:
