@@ -13,7 +13,7 @@ import pytest
 
 import etpc
 from etpc import nn
-from etpc.estimating import compiled
+from etpc.estimating import compiled, hlo
 from etpc.estimating.chips import place
 
 pytestmark = [pytest.mark.accelerators, pytest.mark.usefixtures("as_users_have_it")]
@@ -60,8 +60,7 @@ def over(topology, shape, n, batch):
     text = lowered.compile().as_text()
     kinds = "|".join(compiled.COLLECTIVES)
     sizes = [
-        sum(size for size, _ in compiled._arrays(types))
-        for types, _ in re.findall(rf"= (\S.*?) ({kinds})(?:-start)?\(", text)
+        hlo.bytes_of(types) for types, _ in re.findall(rf"= (\S.*?) ({kinds})(?:-start)?\(", text)
     ]
     trace = max(4 * a.size for a in jax.tree.leaves(carry.traces))
     gradient = sum(4 * a.size for a in jax.tree.leaves(model) if hasattr(a, "size"))

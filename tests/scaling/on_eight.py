@@ -54,7 +54,7 @@ def results(text):
     """Kind and bytes of each collective operation of optimised HLO."""
     kinds = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
     for types, kind in re.findall(rf"= (\S.*?) ({kinds})(?:-start)?\(", text):
-        yield kind, sum(size for size, _ in hlo.arrays(types))
+        yield kind, hlo.bytes_of(types)
 
 
 def arrays(tree):
