@@ -4,6 +4,7 @@ Nothing is run. A layer of LIF neurons that read each other is compiled for v5e 
 chips and once with hidden units. `benchmarks/cluster.py` makes times of it.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,31 +59,41 @@ TABLE = Table(
 )
 
 
-def update(by: str, chips: int, size: int, batch: int) -> compiled.Cost:
-    """What an update of a layer costs on each of some chips, with streams or hidden units over them."""
+def lowered(
+    topology: str,
+    shape: Mapping[str, int],
+    size: int,
+    batch: int,
+    rule: etpc.algorithms.Algorithm,
+    steps: int,
+    every: int,
+) -> tuple[Any, Any, Any]:
+    """An update of LIF neurons that read each other, lowered for a mesh of chips with axes `streams` or `hidden`, or
+    both; and the shapes of model and carry."""
     lif = nn.LIF(size)
     model = eqx.filter_eval_shape(lambda: eqx.nn.Linear(INPUTS + size, size, key=jax.random.key(0)))
 
     def step(linear: Any, x: jax.Array, V: jax.Array) -> Any:
         return lif(linear(jnp.concatenate([x, lif.spike(V)])), V)
 
-    program = etpc.compile(
-        *(model, etpc.D_RTRL()),
-        inputs=jnp.zeros(INPUTS),
-        state=lif.init_state(),
-        step=step,
-        target="tpu",
-        memory=2**60,
-    )
-    alone: Any = etpc.online(
-        program, lambda y, t: jnp.mean((y - t) ** 2), optax.adam(1e-3), every=STEPS
-    )
+    state = lif.init_state()
+    of: Any = dict(inputs=jnp.zeros(INPUTS), state=state, step=step, target="tpu", memory=2**60)
+    program = etpc.compile(model, rule, **of)
+    loss: Any = lambda y, t: jnp.mean((y - t) ** 2)
+    alone = etpc.online(program, loss, optax.adam(1e-3), every)
     opt_state, carry = eqx.filter_eval_shape(alone.init, model, batch)
-    devices = np.array(place(f"v5e:{TOPOLOGIES[chips]}").devices[:chips])
-    axes = {"streams": None, "hidden": None} | {by: by}
-    spread = alone.over(Mesh(devices, (by,)), **axes)
-    xs, targets = (jax.ShapeDtypeStruct((STEPS, batch, k), jnp.float32) for k in (INPUTS, size))
-    return compiled.cost(spread.lower(model, opt_state, carry, xs, targets, donate=True).compile())
+    chips = place(topology).devices[: math.prod(shape.values())]
+    axes: Any = {name: name if name in shape else None for name in ("streams", "hidden")}
+    spread = alone.over(Mesh(np.array(chips).reshape([*shape.values()]), [*shape]), **axes)
+    data = (jax.ShapeDtypeStruct((steps, batch, k), jnp.float32) for k in (INPUTS, size))
+    return spread.lower(model, opt_state, carry, *data, donate=True), model, carry
+
+
+def update(by: str, chips: int, size: int, batch: int) -> compiled.Cost:
+    """What an update of a layer costs on each of some chips, with streams or hidden units over them."""
+    topology = f"v5e:{TOPOLOGIES[chips]}"
+    found, *_ = lowered(topology, {by: chips}, size, batch, etpc.D_RTRL(), STEPS, STEPS)
+    return compiled.cost(found.compile())
 
 
 def run(console: Console, chips: tuple[int, ...] = (*TOPOLOGIES,)) -> list[dict[str, Any]]:

@@ -168,6 +168,7 @@ class Race:
     - `guests`: names that are no rules, such as BPTT's. They go along to the end, and take no place of a rule.
     - `updates`: of the longest comparison of two that were left; of the last comparison, if none were yet.
     - `seeds`: of the two that are left, after the longest number of updates; then the race is `over`.
+    - `settling`: the number of seeds by which a rate is chosen.
     """
 
     def __init__(
@@ -182,6 +183,7 @@ class Race:
         self.judge = Judge(batch, data, score)
         self.longest = longest or sys.maxsize
         self.seeds = data.seeds if longest else min(SETTLED, data.seeds)
+        self.settling = min(SETTLED, self.seeds)
         self.contenders, self.guests = list[Contender](), set[Hashable]()
         self.updates, self._final, self.over = 0, False, False
         self._compared = dict[tuple[Any, ...], list[Contender]]()
@@ -235,7 +237,7 @@ class Race:
             for contender, seed in itertools.product(playing, range(seeds)):
                 yield from self._to(contender, seed, updates)
             for contender in self._to_settle(playing, updates):
-                for seed in range(min(SETTLED, self.seeds)):
+                for seed in range(self.settling):
                     yield from self._to(contender, seed, updates)
             if all(c.diverged for c in playing):
                 return
@@ -338,7 +340,7 @@ class Race:
     def settled(self, one: Contender) -> bool:
         """Whether all rates of a rule that have not diverged trained with several seeds."""
         rates = (c for c in self.contenders if c.name == one.name and not c.diverged)
-        return all(len(c.scores(self.updates)) >= min(SETTLED, self.seeds) for c in rates)
+        return all(len(c.scores(self.updates)) >= self.settling for c in rates)
 
     def ahead(self, one: Contender, other: Contender | None, last: int | None = None) -> bool:
         """Whether one scores higher than another, or than the first weights, after `updates` or `last`: in the mean by
@@ -359,7 +361,7 @@ class Race:
     def decided(self, one: Contender, other: Contender) -> bool:
         """Whether one is ahead of another, with three seeds or as many as there are, and two at least."""
         seeds = min(len(c.scores(self.updates)) for c in (one, other))
-        enough = seeds >= max(2, min(SETTLED, self.seeds))
+        enough = seeds >= max(2, self.settling)
         return self.ahead(one, other) and (enough or other.diverged)
 
     def leads(self, one: Contender | None, other: Contender | None) -> bool:

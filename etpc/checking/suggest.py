@@ -26,7 +26,7 @@ from ..trace import StepFunction
 from ._data import Data
 from ._lags import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
-from ._race import FIRST, SETTLED, Contender, Race
+from ._race import FIRST, Contender, Race
 from ._trial import Trial
 from .compare import short_name
 
@@ -607,8 +607,8 @@ class _Advice:
         at = f"{one.rate * scale:.2g}" if scale else f"{one.rate:.2g} times the rate"
         ahead = sum(race.leads(one, other) for other in raced if other)
         parts = [f"ahead of {ahead} of {len(raced)} other rules that have trained", *missing]
-        if row.seeds < min(SETTLED, race.seeds) or not race.settled(one):
-            of = f"of {row.seeds} of {min(SETTLED, race.seeds)} seeds and {row.updates} updates"
+        if row.seeds < race.settling or not race.settled(one):
+            of = f"of {row.seeds} of {race.settling} seeds and {row.updates} updates"
             at = f"a rate that is not settled ({at} so far, {of})"
         return f"{name} at {at}: {'; '.join(parts)}"
 

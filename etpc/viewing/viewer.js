@@ -700,7 +700,7 @@ function table(rows, products = false) {
     }), i.terms.length || i.lines.length ? "" : el("span", { class: "inside" }, (i.op_name || "").replace(/^jit\(run\)\//, "")));
     const inside = products ? i.of.join(" · ") : i.inside.join(", ");
     const what = span("", i.name, inside ? span("inside", ` ${inside}`) : "");
-    const row = el("div", { class: "instruction", title: i.op_name || null }, 
+    const row = el("div", { class: "instruction", title: i.op_name || null },
       ...cells(what, span("", i.type), span("", count(i.bytes)), costed ? span("", count(i[unit()])) : null, from));
     return about("emitted", i.weights, row);
   };

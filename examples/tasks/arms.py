@@ -516,6 +516,13 @@ def trained(learner: Learner, seed: int, rate: float, measure: Any, chunk: int) 
 def tuned(learner: Learner, measure: Any, chunk: int, seeds: int = 1) -> float:
     """The rate of the grid with the lowest loss at the end; with a curriculum, the highest level. Means over seeds,
     which are other ones than those of the scores."""
+    return best_rate(learner, measure, chunk, seeds)[1]
+
+
+def best_rate(
+    learner: Learner, measure: Any, chunk: int, seeds: int = 1
+) -> tuple[tuple[float, float], float]:
+    """By what `tuned` chooses, the lowest first, and the rate."""
 
     def rank(rate: float) -> tuple[float, float]:
         ends = [trained(learner, TUNING_SEED + n, rate, measure, chunk) for n in range(seeds)]
@@ -523,7 +530,8 @@ def tuned(learner: Learner, measure: Any, chunk: int, seeds: int = 1) -> float:
         level = statistics.fmean(float(end.level) for end in ends)
         return (-level if learner.task.curriculum else 0.0), loss
 
-    return min((factor * learner.task.rate for factor in GRID), key=rank)
+    rates = (factor * learner.task.rate for factor in GRID)
+    return min(((rank(rate), rate) for rate in rates), key=lambda found: found[0])
 
 
 @dataclasses.dataclass(frozen=True)

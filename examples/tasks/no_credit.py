@@ -22,7 +22,7 @@ import optax
 
 import etpc
 
-from .arms import FAST, GRID, TUNING_SEED, Arm, Learner, Task, evaluator, fast, measured, trained
+from .arms import FAST, Arm, Learner, Task, best_rate, evaluator, fast, measured, trained
 from .suggested import NEW, TASKS, better, scores_of, shown, spread, task_of
 
 OPTIMISERS = {
@@ -30,7 +30,6 @@ OPTIMISERS = {
     "Adam, b2 = .9": partial(optax.adam, b2=0.9),
     "RMSprop": optax.rmsprop,
 }
-TUNING = 1
 
 
 def scores(task: Task, seeds: int) -> dict[str, Any]:
@@ -40,13 +39,8 @@ def scores(task: Task, seeds: int) -> dict[str, Any]:
         learner = Learner(task, Arm(name, etpc.TBPTT(1), optimiser))
         measure = measured(learner, None if task.curriculum else evaluator(task))
         run = partial(trained, learner, measure=measure, chunk=chunk)
-        for rate in (factor * task.rate for factor in GRID):
-            ends = [run(TUNING_SEED + n, rate) for n in range(TUNING)]
-            loss = statistics.fmean(end.loss for end in ends)
-            level = statistics.fmean(float(end.level) for end in ends)
-            rank = (-level if task.curriculum else 0.0, loss if loss == loss else float("inf"))
-            found.append((rank, name, rate, run))
-    _, name, rate, run = min(found, key=lambda one: one[0])
+        found.append((*best_rate(learner, measure, chunk), name, run))
+    _, rate, name, run = min(found, key=lambda one: one[0])
     runs = [run(seed, rate) for seed in range(seeds)]
     values = [statistics.fmean(end.curve[-task.last :]) for end in runs]
     return {"unit": task.unit, "chance": task.chance, "by": name, "rate": rate, "scores": values}

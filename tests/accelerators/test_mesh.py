@@ -2,22 +2,17 @@
 other, and no trace."""
 
 import dataclasses
-import re
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 
 import etpc
-from etpc import nn
-from etpc.estimating import compiled, hlo
-from etpc.estimating.chips import place
+from benchmarks import scale
+from etpc.estimating import compiled
+from tests.collectives import collectives
 
 pytestmark = [pytest.mark.accelerators, pytest.mark.usefixtures("as_users_have_it")]
-I, W, EVERY, T = 128, 10, 20, 40
+I, W, EVERY, T = scale.INPUTS, 10, 20, 40
 CHIPS = {"v5e:4x4": 16, "v5e:16x16": 256}
 
 
@@ -35,33 +30,10 @@ class Found:
 
 def over(topology, shape, n, batch):
     """An update of LIF neurons that read each other, compiled for a mesh of chips."""
-    lif = nn.LIF(n)
-    model = eqx.filter_eval_shape(lambda: eqx.nn.Linear(I + n, n, key=jax.random.key(0)))
-
-    def step(linear, x, V):
-        return lif(linear(jnp.concatenate([x, lif.spike(V)])), V)
-
-    program = etpc.compile(
-        model,
-        etpc.D_RTRL(window=W),
-        inputs=jnp.zeros(I),
-        state=lif.init_state(),
-        step=step,
-        target="tpu",
-        memory=2**60,
-    )
-    alone = etpc.online(program, lambda y, t: jnp.mean((y - t) ** 2), optax.adam(1e-3), EVERY)
-    opt_state, carry = eqx.filter_eval_shape(alone.init, model, batch)
-    devices = np.array(place(topology).devices).reshape([*shape.values()])
-    axes = {name: name if name in shape else None for name in ("streams", "hidden")}
-    spread = alone.over(jax.sharding.Mesh(devices, [*shape]), **axes)
-    xs, targets = (jax.ShapeDtypeStruct((T, batch, k), jnp.float32) for k in (I, n))
-    lowered = spread.lower(model, opt_state, carry, xs, targets, donate=True)
+    rule = etpc.D_RTRL(window=W)
+    lowered, model, carry = scale.lowered(topology, shape, n, batch, rule, T, EVERY)
     text = lowered.compile().as_text()
-    kinds = "|".join(compiled.COLLECTIVES)
-    sizes = [
-        hlo.bytes_of(types) for types, _ in re.findall(rf"= (\S.*?) ({kinds})(?:-start)?\(", text)
-    ]
+    sizes = [size for _, size in collectives(text)]
     trace = max(4 * a.size for a in jax.tree.leaves(carry.traces))
     gradient = sum(4 * a.size for a in jax.tree.leaves(model) if hasattr(a, "size"))
     found = compiled.read(text)

@@ -1,6 +1,5 @@
 """A learner over eight simulated devices beside one device: the process of `test_mesh.py`, whose argument is a case."""
 
-import re
 import sys
 
 import equinox as eqx
@@ -10,7 +9,8 @@ import numpy as np
 import optax
 
 import etpc
-from etpc.estimating import compiled, hlo
+from etpc.estimating import compiled
+from tests.collectives import collectives
 
 T, I, N = 12, 8, 48
 EVERY = 6
@@ -48,13 +48,6 @@ def spiking():
     first = eqx.tree_at(lambda m: m.weight, first, 3 * first.weight)
     last = eqx.nn.Linear(N, 4, key=keys[1])
     return etpc.nn.Sequential([first, etpc.nn.ALIF(N), last]), {}
-
-
-def results(text):
-    """Kind and bytes of each collective operation of optimised HLO."""
-    kinds = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
-    for types, kind in re.findall(rf"= (\S.*?) ({kinds})(?:-start)?\(", text):
-        yield kind, hlo.bytes_of(types)
 
 
 def arrays(tree):
@@ -100,13 +93,13 @@ def streams(make=gru, rule=None, scalars=1, **options):
     model, after, text = both(make, rule or etpc.D_RTRL(window=3), {"batch": 8}, **options)
     for array in jax.tree.leaves(after[2]):
         assert array.sharding.spec[0] == "batch"
-    found = [size for kind, size in results(text) if kind == "all-reduce" and size > 100]
+    found = [size for kind, size in collectives(text) if kind == "all-reduce" and size > 100]
     gradient = sum(a.nbytes for a in arrays(model))
     assert found == [gradient + 8 * scalars], (found, gradient)  # one, in the loop over updates
     runs, size = compiled.read(text).collectives["all-reduce"]
     assert runs <= T // EVERY + 1
     assert size <= T // EVERY * found[0] + 100
-    rest = [(kind, size) for kind, size in results(text) if kind != "all-reduce"]
+    rest = [(kind, size) for kind, size in collectives(text) if kind != "all-reduce"]
     assert sum(size for _, size in rest) <= 16 * (8 * T + T // EVERY), (
         rest
     )  # of aux, where the batch was filled up
@@ -120,7 +113,7 @@ def units(make, rule, shape, most):
     for array in (*traces, *weights):
         assert "hidden" in array.sharding.spec, array.sharding
     whole = max(a.addressable_shards[0].data.nbytes for a in traces) if traces else np.inf
-    largest = max(size for _, size in results(text))
+    largest = max(size for _, size in collectives(text))
     assert largest <= most * 16 * N * 8, largest
     assert largest < whole, (largest, whole)
 
