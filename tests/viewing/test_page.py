@@ -378,6 +378,16 @@ def test_light_and_dark_can_be_read(opened):
                 assert (light + 0.05) / (dark + 0.05) >= 4.5, (panel, scheme, text, front, back)
         page.click("#theme")
         assert (ground() < 0.05) != (scheme == "dark")
+        other = page.context.new_page()  # what a page stores reaches other processes later
+        other.goto(page.url)
+        chosen = "light" if scheme == "dark" else "dark"
+        stored = lambda other=other: other.evaluate("localStorage.getItem('etpc-theme')")
+        for _ in range(500):
+            if stored() == chosen:
+                break
+            other.wait_for_timeout(20)
+        assert stored() == chosen
+        other.close()
         page.reload()
         assert (ground() < 0.05) != (scheme == "dark")
 
