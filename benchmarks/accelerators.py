@@ -154,7 +154,8 @@ def of_cell(name: str, chip: str, size: int, steps: int, batch: int) -> Iterator
     for rule_name, rule in {**RULES, ROUNDED: etpc.D_RTRL()}.items():
         precision = "default" if rule_name == ROUNDED else "highest"
         target = etpc.Target(place(chip).chip.platform, precision=precision)
-        program = etpc.compile(model, rule, inputs=shape(N_IN), weights="all", target=target)
+        of = dict(inputs=shape(N_IN), weights="all", target=target, memory=1 << 62)
+        program = etpc.compile(model, rule, **of)
         traces = sum(size for _, size in program.memory(batch).traces)
         if rule_name == "RTRL" and traces > LARGEST:
             continue

@@ -17,6 +17,10 @@ from ..trace import is_key
 from ._streams import Alike, updates
 from ._units import Axis, Units
 
+# HLO: a `dot` of a window begins when all units' values are gathered. By default XLA splits it into a ring of
+# `collective-permute`s and partial products: for 16,384 units on 16 chips, 3.4x the cycles and 14x the temporary bytes.
+WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1 << 20}
+
 
 class _Arguments(NamedTuple):
     """What the compiled part of `update` gets."""
@@ -45,7 +49,11 @@ class OverMesh(Alike):
             mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names)
         )
         self.streams, self.hidden = streams, hidden
-        jit = functools.partial(jax.jit, self._over_mesh, static_argnums=5)
+        on_tpu = hidden and mesh.devices.flat[0].platform == "tpu"
+        options: Any = WHOLE_PRODUCTS if on_tpu else None
+        jit = functools.partial(
+            jax.jit, self._over_mesh, static_argnums=5, compiler_options=options
+        )
         self._jit_updates = jit(), jit(donate_argnums=2)
         self._units = Units(self.program, mesh.shape[hidden] if hidden else 1)
 
