@@ -13,6 +13,7 @@ from benchmarks import (
     cells,
     measure,
     network,
+    newton,
     norse,
     peer,
     precision,
@@ -188,6 +189,18 @@ def test_bptt_by_hand_is_bptt(cell, checkpoint):
             distance(grads, etpc.bptt(*drawn, network.loss, batch_size=3, reduction="sum")[1])
             < 1e-9
         )
+
+
+def test_newton_iterations_give_the_states_of_a_loop():
+    """One of a linear cell, and as many as are counted of others; a count too small leaves an error."""
+    drives, h = jax.random.normal(jax.random.key(0), (40, 3, 2, 5)), jnp.full((2, 5), 0.3)
+    for name, cell in newton.CELLS.items():
+        found = newton.iterations(cell, 40)
+        assert (found == 1) == name.startswith("leak")
+        if found is not None:
+            states = newton.newton(cell.step, drives[:, : cell.drives], h, 40)
+            right = newton.loop(cell.step, drives[:, : cell.drives], h)
+            assert jnp.max(jnp.abs(states - right)) <= newton.TOLERANCE
 
 
 def test_difference_is_relative_and_refuses_zeros():
