@@ -154,7 +154,7 @@ def of_cell(name: str, chip: str, size: int, steps: int, batch: int) -> Iterator
     for rule_name, rule in {**RULES, ROUNDED: etpc.D_RTRL()}.items():
         precision = "default" if rule_name == ROUNDED else "highest"
         target = etpc.Target(place(chip).chip.platform, precision=precision)
-        of = dict(inputs=shape(N_IN), weights="all", target=target, memory=1 << 62)
+        of: Any = dict(inputs=shape(N_IN), weights="all", target=target, memory=1 << 62)
         program = etpc.compile(model, rule, **of)
         traces = sum(size for _, size in program.memory(batch).traces)
         if rule_name == "RTRL" and traces > LARGEST:

@@ -74,7 +74,11 @@ CELLS = {
 
 def loop(step: Step, drives: Array, h: Array) -> Array:
     """All states, W B N, of drives of W k B N."""
-    after = lambda h, drive: (step(drive, h),) * 2
+
+    def after(h: Array, drive: Array) -> tuple[Array, Array]:
+        h = step(drive, h)
+        return h, h
+
     return jax.lax.scan(after, h, drives)[1]
 
 
@@ -95,8 +99,8 @@ def newton(step: Step, drives: Array, h: Array, iterations: int) -> Array:
     return states
 
 
-def iterations(cell: Cell, window: int) -> int | None:
-    """The least number with which no state is wrong, if any."""
+def iterations(cell: Cell, window: int) -> int:
+    """The least number with which no state is wrong; 0 where none was found."""
     shape = BEFORE + window, cell.drives, 4, N
     drives = jax.random.normal(jax.random.key(0), shape)
     h = loop(cell.step, drives[:BEFORE], jnp.zeros(shape[2:]))[-1]
@@ -108,7 +112,7 @@ def iterations(cell: Cell, window: int) -> int | None:
         states = step(states)
         if jnp.max(jnp.abs(states - right)) <= TOLERANCE:
             return count
-    return None
+    return 0
 
 
 def cycles(function: Callable[..., Any], cell: Cell, window: int, batch: int) -> float:

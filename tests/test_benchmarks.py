@@ -197,7 +197,7 @@ def test_newton_iterations_give_the_states_of_a_loop():
     for name, cell in newton.CELLS.items():
         found = newton.iterations(cell, 40)
         assert (found == 1) == name.startswith("leak")
-        if found is not None:
+        if found:
             states = newton.newton(cell.step, drives[:, : cell.drives], h, 40)
             right = newton.loop(cell.step, drives[:, : cell.drives], h)
             assert jnp.max(jnp.abs(states - right)) <= newton.TOLERANCE
