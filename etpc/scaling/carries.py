@@ -31,18 +31,18 @@ def take_streams(carry: Carry, which: Any) -> Carry:
         kind = which.dtype.kind
         if kind not in "iub" or which.ndim != 1 or (kind == "b" and len(which) != count):
             raise InputError(
-                f"which is {which.dtype}{list(which.shape)}, and should be numbers of streams, booleans [{count}], "
+                f"`which` is {which.dtype}{list(which.shape)}, and should be numbers of streams, booleans [{count}], "
                 "or a slice."
             )
         which = np.flatnonzero(which) if kind == "b" else which
         outside = [int(n) for n in which if not -count <= n < count]
         if outside:
             raise InputError(
-                f"which has {outside}, and the carry has the streams 0 to {count - 1}."
+                f"`which` has {outside}, and the carry has the streams 0 to {count - 1}."
             )
     taken = jax.tree.map(lambda a: a[which], dataclasses.replace(carry, shared=()))
     if len(taken.fresh) == 0:
-        raise InputError("which chooses no stream, and a carry has at least one.")
+        raise InputError("`which` chooses no stream, and a carry has at least one.")
     return dataclasses.replace(taken, shared=carry.shared)
 
 
@@ -195,7 +195,7 @@ def _streams(carry: Any) -> int:
     """How many streams a carry has. **Raises** where it has no batch axis."""
     if not isinstance(carry, Carry):
         raise InputTypeError(
-            f"carry is a {type(carry).__name__}. Pass that of `program.init(batch_size)` or of an update."
+            f"A carry is of type {type(carry).__name__}. Pass that of `program.init(batch_size)` or of an update."
         )
     if not carry.batched:
         raise InputError("The carry has no batch axis. Make one by `program.init(batch_size)`.")

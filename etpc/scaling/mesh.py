@@ -57,6 +57,10 @@ class OverMesh(Alike):
         self._jit_updates = jit(), jit(donate_argnums=2)
         self._units = Units(self.program, mesh.shape[hidden] if hidden else 1)
 
+    def __repr__(self) -> str:
+        of = f"{self.program.algorithm}, {dict(self.mesh.shape)}"
+        return f"OverMesh({of}, streams={self.streams!r}, hidden={self.hidden!r})"
+
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
         """The state of the optimizer, and a fresh carry, on the devices that hold them.
 
@@ -129,7 +133,8 @@ class OverMesh(Alike):
         if len(carry.fresh) % self._devices:
             raise InputError(
                 f"The carry has {len(carry.fresh)} examples, which {self._devices} devices do not share evenly. "
-                "Make it by `init` of this learner, which fills the batch up."
+                f"Join {-len(carry.fresh) % self._devices} more, by `etpc.join_streams`, or begin anew by `init` of "
+                "this learner, which fills the batch up."
             )
         if carry.shared:
             raise UnsupportedError(
@@ -198,6 +203,11 @@ class OverMesh(Alike):
         """Arrays on their devices; shapes with their shardings."""
 
         def put(a: Any, sharding: NamedSharding) -> Any:
+            if isinstance(a, jax.core.Tracer):
+                raise UnsupportedError(
+                    "A learner over a mesh compiles its updates by itself, and cannot be called inside of `jax.jit` or "
+                    "`jax.vmap`. Call it outside of these; map the learner that it was made from."
+                )
             if isinstance(a, jax.ShapeDtypeStruct):
                 return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
             local = isinstance(a, Array) and a.is_fully_addressable and not is_key(a)
@@ -240,6 +250,6 @@ def over(learner: Online, mesh: Any, streams: Any, hidden: Any) -> OverMesh:
             )
     if streams == hidden:
         raise InputError(
-            f"streams and hidden are both {streams!r}. Name an axis of the mesh for one, or two axes for both."
+            f"streams and hidden are both {streams!r}. Name two axes of the mesh, or None for one of them."
         )
     return OverMesh(learner, mesh, streams, hidden)

@@ -174,7 +174,7 @@ def test_carries_that_do_not_join():
     ):
         with pytest.raises(etpc.InputError, match=message):
             etpc.join_streams(given)
-    with pytest.raises(etpc.InputTypeError, match="carry is a list"):
+    with pytest.raises(etpc.InputTypeError, match="carry is of type list"):
         etpc.take_streams([carry], 0)
 
 

@@ -50,7 +50,7 @@ MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
         ),
         ((MESH, None, "x"), etpc.InputError, "hidden is 'x'"),
         ((MESH, None), etpc.InputError, "streams and hidden are both None"),
-        ((MESH, "batch", "batch"), etpc.InputError, "two axes for both"),
+        ((MESH, "batch", "batch"), etpc.InputError, "or None for one of them"),
     ],
 )
 def test_what_is_no_mesh_is_refused(arguments, error, message):
@@ -62,6 +62,21 @@ def test_a_carry_without_streams_is_refused():
     w, one = learner()
     with pytest.raises(etpc.InputError, match="has no batch axis"):
         one.over(MESH).init(w)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap])
+def test_a_learner_over_a_mesh_compiles_by_itself(transform):
+    w, one = learner()
+    over = one.over(MESH)
+    assert (
+        repr(over)
+        == f"OverMesh({over.program.algorithm}, {{'batch': 1}}, streams='batch', hidden=None)"
+    )
+    args = w, *over.init(w, 2), jnp.ones((3, 2, 2)), jnp.ones((3, 2, 2))
+    with pytest.raises(etpc.UnsupportedError, match="map the learner that it was made from"):
+        transform(over.update)(
+            *jax.tree.map(lambda a: a[None] if transform is jax.vmap else a, args)
+        )
 
 
 def test_shared_directions_are_refused():
