@@ -59,6 +59,34 @@ def interaction(name: str) -> float:
     return 1 - statistics.fmean(cosines) if cosines else float("nan")
 
 
+HORIZONS = {
+    "decay": "ES-D-RTRL, decay",
+    "rank 4": "ES-D-RTRL, rank 4",
+    "D-RTRL": "D-RTRL",
+    "full windows": "D-RTRL, full windows",
+    "look-back": "D-RTRL, look-back",
+    "directions": "credit, q = 4, rank 4",
+    "UORO": "UORO",
+}
+"""Arms by how they begin, which have cosines by lag."""
+
+
+def horizon(name: str, begins: str) -> str:
+    """The lag up to which the mean cosine with BPTT is 0.5 or more, of the lags that the task's record has; "-" where
+    it is less from the first on, or no gradient reaches back."""
+    rows = [row for row in load(SCORES / f"{name}.json") if row.arm.startswith(begins)]
+    rows = [row for row in rows if row.lags and "random" not in row.arm]
+    arm = next((row.arm for row in rows if row.arm == begins), rows[0].arm if rows else "")
+    same = [row for row in rows if row.arm == arm]
+    reached, ends = 0, (same[0].bins or [])[1:] if same else []
+    for end, column in zip(ends, zip(*(row.lags or [] for row in same), strict=True), strict=True):
+        known = [cosine for cosine in column if cosine == cosine]
+        if not known or statistics.fmean(known) < 0.5:
+            return str(reached or "-")
+        reached = end
+    return f"all {reached}" if reached else "-"
+
+
 def cheapest(name: str) -> tuple[str, str, list[float]]:
     """The first group with an arm that trained, that arm, and its scores; BPTT where there is none."""
     scores, row = scores_of(name), load(SCORES / f"{name}.json")[0]
@@ -111,6 +139,9 @@ def main() -> None:
     figure.legend(
         loc="outside lower center", ncols=2, frameon=False, fontsize=8, title="trained by"
     )
+    print(f"\n| task | {' | '.join(HORIZONS)} |\n|---|{'---:|' * len(HORIZONS)}")
+    for name in LAGS:
+        print(f"| {name} | {' | '.join(horizon(name, arm) for arm in HORIZONS.values())} |")
     figure.savefig(OUT, metadata={"Date": None})
 
 
