@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CORE, PACKAGE = 21_180, 44_919
-TESTS = 42_939
+TESTS = 42_982
 NEEDED = """
 import sys
 import jax.numpy as jnp

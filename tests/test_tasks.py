@@ -28,10 +28,15 @@ from examples.tasks import (
     dms,
     encoder,
     evidence,
+    flip_flop,
+    interval,
     memory_chain,
+    parity,
     recall,
+    store_recall,
     suggested,
     tmaze_encoder,
+    waves,
 )
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -379,6 +384,44 @@ def test_the_answers_of_new_tasks() -> None:
     shown = xs[: cue_alif.STEPS // 2].sum(0)
     group = evidence.GROUP
     assert ((shown[:, group : 2 * group].sum(1) > shown[:, :group].sum(1)) == sides).all()
+
+
+@pytest.mark.slow
+def test_the_answers_of_untried_tasks() -> None:
+    """Each follows from what was shown, by a loop over steps."""
+    drawn = {}
+    for task in (flip_flop, interval, parity, store_recall, waves):
+        arrays = map(np.asarray, jax.jit(task.TASK.batch)(jax.random.key(0)))
+        xs, targets, mask = drawn[task] = tuple(arrays)
+        assert xs.shape[:2] == targets.shape[:2] == mask.shape == (task.STEPS, task.BATCH)
+        assert len(np.unique(targets)) > 1
+    xs, bits, _ = drawn[flip_flop]
+    kept = np.zeros(bits.shape[1:])
+    for x, bit in zip(xs, bits, strict=True):
+        kept = np.where(np.abs(x) > 0.5, x > 0, kept)
+        assert (kept == bit).all()
+    xs, long, mask = drawn[interval]
+    pulses = [np.flatnonzero(x > 0.5) for x in xs[..., 0].T]
+    assert all(len(pulse) == 2 for pulse in pulses)
+    assert [b - a > interval.LIMIT for a, b in pulses] == long[-1].tolist()
+    assert (mask == (xs[..., 1] > 0)).all()
+    assert mask[-1].all()
+    xs, odd, mask = drawn[parity]
+    assert (np.cumsum(xs[..., 0], 0) % 2 == odd).all()
+    assert (mask == xs[..., 0]).all()
+    xs, stored, asked = drawn[store_recall]
+    groups = xs.reshape(*xs.shape[:2], 4, -1).sum(3)
+    store = groups[..., 2] > 0
+    shown = [(groups[..., n] * store).sum(0) for n in (0, 1)]
+    assert ((shown[1] > shown[0]) == stored[-1]).all()
+    assert not (groups[..., :2].sum(2) * asked).any()
+    assert ((groups[..., 3] > 0) <= (asked > 0)).all()
+    assert (asked.sum(0) == store_recall.PART).all()
+    xs, values, mask = drawn[waves]
+    off = xs[1:, :, 0] - values[:-1]
+    heights = np.abs(values).max(0)
+    assert 0.3 < (off.std(0) / heights).mean() < 0.7
+    assert not mask[: waves.STEPS // 2].any()
 
 
 # --- suggestions ----------------------------------------------------------------------------------
