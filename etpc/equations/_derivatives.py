@@ -103,8 +103,8 @@ class Derivatives:
     def view(self, array: Array, at: np.ndarray | None = None) -> Any:
         """A symbol for elements of an array, all by default."""
         at = np.arange(array.size).reshape(array.shape) if at is None else at
-        if array.of is not None:
-            array, at = self.nodes.elements(array.of[at])
+        if array.kind == "source" and array.nodes is not None:
+            array, at = self.nodes.elements(array.nodes[at])
         key = array, at.shape, at.tobytes()
         if key not in self._known:
             self._known[key] = sp.Symbol(f"{array.name}~{len(self.views):06d}", real=True)
@@ -135,66 +135,77 @@ class Derivatives:
         is_whole = np.array_equal(at.reshape(-1), np.arange(array.size)) and not value.has(dot)
         return Term(self.at(value, in_shape)) if is_whole else Term(value, at)
 
+    def added(self, array: Array, value: Any, at: np.ndarray) -> Term:
+        """Values that are added up in elements of an array; of a whole matrix times a vector, times a factor of each
+        element, as their product."""
+        for symbol in self.symbols(value):
+            matrix, places = self.views[symbol]
+            order, rest = np.argsort(places.reshape(-1)), value / symbol
+            is_whole = np.array_equal(places.reshape(-1)[order], np.arange(matrix.size))
+            for over in range(2 if len(matrix.shape) == 2 and is_whole else 0):
+                entries = order.reshape(matrix.shape)
+                to = np.expand_dims(np.arange(array.size), over)
+                if to.size != entries.shape[1 - over] or (at.reshape(-1)[entries] != to).any():
+                    continue
+                vector, factor = self._along(rest, entries, over)
+                if vector.free_symbols and factor != 0 and not rest.has(symbol):
+                    factors = self.view(matrix), self.at(vector, np.take(entries, 0, 1 - over))
+                    product = dot(*factors[:: 1 if over else -1])
+                    return Term(product * self.at(factor, np.take(entries, 0, over)))
+        return self.term(array, value, at)
+
+    def _along(self, value: Any, entries: np.ndarray, axis: int) -> tuple[Any, Any]:
+        """The factors that vary along an axis of entries alone, and those that do not; zero where some do otherwise."""
+        along, across = sp.Integer(1), sp.Integer(1)
+        varies = lambda at, axis: (at != np.take(at, [0], axis)).any()
+        for factor in sp.Mul.make_args(value):
+            views = [self.views[s][1].reshape(-1)[entries] for s in self.symbols(factor)]
+            if views and not any(varies(at, 1 - axis) for at in views):
+                along *= factor
+            elif any(varies(at, axis) for at in views):
+                return along, sp.Integer(0)
+            else:
+                across *= factor
+        return along, across
+
     # --- the step ---
 
     def equations_of(self, array: Array, places: np.ndarray | None) -> Iterator[Equation]:
         """What the step computes an array, or some of its elements, as."""
+        call = self.step.calls.get(array)
         if array.nodes is not None:
             nodes = array.nodes if places is None else array.nodes[places]
-            pairs = [*self._families(nodes)]
             to = lambda where: where if places is None else places[where]
-            yield Equation(array, [self.term(array, value, to(where)) for where, value in pairs])
-            return
-        for product in self.step.products.values():
-            if array in product.output:
-                part = product.output.index(array)
-                terms = [self._times(product, *t[1:]) for t in product.terms if t[0] == part]
-                yield Equation(array, terms)
-                return
-        terms = [term for sums in array.sums for term in self._sums(array, sums)]
-        call = self.step.calls[array]
-        given = [self.view(*self.nodes.elements(ids.reshape(-1))) for ids in call.arguments]
-        shown = sp.Function(call.name, real=True)(*given)
-        if call.factors:
-            shown = dot(*(self.view(*self.nodes.elements(ids)) for ids in call.factors))
-        yield Equation(array, terms, shown=shown)
+            terms = [self.term(array, value, to(at)) for at, value in self._families(nodes)]
+            yield Equation(array, terms)
+        elif call is None:
+            yield Equation(array, [*self._products(array)])
+        else:
+            terms = [term for sums in array.sums for term in self._sums(array, sums)]
+            given = [self.view(*self.nodes.elements(ids.reshape(-1))) for ids in call.arguments]
+            shown = sp.Function(call.name, real=True)(*given)
+            is_product = call.is_known and any(term.value.has(dot) for term in terms)
+            yield Equation(array, terms, shown=None if is_product else shown)
 
     def _families(self, nodes: Ids) -> Iterator[tuple[np.ndarray, Any]]:
-        for family in self.nodes.families(nodes):
-            value = self.nodes.expression(int(nodes[family.where[0]]))
-            yield family.where, self._template(value, family.touched)
+        for where, touched in self.nodes.families(nodes):
+            yield where, self._template(self.nodes.expression(int(nodes[where[0]])), touched)
 
     def _sums(self, array: Array, sums: Sums) -> Iterator[Term]:
         for where, value in self._families(self.nodes.apply("mul", sums.left, sums.right)):
-            yield self.term(array, value, sums.rows[where])
+            yield self.added(array, value, sums.rows[where])
 
-    def _times(self, product: Product, sign: int, weight: Array, data: Ids) -> Term:
+    def _products(self, array: Array) -> Iterator[Term]:
         """A weight times its data."""
-        (x, at), grid = self.nodes.elements(data), product.grid
-        reads = self.analysis.reach[product.op.number].dependence
-        stops = product.held and reads.anything
-        stop = self.nodes.defined["stop_gradient"] if stops else lambda a: a
-        to = product.output[0].size, grid.rows
-        return self._weighted(grid, weight, (x, at[grid.cols]), to, sign, stop)
-
-    def _weighted(
-        self,
-        grid: Grid,
-        weight: Array,
-        given: tuple[Array, np.ndarray],
-        to: tuple[int, np.ndarray],
-        sign: int,
-        stop: Callable[[Any], Any] = lambda a: a,
-    ) -> Term:
-        """Elements of an array, each times one of a weight, added up: a product of whole arrays where it is that."""
-        (x, at), (size, rows) = given, to
-        for axis in range(2 if len(grid.shape) == 2 else 0):
-            line, whole = np.take(at, 0, axis), np.expand_dims(np.arange(size), 1 - axis)
-            along = rows.shape[axis] == size and (rows == whole).all()
-            if along and (at == np.expand_dims(line, axis)).all():
-                factors = self.view(weight), stop(self.view(x, line))
-                return Term(sign * dot(*factors[:: -1 if axis else 1]))
-        return Term(sign * self.view(weight, grid.weights) * stop(self.view(x, at)), rows)
+        (product,) = (p for p in self.step.products.values() if array in p.output)
+        reads, grid = self.analysis.reach[product.op.number].dependence, product.grid
+        for part, sign, weight, data in product.terms:
+            (x, at) = self.nodes.elements(data)
+            value = self.view(x, at[grid.cols])
+            if product.held and reads.anything:
+                value = self.nodes.defined["stop_gradient"](value)
+            if product.output[part] is array:
+                yield self.added(array, sign * self.view(weight, grid.weights) * value, grid.rows)
 
     # --- Jacobians and credit ---
 
@@ -204,13 +215,12 @@ class Derivatives:
 
     def _jacobian(self, nodes: Ids, reach: int) -> Jacobian:
         found: dict[Array, dict[Any, list[Block]]] = {}
-        for family in self.nodes.families(nodes, reach):
-            first = family.touched[0].tolist()
-            partials = self.nodes.partials(int(nodes[family.where[0]]), reach)
-            for source, value in partials.items():
-                array, cols = self.nodes.elements(family.touched[:, first.index(source)])
+        for where, touched in self.nodes.families(nodes, reach):
+            first = touched[0].tolist()
+            for source, value in self.nodes.partials(int(nodes[where[0]]), reach).items():
+                array, cols = self.nodes.elements(touched[:, first.index(source)])
                 for addend in sp.Add.make_args(value):
-                    block = Block(family.where, cols, self._template(addend, family.touched))
+                    block = Block(where, cols, self._template(addend, touched))
                     names = enumerate(self.symbols(block.value))
                     form = {s: sp.Symbol(f"{self.views[s][0].name}~{n}") for n, s in names}
                     of_form = found.setdefault(array, {}).setdefault(block.value.xreplace(form), [])
@@ -232,8 +242,7 @@ class Derivatives:
         """All of a Jacobian, by a name."""
         key = letter, new, source
         if key not in self._known:
-            of = source.text or self.nodes.elements(source.values)[0].text
-            tex = letter, new.text.replace("'", ""), of
+            tex = letter, new.text.replace("'", ""), self._text(source)
             array = self._known[key] = self.array("_".join(tex), (new.size, source.size), *tex)
             blocks = self.jacobian(new.values, WHOLE).get(source, [])
             terms = [self.term(array, b.value, b.rows * source.size + b.cols) for b in blocks]
@@ -284,8 +293,8 @@ class Derivatives:
             (array, at), grid = self.nodes.elements(ids), product.grid
             given = self.credit(product.output[part], *reaches) if array is data else None
             if given is not None:
-                to = data.size, at[grid.cols]
-                terms.append(self._weighted(grid, weight, (given, grid.rows), to, sign))
+                value = sign * self.view(weight, grid.weights) * self.view(given, grid.rows)
+                terms.append(self.added(data, value, at[grid.cols]))
         return self._sum(data, terms, "c")
 
     def back(
@@ -303,39 +312,20 @@ class Derivatives:
                 sums.setdefault((block.rows.tobytes(), block.cols.tobytes()), []).append(block)
         terms = list[Term]()
         for blocks in sums.values():
-            value, rows, cols = (
-                *(sp.factor_terms(sum(b.value for b in blocks)), blocks[0].rows, blocks[0].cols),
-            )
-            whole = self._by_matrix(value, rows, cols, of, credit)
-            terms.append(whole or self.term(of, value * self.view(credit, rows), cols))
+            value = sp.factor_terms(sum(b.value for b in blocks))
+            value *= self.view(credit, blocks[0].rows)
+            terms.append(self.added(of, value, blocks[0].cols))
         return terms
 
-    def _by_matrix(
-        self, value: Any, rows: np.ndarray, cols: np.ndarray, of: Array, credit: Array
-    ) -> Term | None:
-        """Credit times a constant matrix, times a factor of each column, as a product of whole arrays."""
-        for symbol in self.symbols(value) if rows.size == credit.size * of.size else ():
-            array, at = self.views[symbol]
-            first = np.flatnonzero(rows == 0)
-            if (
-                array.shape != (credit.size, of.size)
-                or (at.reshape(-1) != rows * of.size + cols).any()
-            ):
-                continue
-            rest = value / symbol
-            others = [self.views[s] for s in self.symbols(rest)]
-            if rest.has(symbol) or any(
-                (a[1].reshape(-1) != a[1].reshape(-1)[first][cols]).any() for a in others
-            ):
-                return None
-            return Term(dot(self.view(credit), self.view(array)) * self.at(rest, first))
-        return None
+    def _text(self, array: Array) -> str:
+        """The name of an array; of a weight as one operation uses it, that of the weight."""
+        return array.text or self.nodes.elements(array.values)[0].text
 
     def _sum(self, of: Array, terms: list[Term], letter: str) -> Array | None:
         """An array with a name for a sum, which is added to the equations; the one that is it already."""
         if not terms:
             return None
-        text = (of.text or self.nodes.elements(of.values)[0].text).replace("'", "")
+        text = self._text(of).replace("'", "")
         key = of, *((t.value, None if t.where is None else t.where.tobytes()) for t in terms)
         array, at = self.views.get(terms[0].value, (of, np.zeros(0)))
         is_credit = array in self.credit_of or array in self.loss.values()

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
-from ..trace import Equation, params
+from ..trace import Equation
 from ._nodes import Array, Ids, Nodes, Sums
 
 
@@ -135,20 +135,6 @@ def sums_of(
     rows, cols = np.nonzero(right >= 0)
     factors = rest[0][0].reshape(-1) if multiplies else np.array([nodes.number(1)])
     return (Sums(rows, first[part].reshape(-1)[cols], factors[right[rows, cols]], cut=cut),)
-
-
-def matrix_and_vector(eqn: Equation, given: Sequence[Ids], nodes: Nodes) -> tuple[Ids, ...]:
-    """The factors of a product of a whole matrix and a vector, in the order of `@`; none of another function."""
-    if eqn.primitive.name != "dot_general" or sorted(a.ndim for a in given) != [1, 2]:
-        return ()
-    place = [a.ndim for a in given].index(2)
-    matrix, axes = given[place], params.product(eqn).contract[place]
-    whole = nodes.elements(matrix)[0]
-    for turned in (False, True):
-        ids = matrix.T if turned else matrix
-        if ids.shape == whole.shape and np.array_equal(ids.reshape(-1), whole.ids):
-            return (given[1 - place], ids) if turned == (axes == (1,)) else (ids, given[1 - place])
-    return ()
 
 
 def _integers(found: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from ..forms import Line, Meaning
 from ..ir import TraceNode
 from ._derivatives import Block, Derivatives, Equation, State, Term
 from ._functions import dot
-from ._nodes import NEW, STOPS, WHOLE, Array
+from ._nodes import NEW, WHOLE, Array
 from ._products import Grid
 
 Key = tuple[WeightOp, Any]
@@ -102,10 +102,8 @@ class CarriedArrays:
         """The states, and how far derivatives pass: a trace of a state that reads new ones reads the traces of these,
         which come before it, where the trace has them all."""
         waiting, found = [*self._has], list[State]()
-        reads = {
-            new: {a for a in self.step.jacobian(new.values, NEW) if a.kind in STOPS[NEW]}
-            for _, new in waiting
-        }
+        every = {new for _, new in self.step.states}
+        reads = {new: every & self.step.jacobian(new.values, NEW).keys() for _, new in waiting}
         while waiting and self.each and self.closed:
             ready = [s for s in waiting if reads[s[1]] <= {new for _, new in found}]
             if not ready:
