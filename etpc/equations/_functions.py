@@ -47,6 +47,7 @@ _BODIES = {
     "sigma": "1 / (1 + np.exp(-a))",
     "where": "np.where(a, b, c)",
     "stop": "a",
+    "added": "a",
     "max": "np.maximum(a, b)",
     "min": "np.minimum(a, b)",
     "erf": "np.vectorize(math.erf)(a)",
@@ -73,6 +74,7 @@ _SLOPES: dict[str, tuple[Any, ...]] = {
         lambda low, a, high: _of["gt"](a, low) * _of["lt"](a, high),
         lambda low, a, high: _of["lt"](high, a),
     ),
+    "added": (1, 1),
     **dict.fromkeys(("above", *COMPARISONS), (0, 0)),
 }
 """Their derivatives; of others they are zero."""

@@ -12,6 +12,7 @@ from sympy.printing.str import sstr
 
 from ..show import each_once
 from ._derivatives import Equation, Term
+from ._functions import ELEMENTS
 from ._nodes import Array
 from ._numpy import along, slice_of
 from ._rule import Rule
@@ -34,10 +35,8 @@ class Line(NamedTuple):
 
 def _as_valued(value: Any) -> Any:
     """A value, without what it has for its derivative alone: `b - stop(b)`."""
-    for stop in value.atoms(sp.Function) if value.is_Add else ():
-        if type(stop).__name__ == "stop" and {*sp.Add.make_args(stop.args[0]), -stop} <= {
-            *value.args
-        }:
+    for stop in value.atoms(ELEMENTS["stop_gradient"]) if value.is_Add else ():
+        if {*sp.Add.make_args(stop.args[0]), -stop} <= {*value.args}:
             value += stop - stop.args[0]
     return value
 
@@ -158,9 +157,9 @@ class Lines:
             for product in value.atoms(sp.Function):
                 if type(product).__name__ == "dot":
                     value = value.xreplace({product: self._sum_over(product, indices)})
-        return value.xreplace(
-            {s: self._symbol(*views[s], indices) for s in value.free_symbols if s in views}
-        )
+        value = value.replace(ELEMENTS["added"], lambda a, _: a)  # b has a derivative alone
+        symbols = (s for s in value.free_symbols if s in views)
+        return value.xreplace({s: self._symbol(*views[s], indices) for s in symbols})
 
     def _symbol(self, array: Array, at: np.ndarray, indices: str = "") -> Any:
         """An array as an expression names it: `x^T` where it follows the columns of a matrix."""

@@ -140,6 +140,11 @@ class Nodes:
         self.first_free += array.size
         return array
 
+    def after(self, old: Array, **fields: Any) -> Array:
+        """What an array becomes in the step."""
+        fields |= dict(shown=old.name + "'", tex=old.tex, dtype=old.dtype)
+        return self.array(self.name(old.name + "_new"), old.shape, **fields)
+
     def number(self, value: Any) -> int:
         """A number as it was written: 0.95 also where float32 rounds it."""
         is_int = isinstance(value, bool | np.bool_ | int | np.integer)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,6 @@ from ..trace import (
     canonicalise,
     facts,
     flatten,
-    in_place_of,
     is_complex,
     is_key,
     is_spike,
@@ -266,9 +266,10 @@ class Step(Evaluation):
         paths = step.with_begins(step.input_leaves.paths, "begins")
         self.inputs = self._leaves(step.inputs, paths, "given")
         self.state = self._leaves(step.state, step.state_paths, "source")
-        self.new_state = [tuple(map(self._after, parts)) for parts in self.state]
-        body = [e for eqn in split.body for e in _written(eqn, bool(step.added))]
-        every = [*split.prefix, *body]
+        self.new_state = [
+            tuple(self.nodes.after(a, nodes=np.full(a.size, -1)) for a in of) for of in self.state
+        ]
+        every = [*split.prefix, *split.body]
         self._assigned = assigned(every)
         stored = [(self.state[i], self.new_state[i]) for i in hidden.leaves[: hidden.stored]]
         self.hidden = [*stored, *map(self._transient, hidden.new[hidden.stored :])]
@@ -280,7 +281,7 @@ class Step(Evaluation):
         self._ops: dict[Equation, list[WeightOp]] = {}
         for op in analysis.ops:
             self._ops.setdefault(op.equation, []).append(op)
-        prefix, body = self.folded(split.prefix), self.folded(body)
+        prefix, body = self.folded(split.prefix), self.folded(split.body)
         self._new_of = {
             v: parts for v, parts in reversed(new) if v.is_float and v not in step.state
         }
@@ -330,14 +331,8 @@ class Step(Evaluation):
         """The parts of a value that counts as a new state."""
         name = self.nodes.name(self._assigned.get(v, "q"))
         of = [self.nodes.array(name + s, (v.size,), kind="given") for s in _parts(v)]
-        return tuple(of), tuple(self._after(a, a.name) for a in of)
-
-    def _after(self, old: Array, name: str = "") -> Array:
-        """A new state, whose elements are found as they are computed."""
-        fields: Any = {} if name else dict(shown=old.name + "'", dtype=old.dtype, tex=old.tex)
-        nodes = np.full(old.size, -1)
-        name = name or self.nodes.name(old.name + "_new")
-        return self.nodes.array(name, old.shape, nodes=nodes, **fields)
+        new = (self.nodes.array(a.name, a.shape, nodes=np.full(a.size, -1)) for a in of)
+        return tuple(of), tuple(new)
 
     def _moved_on(self, equations: Sequence[Equation]) -> dict[Variable, Parts]:
         """The element of a new state that each element of a value is, or is moved on into; -1 where there is none."""
@@ -457,6 +452,8 @@ class Step(Evaluation):
                     self.env[v] = (np.full(v.shape, self.nodes.node("number", (alike,))),)
         ops = self._ops.get(eqn, [])
         operands = [self.value(v) for v in eqn.inputs]
+        if self.step.added and _name_of(eqn) == "derivative_added":
+            return [tuple(map(partial(self.nodes.apply, "added"), *operands))]
         for op in ops:
             if op.kind.data is not None:
                 if len(ops) > 1:
@@ -547,16 +544,6 @@ class Step(Evaluation):
             rows, columns = np.indices(jacobian.shape).reshape(2, -1)
             found.append(Sums(rows, of.ids[columns], jacobian.ids))
         return found
-
-
-def _written(eqn: Equation, coupled: bool) -> Sequence[Equation]:
-    """An equation; one that adds the derivative of a value to another value as a sum."""
-
-    def summed(value: Any, other: Any) -> Any:
-        return value + (other - jax.lax.stop_gradient(other))
-
-    is_sum = coupled and _name_of(eqn) == "derivative_added"
-    return in_place_of(eqn, summed).equations if is_sum else (eqn,)
 
 
 class OfWholeArrays(Exception):

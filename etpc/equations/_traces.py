@@ -58,14 +58,11 @@ class CarriedArrays:
             weight = self.step.weights(op)[part if line.of == "uses" else 0]
             tex = line.name, *names, weight.name
             tex += ("im",) * (line.of == "outputs" and part > 0) + ("added",) * (line is PAIRS[1])
-            text = "_".join(tex)
             shape = self._held(line, key)[0].shape
             shape = shape if self.each or old is None else (old.size, *shape)
             kind = "given" if line.of == "steps" else "carried"
-            before = nodes.array(nodes.name(text), shape, kind=kind, tex=tex)
-            name = nodes.name(before.name + "_new")
-            after = nodes.array(name, shape, kind=kind, shown=before.name + "'", tex=tex)
-            self.known[line, key, old] = before, after
+            before = nodes.array(nodes.name("_".join(tex)), shape, kind=kind, tex=tex)
+            self.known[line, key, old] = before, (after := nodes.after(before, kind=kind))
             if old is None or old.kind != "given" or line.kept:  # nothing follows a transient state
                 self.arrays[before] = after
         return self.known[line, key, old]
