@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sympy as sp
@@ -11,16 +11,15 @@ from ..analyse import WeightOp
 from ..ir import TraceProgram
 from ._functions import dot
 from ._names import is_close
-from ._nodes import ACROSS, HERE, STORED, WHOLE, Array, Ids, Sums
-from ._products import Grid, Product
+from ._nodes import ACROSS, HERE, STORED, WHOLE, Array, Ids
+from ._products import Grid, Product, Times
 from ._step import Step
 
 State = tuple[Array, Array]
 """What is carried, before and after the step."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Term:
+class Term(NamedTuple):
     """A summand of some elements of an array."""
 
     value: Any
@@ -40,8 +39,7 @@ class Equation:
     """What it is shown as, where that is shorter: a function of whole arrays."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Block:
+class Block(NamedTuple):
     """Entries of a Jacobian: the derivative of elements `rows` by elements `cols` of one array."""
 
     rows: np.ndarray
@@ -181,7 +179,10 @@ class Derivatives:
         elif call is None:
             yield Equation(array, [*self._products(array)])
         else:
-            terms = [term for sums in array.sums for term in self._sums(array, sums)]
+            terms = list[Term]()
+            for sums in array.sums:
+                products = self._families(self.nodes.apply("mul", sums.left, sums.right))
+                terms += [self.added(array, value, sums.rows[at]) for at, value in products]
             given = [self.view(*self.nodes.elements(ids.reshape(-1))) for ids in call.arguments]
             shown = sp.Function(call.name, real=True)(*given)
             is_product = call.is_known and any(term.value.has(dot) for term in terms)
@@ -191,21 +192,20 @@ class Derivatives:
         for where, touched in self.nodes.families(nodes):
             yield where, self._template(self.nodes.expression(int(nodes[where[0]])), touched)
 
-    def _sums(self, array: Array, sums: Sums) -> Iterator[Term]:
-        for where, value in self._families(self.nodes.apply("mul", sums.left, sums.right)):
-            yield self.added(array, value, sums.rows[where])
-
     def _products(self, array: Array) -> Iterator[Term]:
         """A weight times its data."""
         (product,) = (p for p in self.step.products.values() if array in p.output)
-        reads, grid = self.analysis.reach[product.op.number].dependence, product.grid
-        for part, sign, weight, data in product.terms:
-            (x, at) = self.nodes.elements(data)
-            value = self.view(x, at[grid.cols])
-            if product.held and reads.anything:
-                value = self.nodes.defined["stop_gradient"](value)
-            if product.output[part] is array:
-                yield self.added(array, sign * self.view(weight, grid.weights) * value, grid.rows)
+        reads = product.held and self.analysis.reach[product.op.number].dependence.anything
+        stop = self.nodes.defined["stop_gradient"] if reads else lambda a: a
+        for times in product.terms:
+            if product.output[times.part] is array:
+                value = self.view(times.weight, product.grid.weights)
+                value *= times.sign * stop(self.data(times, product.grid))
+                yield self.added(array, value, product.grid.rows)
+
+    def data(self, times: Times, grid: Grid) -> Any:
+        """What a weight is multiplied with, for some uses."""
+        return sp.Integer(1) if times.data is None else self.view(times.data, times.at[grid.cols])
 
     # --- Jacobians and credit ---
 
@@ -256,8 +256,7 @@ class Derivatives:
         states count where it is read in full (`HERE`), and elsewhere nothing is a new state but what the step stores
         (`STORED`).
         """
-        is_old = any(of is old for old, _ in self.states)
-        reaches = reaches or ((HERE,) if is_old else (HERE, STORED))
+        reaches = reaches or ((HERE,) if of in dict(self.states) else (HERE, STORED))
         return self.once((of, reaches), lambda: self._credit(of, reaches))
 
     def _credit(self, of: Array, reaches: tuple[int, ...]) -> Array | None:
@@ -268,7 +267,7 @@ class Derivatives:
             for output, given in self.loss.items() if passed != (STORED,) else ():
                 terms += self.back(jacobian(output), of, given)
             for product in self.step.products.values():
-                for data in product.data(self.nodes):
+                for data in product.data:
                     read = self._read(product, data, passed)
                     if of in jacobian(data) and read.any():
                         given = self._of_data(product, data, (ACROSS,) if product.held else passed)
@@ -280,18 +279,17 @@ class Derivatives:
         found, full = np.zeros(data.size, bool), self.analysis.in_full.get(product.op.number)
         if not product.held or reaches not in ((HERE,), (STORED,)):
             return ~found
-        for *_, ids in product.terms:
-            array, at = self.nodes.elements(ids)
-            if array is data and full is not None:
-                found[at[full.elements.reshape(-1)]] = True
+        for times in product.terms:
+            if times.data is data and full is not None:
+                found[times.at[full.elements.reshape(-1)]] = True
         return found if reaches == (HERE,) else ~found
 
     def _of_data(self, product: Product, data: Array, reaches: tuple[int, ...]) -> Array | None:
         """The credit of the data of a product, from that of its output."""
         terms: list[Term] = []
-        for part, sign, weight, ids in product.terms:
-            (array, at), grid = self.nodes.elements(ids), product.grid
-            given = self.credit(product.output[part], *reaches) if array is data else None
+        grid = product.grid
+        for part, sign, weight, x, at in product.terms:
+            given = self.credit(product.output[part], *reaches) if x is data else None
             if given is not None:
                 value = sign * self.view(weight, grid.weights) * self.view(given, grid.rows)
                 terms.append(self.added(data, value, at[grid.cols]))
@@ -355,13 +353,8 @@ class Derivatives:
 
     def sources(self, op: WeightOp) -> Sequence[Array]:
         """What F is the derivative by: the parts of the output of an operation, or the weight as it uses it."""
-        product = self.step.products.get(op)
-        return self.step.uses[op] if product is None else product.output
+        return self.step.products[op].output
 
     def weights(self, op: WeightOp) -> list[Array]:
         """The parts of a weight."""
         return [self.nodes.elements(ids)[0] for ids in self.step.value(op.weight)]
-
-    def grid(self, op: WeightOp) -> Grid:
-        product = self.step.products.get(op)
-        return Grid.elements(op.size) if product is None else product.grid

@@ -41,17 +41,10 @@ class Equations:
     They are those of one example with a window of one step; the gradient is the same with any window.
     """
 
-    def __init__(
-        self,
-        program: TraceProgram,
-        path: str | None = None,
-        names: Mapping[float, str] | None = None,
-    ):
-        paths = {op.path for op in program.analysis.ops}
+    def __init__(self, program: TraceProgram, path: str | None = None, names: Any = None):
+        paths = sorted({op.path for op in program.analysis.ops})
         if path is not None and not any(path in p.split(", ") for p in paths):
-            raise InputError(
-                f"There is no weight {path!r}. The weights: {', '.join(sorted(paths))}."
-            )
+            raise InputError(f"There is no weight {path!r}. The weights: {', '.join(paths)}.")
         self.path, self.rule = path, Rule(program, checked_names(names))
         self._lines = Lines(self.rule, path)
 
@@ -76,9 +69,9 @@ class Equations:
                 return as_latex(Lines(self.rule, self.path, True), width)
             except NotIndexed as error:
                 if indices:
-                    why = "an array has parts with equations of their own, or more than two axes"
                     raise UnsupportedError(
-                        f"There are no indices: {why}. Leave out `indices=`."
+                        "There are no indices: an array has parts with equations of their own, or more than two axes. "
+                        "Leave out `indices=`."
                     ) from error
         return as_latex(self._lines, width)
 

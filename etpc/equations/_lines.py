@@ -73,8 +73,7 @@ class Lines:
             self._without_products(sections, first)
             self._without_outputs(sections[first])
         sections = dict(self._with_names(sections))
-        self.functions = [*self._functions(sections)]
-        sections[first][:0] = self.functions
+        sections[first][:0] = self._functions(sections)
         every = [x for lines in sections.values() for x in lines]
         names = {base(s) for x in every for a in (x.left, x.right) for s in a.free_symbols}
         self.arrays = {name: a for name, a in self.arrays.items() if name in names}
@@ -88,36 +87,25 @@ class Lines:
     def _needed(self) -> dict[str, list[Line]]:
         """The lines that gradients need; of all weights, those that outputs and states need too."""
         rule, step, gradients = self.rule, self.rule.step, {*self.rule.gradient.values()}
-        after = {
-            old: new
-            for of in zip(step.state, step.new_state, strict=True)
-            for old, new in zip(*of, strict=True)
-        }
+        old_and_new = zip(step.state, step.new_state, strict=True)
+        after = {old: new for parts in old_and_new for old, new in zip(*parts, strict=True)}
         after |= rule.carried | {given: y for y, given in rule.derivatives.loss.items()}
-        sections, every = dict[str, list[Line]](), dict[Array, list[Line]]()
-        kept, waiting = list[Line](), set[Array]()
+        sections, reads = dict[str, list[tuple[Array, Line]]](), dict[Array, set[Array]]()
+        every = (a for parts in (*step.outputs_of, *step.new_state) for a in parts)
+        waiting, needed = {*every} if self.path is None else set[Array](), set[Array]()
         for title, paths, equations in rule.sections:
-            of_path = self.path is None or self.path in (paths or "").split(", ")
             for equation in equations:
-                lines = [*self._lines(equation)]
-                sections.setdefault(title, []).extend(lines)
-                every.setdefault(equation.target, []).extend(lines)
-                kept += lines if of_path and equation.target in gradients else ()
-        if self.path is None:
-            waiting |= {a for parts in (*step.outputs_of, *step.new_state) for a in parts}
-        reads = lambda lines: {self._array_of(s) for x in lines for s in self._symbols(x.right)}
-        waiting, seen = waiting | reads(kept), set[Array]()
+                target, of_path = equation.target, self.path in (None, *paths.split(", "))
+                waiting |= {target} & gradients if of_path else set()
+                for line in self._lines(equation):
+                    sections.setdefault(title, []).append((target, line))
+                    symbols = [s for s in line.right.free_symbols if base(s) in self.arrays]
+                    reads.setdefault(target, set()).update(map(self._array_of, symbols))
         while waiting:
-            array = waiting.pop()
-            seen.add(array)
-            kept += every.get(array, ())
-            waiting |= ({after.get(array, array)} | reads(every.get(array, ()))) - seen
-        is_kept = {*map(id, kept)}
-        return {title: [x for x in lines if id(x) in is_kept] for title, lines in sections.items()}
-
-    def _symbols(self, value: Any) -> list[Any]:
-        """Those of arrays."""
-        return [s for s in value.free_symbols if base(s) in self.arrays]
+            needed.add(array := waiting.pop())
+            waiting |= ({after.get(array, array)} | reads.get(array, set())) - needed
+        kept = lambda pairs: [line for target, line in pairs if target in needed]
+        return {title: kept(pairs) for title, pairs in sections.items()}
 
     # --- lines ---
 
@@ -245,7 +233,8 @@ class Lines:
         found: dict[Any, tuple[str, ...]] = {}
         for line in lines:
             to = self._array_of(line.left)
-            for term in sp.Add.make_args(line.right) if to.kind == "carried" and to.tex[2:] else ():
+            is_trace = to.kind == "carried" and to.tex[2:]
+            for term in sp.Add.make_args(line.right) if is_trace else ():
                 factors, rest = term.args_cnc(split_1=False)
                 if len(rest) == 1 and rest[0].is_Symbol:
                     of = self._array_of(rest[0])
@@ -290,14 +279,14 @@ class Lines:
             return found
 
         reach = {op: behind(product.output) for op, product in products.items()}
-        enters = lambda op, other: reach[op] & {*products[other].data(rule.step.nodes)}
+        enters = lambda op, other: reach[op] & {*products[other].data}
         last = [o for o in products if not any(enters(o, p) for p in products)]
         last = [o for o in last if any(enters(p, o) for p in products)]
         letter = {a: "i" for parts in rule.step.inputs for a in parts}
         letter |= {a: "k" for op in last for a in reach[op]}
         letter |= {a: "kj" for a in rule.step.values if len(a.shape) == 2}
         for op in last:
-            weights = {w for _, _, w, _ in products[op].terms}
+            weights = {times.weight for times in products[op].terms}
             letter |= {a: "kj" for w in weights for a in (w, rule.gradient.get(w, w))}
         for array, call in rule.step.calls.items():
             of = [rule.step.nodes.elements(ids)[0] for ids in call.arguments]
@@ -305,10 +294,10 @@ class Lines:
                 letter |= dict.fromkeys(behind([array]), "k")
         for node, trace in rule.traces.items():
             pair = "kj" if node.op in last else "ji"
-            is_shared = node.op in products and trace.meaning.shared is not None
+            is_shared = products[node.op].data and trace.meaning.shared is not None
             for array in (a for pairs in trace.arrays.items() for a in pairs):
                 letter[array] = (
-                    pair if len(array.shape) == 2 else pair[is_shared or array.tex[0] == "X"]
+                    pair if len(array.shape) == 2 else pair[bool(is_shared) or array.tex[0] == "X"]
                 )
         letter |= {a: "k" for y, a in rule.derivatives.loss.items() if letter.get(y) == "k"}
         letter |= {c: letter[a] for c, a in rule.derivatives.credit_of.items() if a in letter}

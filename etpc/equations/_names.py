@@ -29,9 +29,8 @@ def checked_names(names: Mapping[Any, str] | None) -> dict[float, str]:
     for value, name in (names or {}).items():
         is_name = isinstance(name, str) and python_name(name, "q") == name
         if not (is_name and isinstance(value, NUMBERS) and math.isfinite(value)):
-            raise InputError(
-                f"names= has {value!r}: {name!r}. Pass a dict from numbers to names such as 'alpha', 'tau_m'."
-            )
+            what = "Pass a dict from numbers to names such as 'alpha', 'tau_m'."
+            raise InputError(f"names= has {value!r}: {name!r}. {what}")
     return {float(value): name for value, name in (names or {}).items()}
 
 

@@ -4,7 +4,6 @@ import bisect
 import dataclasses
 import functools
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,9 +13,7 @@ import sympy as sp
 from ..files.words import python_name
 from ._functions import ELEMENTS, FUNCTIONS
 
-RESERVED = re.findall(
-    r"\w+", "np math nan inf int float traces step parameters inputs carry dloss y_of_step gradient"
-)
+RESERVED = "np math nan inf int float traces step parameters inputs carry dloss y_of_step gradient"
 """Names that have a meaning in the file of NumPy."""
 
 Partials = dict[int, Any]
@@ -111,7 +108,7 @@ class Nodes:
         self._symbols: dict[Any, int] = {}
         self.constants: dict[tuple[str, float], Any] = {}
         """The symbols of numbers that have a name."""
-        self.names = {*RESERVED, *FUNCTIONS}
+        self.names = {*RESERVED.split(), *FUNCTIONS}
         self.own: dict[Any, list[tuple[str, tuple[Any, ...], Any]]] = {}
         """Functions that the model defines, each followed by its derivatives: name, arguments and expression."""
         self.open: dict[Any, str] = {}
@@ -185,15 +182,6 @@ class Nodes:
         found = self.element(int(ids.flat[0]))
         assert found is not None
         return found[0], np.asarray(ids - found[0].first)
-
-    def is_of_one_array(self, ids: Ids) -> bool:
-        found = self.element(int(ids.flat[0])) if ids.size else None
-        return found is not None and bool(np.isin(ids, found[0].ids).all())
-
-    def value(self, node: int) -> Any:
-        """The number that a node is, if it is one."""
-        name, arguments = self._functions.get(node, ("", ()))
-        return arguments[0] if name == "number" else None
 
     def operations(self, node: int) -> int:
         """How many functions an expression has."""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,29 +92,34 @@ class Grid:
         return grid.taken(lambda a: a.reshape(shape)) if whole else grid
 
 
+class Times(NamedTuple):
+    """A weight times its data, or times one."""
+
+    part: int
+    """The part of the output that it is added to."""
+    sign: int
+    weight: Array
+    data: Array | None = None
+    at: np.ndarray = np.zeros(0, int)
+    """The place of each column of the data."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Product:
-    """What a weight operation with data gives: for each real part of the output, a sum of products."""
+    """What a weight operation gives: for each real part of the output, a sum of products."""
 
-    op: WeightOp
-    output: tuple[Array, ...]
-    terms: Sequence[tuple[int, int, Array, Ids]]
-    """The part of the output, a sign, an array of the weight, and nodes of the data."""
+    output: Sequence[Array]
+    """Of an operation without data, the weight as it uses it."""
+    terms: Sequence[Times]
     grid: Grid
-    held: bool
+    held: bool = False
     """Whether the rule holds the data constant."""
+    op: WeightOp | None = None
 
-    def data(self, nodes: Nodes) -> list[Array]:
+    @property
+    def data(self) -> list[Array]:
         """The arrays of the data."""
-        return [*dict.fromkeys(nodes.elements(ids)[0] for *_, ids in self.terms)]
-
-    def sums(self) -> None:
-        """Say of the outputs what they are the sums of."""
-        rows, grid = self.grid.rows.reshape(-1), self.grid
-        for part, sign, weight, data in self.terms:
-            left, right = weight.first + grid.weights.reshape(-1), data[grid.cols].reshape(-1)
-            array = self.output[part]
-            array.sums = (*array.sums, Sums(rows, left, right, sign, self.held))
+        return [*dict.fromkeys(t.data for t in self.terms if t.data is not None)]
 
 
 def sums_of(

@@ -33,7 +33,7 @@ from ..trace import (
 from ._functions import COMPLEX, ELEMENTS, INTEGERS, WITHIN, WRAPPING, function, parts_of
 from ._names import in_names, is_close, numbers_of
 from ._nodes import Array, Ids, Nodes, Sums
-from ._products import Grid, Product, sums_of
+from ._products import Grid, Product, Times, sums_of
 
 Parts = tuple[Ids, ...]
 """The nodes of a real array, or of the real and the imaginary part of a complex one."""
@@ -144,17 +144,11 @@ class Evaluation:
             return None
         if eqn.primitive is prims.gather_p:  # the number of no node
             eqn = dataclasses.replace(eqn, params={**eqn.params, "fill_value": -1})
-        found: list[list[np.ndarray]] = []
-        zero = self.nodes.number(0)
+        found, zero = list[list[Ids]](), self.nodes.number(0)
+        second = lambda v, parts: np.full(v.shape, zero) if v.is_float else parts[0]
+        both = [(*of, second(v, of)) for v, of in zip(eqn.inputs, operands, strict=True)]
         for part in range(max(map(len, operands), default=0)):
-            ids = [
-                parts[part]
-                if part < len(parts)
-                else np.full(v.shape, zero)
-                if v.is_float
-                else parts[0]
-                for v, parts in zip(eqn.inputs, operands, strict=True)
-            ]
+            ids = [parts[part] for parts in both]
             if record.rearranges is not None:
                 found.append([np.asarray(a) for a in record.rearranges(*ids, **eqn.params)])
             else:
@@ -255,7 +249,6 @@ class Step(Evaluation):
         self.computed: list[tuple[Array, np.ndarray | None]] = []
         """What is computed, in order: the elements of an array, or all."""
         self.products: dict[WeightOp, Product] = {}
-        self.uses: dict[WeightOp, Arrays] = {}
         self.values: dict[Array, np.ndarray] = {}
         """Arrays of constants."""
         self.calls: dict[Array, Call] = {}
@@ -282,9 +275,8 @@ class Step(Evaluation):
         for op in analysis.ops:
             self._ops.setdefault(op.equation, []).append(op)
         prefix, body = self.folded(split.prefix), self.folded(split.body)
-        self._new_of = {
-            v: parts for v, parts in reversed(new) if v.is_float and v not in step.state
-        }
+        is_new = lambda v: v.is_float and v not in step.state
+        self._new_of = {v: parts for v, parts in reversed(new) if is_new(v)}
         given = (a.ids for of in (self.parameters, self.state) for parts in of for a in parts)
         self._given, self._becomes = np.concatenate([*given]), dict[Variable, Parts]()
         self.run(prefix)
@@ -309,12 +301,9 @@ class Step(Evaluation):
         self, variables: Sequence[Variable], paths: Sequence[str], kind: str
     ) -> list[Arrays]:
         """Arrays for the leaves of a tree, each by the last part of its path where that is its own."""
-        last_of = lambda path: re.split(r"\W+", path.rstrip("]'"))[-1]
+        last_of = lambda p: "h" if p == "state" else re.split(r"\W+", p.rstrip("]'"))[-1]
         filtered = {path: last_of(path.partition(")")[0]) for path, _ in self.step.added}
-        short = ["h" if path == "state" else last_of(path) for path in paths]
-        short = [
-            f"q_{filtered[p]}" if p in filtered else s for p, s in zip(paths, short, strict=True)
-        ]
+        short = [f"q_{filtered[p]}" if p in filtered else last_of(p) for p in paths]
         found: list[Arrays] = []
         for v, path, last in zip(variables, paths, short, strict=True):
             own = short.count(last) == 1 and not last.isdigit() and last not in self.nodes.names
@@ -358,7 +347,8 @@ class Step(Evaluation):
 
     def named(self, ids: Ids, text: str, dtype: str = "") -> Ids:
         """Values as elements of one array, which gets a name where they are not."""
-        if not self.nodes.is_of_one_array(ids):
+        found = self.nodes.element(int(ids.flat[0])) if ids.size else None
+        if found is None or not np.isin(ids, found[0].ids).all():
             key = ids.tobytes()
             if key not in self._defined:
                 array = self._array(text, ids.shape, nodes=ids.reshape(-1), dtype=dtype)
@@ -455,17 +445,18 @@ class Step(Evaluation):
         if self.step.added and _name_of(eqn) == "derivative_added":
             return [tuple(map(partial(self.nodes.apply, "added"), *operands))]
         for op in ops:
+            if op.kind.data is not None and len(ops) > 1:
+                raise UnsupportedError(
+                    f"{op} has several weights, and no equation is known for it. Compute with one weight at a time."
+                )
             if op.kind.data is not None:
-                if len(ops) > 1:
-                    raise UnsupportedError(
-                        f"{op} has several weights, and no equation is known for it. Compute with one weight at a time."
-                    )
                 return self._product(op, operands)
-            used = lambda ids: self.nodes.array(
-                "", (ids.size,), kind="source", nodes=ids.reshape(-1)
-            )
-            self.uses[op] = tuple(map(used, operands[op.operand]))
-            operands[op.operand] = _ids(self.uses[op], op.weight)
+            weights = [self.nodes.elements(ids)[0] for ids in operands[op.operand]]
+            terms = [Times(part, 1, weight) for part, weight in enumerate(weights)]
+            fields = [dict(kind="source", nodes=ids.reshape(-1)) for ids in operands[op.operand]]
+            output = [self.nodes.array("", (op.size,), **of) for of in fields]
+            self.products[op] = Product(output, terms, Grid.elements(op.size))
+            operands[op.operand] = _ids(output, op.weight)
         return self.applied(eqn, operands)
 
     def _product(self, op: WeightOp, operands: Sequence[Parts]) -> list[Parts]:
@@ -478,28 +469,31 @@ class Step(Evaluation):
             xs = [self.named(self._one_hot(op, operands[data][0]), "one_hot")]
         (first, place), *_ = of_weights = [self.nodes.elements(w) for w in weights]
         text = first.text.removesuffix("_re")
-        stem, tex = (
+        name, tex = (
             self.nodes.name("I_" + text),
-            [("I", text, *filter(None, [s[1:]])) for s in _parts(out)],
+            lambda part: ("I", text, *filter(None, [part[1:]])),
         )
-        names = zip(_parts(out), tex, strict=True)
-        arrays = [self.nodes.array(stem + s, (out.size,), kind="source", tex=t) for s, t in names]
+        array = lambda s: self.nodes.array(name + s, (out.size,), kind="source", tex=tex(s))
+        arrays = [*map(array, _parts(out))]
         terms = [
-            ((a + b) % 2, -1 if a and b else 1, w, x.reshape(-1))
+            Times((a + b) % 2, -1 if a and b else 1, w, *self.nodes.elements(x.reshape(-1)))
             for a, (w, _) in enumerate(of_weights)
             for b, x in enumerate(xs)
             if (a + b) % 2 < len(arrays)
         ]
         held = op.number in self.analysis.cut and op in self.analysis.live
         grid = Grid.of(op, first.shape, place.reshape(-1))
-        self.products[op] = Product(op, tuple(arrays), terms, grid, held)
-        self.products[op].sums()
+        self.products[op] = Product(arrays, terms, grid, held, op)
+        rows, weights, cols = (a.reshape(-1) for a in (grid.rows, grid.weights, grid.cols))
+        for part, sign, weight, x, at in terms:
+            factors = weight.first + weights, x.first + at[cols]
+            arrays[part].sums = (*arrays[part].sums, Sums(rows, *factors, sign, held))
         self.computed += [(array, None) for array in arrays]
         return [_ids(arrays, out)]
 
     def _parts(self, parts: Parts, text: str) -> list[Ids]:
         """The parts of a value by their names, without an imaginary one that is zero."""
-        parts = parts if any(self.nodes.value(int(n)) != 0 for n in parts[-1].flat) else parts[:1]
+        parts = parts if (parts[-1] != self.nodes.number(0)).any() else parts[:1]
         return [self.named(ids, text + ("_im" if n else "")) for n, ids in enumerate(parts)]
 
     def _one_hot(self, op: WeightOp, index: Ids) -> Ids:
@@ -601,10 +595,6 @@ def _is_written(eqn: Equation) -> bool:
     return is_known and all(str(v.aval.dtype) in INTEGERS for v in integers)
 
 
-_PLACED = {
-    "gather": slice(1, 2),
-    "scatter": slice(1, 2),
-    "dynamic_slice": slice(1, None),
-    "dynamic_update_slice": slice(2, None),
-}
+_PLACED = {"gather": slice(1, 2), "scatter": slice(1, 2), "dynamic_slice": slice(1, None)}
+_PLACED["dynamic_update_slice"] = slice(2, None)
 """Operations that move elements, and which operands say to what places."""

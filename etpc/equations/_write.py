@@ -164,27 +164,27 @@ class Latex(InOrder, LatexPrinter):
         commuting, others = term.args_cnc(split_1=False)
         above, below = sp.fraction(sp.Mul(*commuting))
         is_array = lambda f: any(base(s) not in self.lines.scalars for s in f.free_symbols)
-        order = lambda f: (
-            *(not f.is_Number, is_array(f), f.has(sp.Function("sum"))),
-            sp.default_sort_key(f),
-        )
-        factors = [(f, is_array(f)) for f in sorted(sp.Mul.make_args(above), key=order) if f != 1]
+        is_last = lambda f: (not f.is_Number, is_array(f), f.has(sp.Function("sum")))
+        order = lambda f: (*is_last(f), sp.default_sort_key(f))
+        given = [f for f in sorted(sp.Mul.make_args(above), key=order) if f != 1]
+        factors = [(self._factor(f, term), is_array(f)) for f in given]
         if below != 1:
-            factors = [(sp.Mul(*commuting), is_array(above / below))]
-        factors += [(f, not f.is_Symbol or "^T" not in f.name) for f in others]
+            text = rf"\frac{{{self._print(above)}}}{{{self._print(below)}}}"
+            factors = [(text, is_array(above / below))]
+        by_columns = lambda f: f.is_Symbol and "^T" in f.name
+        factors += [(self._factor(f, term), not by_columns(f)) for f in others]
         text, array_before = "", False
-        for f, of_arrays in factors:
-            shown = (
-                self._print(f)
-                if below == 1 or f in others
-                else rf"\frac{{{self._print(above)}}}{{{self._print(below)}}}"
-            )
-            if f.is_Add or (type(f).__name__.startswith(("dot", "sum_")) and f != term):
-                shown = rf"\left({shown}\right)"
+        for shown, of_arrays in factors:
             elements = array_before and of_arrays and not self.indexed
             text += (r" \odot " if elements else r" \, " if text else "") + shown
             array_before |= of_arrays
         return sign + text
+
+    def _factor(self, factor: Any, term: Any) -> str:
+        """A factor of a term, in brackets where it needs them."""
+        is_sum = type(factor).__name__.startswith(("dot", "sum_")) and factor != term
+        text = self._print(factor)
+        return rf"\left({text}\right)" if factor.is_Add or is_sum else text
 
     def rows(self, left: str, sign: str, value: Any, width: int) -> str:
         """An equation in lines of a width."""
@@ -288,7 +288,7 @@ def as_latex(lines: Lines, width: int) -> str:
             block = ", ".join(f"${row.replace(' &', ' ')}$" for row in rows) + "."
         parts.append(f"{_in_words(title[:1].upper() + title[1:], printer)}:\n{block}")
     text = "\n\n".join(parts)
-    slopes = [line.note.split(SLOPE) for line in lines.functions if line.note]
+    slopes = [x.note.split(SLOPE) for of in lines.sections.values() for x in of if SLOPE in x.note]
     notes = [f"${_head(a)}${SLOPE}${_head(b)}$." for a, b in slopes]
     notes += [note for sign, note in NOTATION if sign in text]
     left_out = [_in_words(line, printer) for line in lines.left_out]
@@ -303,10 +303,10 @@ def _sides(printer: Latex, left: Any, right: Any) -> tuple[str, str, Any]:
     is_gradient = lambda symbol: base(symbol) in gradients
     if not is_gradient(left):
         return name, "=", right
-    others = [term for term in sp.Add.make_args(right) if any(map(is_gradient, term.free_symbols))]
-    of_steps = right - sp.Add(*others)
-    total = sp.Function("sum_t")(of_steps) if of_steps != 0 else 0
-    return name, r"\approx" if lines.left_out else "=", total + sp.Add(*others)
+    is_other = lambda term: any(map(is_gradient, term.free_symbols))
+    others = sp.Add(*filter(is_other, sp.Add.make_args(right)))
+    total = sp.Function("sum_t")(right - others) if right != others else 0
+    return name, r"\approx" if lines.left_out else "=", total + others
 
 
 def _in_words(text: str, printer: Latex) -> str:
