@@ -125,10 +125,10 @@ class Derivatives:
             found[self.nodes.expression(int(elements[0]))] = self.view(array, place)
         return value.xreplace(found)
 
-    def term(self, array: Array, value: Any, at: np.ndarray) -> Term:
+    def term(self, array: Array, value: Any, at: np.ndarray | None) -> Term:
         """Values for elements of an array: for all of them, in its shape, where they are that."""
         in_shape = np.arange(array.size).reshape(array.shape)
-        if np.array_equal(at, in_shape):
+        if at is None or np.array_equal(at, in_shape):
             return Term(value)
         is_whole = np.array_equal(at.reshape(-1), np.arange(array.size)) and not value.has(dot)
         return Term(self.at(value, in_shape)) if is_whole else Term(value, at)

@@ -235,7 +235,8 @@ class Lines:
             to = self._array_of(line.left)
             is_trace = to.kind == "carried" and to.tex[2:]
             for term in sp.Add.make_args(line.right) if is_trace else ():
-                factors, rest = term.args_cnc(split_1=False)
+                parts: Any = term.args_cnc(split_1=False)
+                factors, rest = parts
                 if len(rest) == 1 and rest[0].is_Symbol:
                     of = self._array_of(rest[0])
                     by = of.tex[1] + "'" * of.text.endswith("'") if of.tex[2:] else to.tex[-1]

@@ -108,13 +108,13 @@ class Times(NamedTuple):
 class Product:
     """What a weight operation gives: for each real part of the output, a sum of products."""
 
+    op: WeightOp
     output: Sequence[Array]
     """Of an operation without data, the weight as it uses it."""
     terms: Sequence[Times]
     grid: Grid
     held: bool = False
     """Whether the rule holds the data constant."""
-    op: WeightOp | None = None
 
     @property
     def data(self) -> list[Array]:

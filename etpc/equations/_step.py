@@ -455,7 +455,7 @@ class Step(Evaluation):
             terms = [Times(part, 1, weight) for part, weight in enumerate(weights)]
             fields = [dict(kind="source", nodes=ids.reshape(-1)) for ids in operands[op.operand]]
             output = [self.nodes.array("", (op.size,), **of) for of in fields]
-            self.products[op] = Product(output, terms, Grid.elements(op.size))
+            self.products[op] = Product(op, output, terms, Grid.elements(op.size))
             operands[op.operand] = _ids(output, op.weight)
         return self.applied(eqn, operands)
 
@@ -483,9 +483,10 @@ class Step(Evaluation):
         ]
         held = op.number in self.analysis.cut and op in self.analysis.live
         grid = Grid.of(op, first.shape, place.reshape(-1))
-        self.products[op] = Product(arrays, terms, grid, held, op)
+        self.products[op] = Product(op, arrays, terms, grid, held)
         rows, weights, cols = (a.reshape(-1) for a in (grid.rows, grid.weights, grid.cols))
         for part, sign, weight, x, at in terms:
+            assert x is not None
             factors = weight.first + weights, x.first + at[cols]
             arrays[part].sums = (*arrays[part].sums, Sums(rows, *factors, sign, held))
         self.computed += [(array, None) for array in arrays]

@@ -20,7 +20,7 @@ Key = tuple[WeightOp, Any]
 """What a line has an array for: an operation, and a part of its weight or of its output, or an array of its data."""
 PAIRS = Line("f", "outputs", moved=1.0), Line("f", "outputs"), Line("X", "inputs")
 """The factors of a trace of a rank: those of states that are moved, to which nothing is added, and those of a step."""
-Data = Callable[[Array, Grid], Any]
+Data = Callable[[Array | None, Grid], Any]
 """What stands in the place of data, for some uses."""
 Summand = tuple[str, Array, np.ndarray, Callable[[Grid | None], Any]]
 """D, F or nothing for one; what it is the derivative by; the column of each output, where it has one; and what it is
@@ -38,6 +38,7 @@ class CarriedArrays:
         self.arrays: dict[Array, Array] = {}
         """Those that are carried beside the state, before and after the step."""
         self.known: dict[tuple[Line, Key, Array | None], State] = {}
+        self._signals: dict[tuple[int, bool], Array] = {}
         ends = np.cumsum([old.size for old, _ in step.states])[:-1]
         parts = zip(step.states, np.split(node.blocks.toarray(), ends, 1), strict=True)
         self._has = {state: has for state, has in parts if has.any()}
@@ -261,15 +262,15 @@ class CarriedArrays:
 
     def signals(self, line: Line, after: bool) -> Generator[Equation, None, list[Array | None]]:
         """Credit of the parts of the output: of states, times what is carried for outputs."""
-        found: list[Array | None] = []
-        for part, source in enumerate(self.step.sources(self.node.op)):
-            terms, array = [*self.met(line, (self.node.op, part), after)], None
-            if terms:
+        sources = self.step.sources(self.node.op)
+        for part, source in enumerate(sources):
+            terms = [*self.met(line, (self.node.op, part), after)]
+            if terms and (part, after) not in self._signals:
                 text, shape = f"s_{source.text}" + "_past" * (not after), (source.size,)
                 array = self.step.array(text, shape, "s", source.text)
+                self._signals[part, after] = array
                 yield Equation(array, [self.step.term(array, *term) for term in terms])
-            found.append(array)
-        return found
+        return [self._signals.get((part, after)) for part in range(len(sources))]
 
     def data(self, op: WeightOp, after: bool) -> Data | None:
         """What credit of outputs meets in the place of data, if that is carried."""
@@ -277,7 +278,7 @@ class CarriedArrays:
         if of_data is None:
             return None
 
-        def data(x: Array, grid: Grid) -> Any:
+        def data(x: Array | None, grid: Grid) -> Any:
             value = self.step.view(self.array(of_data, (op, x))[after], grid.inputs)
             if over is None:
                 return value

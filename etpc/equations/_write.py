@@ -139,7 +139,9 @@ class Latex(InOrder, LatexPrinter):
             within = lambda a, of: rf"\left({a}\right)" if of.is_Add or of.is_Mul else a
             first, second = map(within, arguments, expr.args)
             rows, columns = map(self._axes, expr.args)
-            text = rf"{second}^{{\top}} {first}" if columns > rows else rf"{first} \, {second}"
+            is_primed = second.endswith(r"^{\prime}")  # one superscript has both
+            turned = rf"{second[:-1]}\top}}" if is_primed else rf"{second}^{{\top}}"
+            text = f"{turned} {first}" if columns > rows else rf"{first} \, {second}"
         elif name.startswith("sum_"):
             brackets = r"\left({}\right)" if expr.args[0].is_Add else "{}"
             text = rf"\sum_{{{name[4:]}}} {brackets.format(*arguments)}"

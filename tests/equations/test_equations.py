@@ -544,6 +544,7 @@ def test_the_formulas_of_layers_are_read_by_another_program(name, rule):
             ("bigl|", "bigr|"),
         ):
             assert block.count("\\" + left) == block.count("\\" + right)
+    assert r"\prime}^" not in latex  # a second superscript
     assert all(inline.count("{") == inline.count("}") for inline in re.findall(r"\$.*?\$", latex))
 
 
