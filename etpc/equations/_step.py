@@ -267,16 +267,19 @@ class Step(Evaluation):
         stored = [(self.state[i], self.new_state[i]) for i in hidden.leaves[: hidden.stored]]
         self.hidden = [*stored, *map(self._transient, hidden.new[hidden.stored :])]
         """The parts of each hidden state, before and after the step; of a transient one nothing is known before it."""
-        new = [*zip(split.next_state, self.new_state, strict=True)]
-        new += [(v, parts) for v, (_, parts) in zip(hidden.new, self.hidden, strict=True)]
+        after = (parts for _, parts in self.hidden)
+        new = [*zip(hidden.new, after, strict=True)]
+        new += zip(split.next_state, self.new_state, strict=True)
         self._read = Counter(v for eqn in every for v in eqn.inputs)
         self._read.update([*split.outputs, *split.next_state])
         self._ops: dict[Equation, list[WeightOp]] = {}
         for op in analysis.ops:
             self._ops.setdefault(op.equation, []).append(op)
         prefix, body = self.folded(split.prefix), self.folded(split.body)
-        is_new = lambda v: v.is_float and v not in step.state
-        self._new_of = {v: parts for v, parts in reversed(new) if is_new(v)}
+        self._new_of: dict[Variable, Arrays] = {}
+        for v, parts in new:
+            if v.is_float and v not in step.state:
+                self._new_of.setdefault(v, parts)
         given = (a.ids for of in (self.parameters, self.state) for parts in of for a in parts)
         self._given, self._becomes = np.concatenate([*given]), dict[Variable, Parts]()
         self.run(prefix)
@@ -337,12 +340,12 @@ class Step(Evaluation):
             moves += zip(map(of, eqn.outputs), moved or (), strict=moved is not None)
         becomes = np.full(self.nodes.first_free, -1)
         for v, arrays in self._new_of.items():
-            for places, array in zip(of(v), arrays, strict=True):
-                becomes[places] = array.ids.reshape(v.shape)
-        for pair in reversed(moves):
-            for to, source in zip(*pair, strict=True):
-                here = (becomes[to] >= 0) & (becomes[source] < 0)
-                becomes[source[here]] = becomes[to[here]]
+            given = _ids(arrays, v), of(v)
+            for pair in (given, *reversed(moves)):
+                for to, source in zip(*pair, strict=True):
+                    is_new = to if pair is given else becomes[to]
+                    here = (is_new >= 0) & (becomes[source] < 0)
+                    becomes[source[here]] = is_new[here]
         return {v: tuple(becomes[places] for places in parts) for v, parts in ids.items()}
 
     def named(self, ids: Ids, text: str, dtype: str = "") -> Ids:
