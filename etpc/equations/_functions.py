@@ -47,7 +47,7 @@ _BODIES = {
     "sigma": "1 / (1 + np.exp(-a))",
     "where": "np.where(a, b, c)",
     "stop": "a",
-    "added": "a",
+    "with_derivative": "a",
     "max": "np.maximum(a, b)",
     "min": "np.minimum(a, b)",
     "erf": "np.vectorize(math.erf)(a)",
@@ -57,8 +57,8 @@ _BODIES = {
         n: f"np.{n}(a)" for n in ("sign", "abs", "expm1", "log1p", "cbrt", "floor", "ceil", "trunc")
     },
 }
-"""Functions that are none of SymPy, or have another derivative at a kink, in NumPy. Conditions are 0 or 1, and `above`
-is 1/2 where both are equal: as JAX has the derivative of a maximum."""
+"""Functions that are none of SymPy, or have another derivative at a kink, in NumPy. Conditions are 0 or 1; `above` is
+1/2 where both are equal, as JAX has the derivative of a maximum; `with_derivative` is a, with the derivatives of both."""
 _SLOPES: dict[str, tuple[Any, ...]] = {
     "sigma": (lambda a: _of["sigma"](a) * (1 - _of["sigma"](a)),),
     "where": (0, lambda a, b, c: a, lambda a, b, c: 1 - a),
@@ -74,7 +74,7 @@ _SLOPES: dict[str, tuple[Any, ...]] = {
         lambda low, a, high: _of["gt"](a, low) * _of["lt"](a, high),
         lambda low, a, high: _of["lt"](high, a),
     ),
-    "added": (1, 1),
+    "with_derivative": (1, 1),
     **dict.fromkeys(("above", *COMPARISONS), (0, 0)),
 }
 """Their derivatives; of others they are zero."""

@@ -145,7 +145,7 @@ class Lines:
             for product in value.atoms(sp.Function):
                 if type(product).__name__ == "dot":
                     value = value.xreplace({product: self._sum_over(product, indices)})
-        value = value.replace(ELEMENTS["added"], lambda a, _: a)  # b has a derivative alone
+        value = value.replace(ELEMENTS["with_derivative"], lambda a, _: a)
         symbols = (s for s in value.free_symbols if s in views)
         return value.xreplace({s: self._symbol(*views[s], indices) for s in symbols})
 

@@ -446,7 +446,7 @@ class Step(Evaluation):
         ops = self._ops.get(eqn, [])
         operands = [self.value(v) for v in eqn.inputs]
         if self.step.added and _name_of(eqn) == "derivative_added":
-            return [tuple(map(partial(self.nodes.apply, "added"), *operands))]
+            return [tuple(map(partial(self.nodes.apply, "with_derivative"), *operands))]
         for op in ops:
             if op.kind.data is not None and len(ops) > 1:
                 raise UnsupportedError(
