@@ -58,7 +58,7 @@ _BODIES = {
     },
 }
 """Functions that are none of SymPy, or have another derivative at a kink, in NumPy. Conditions are 0 or 1; `above` is
-1/2 where both are equal, as JAX has the derivative of a maximum; `with_derivative` is a, with the derivatives of both."""
+1/2 where both are equal, as JAX has the derivative of a maximum; `with_derivative` is a, and has both derivatives."""
 _SLOPES: dict[str, tuple[Any, ...]] = {
     "sigma": (lambda a: _of["sigma"](a) * (1 - _of["sigma"](a)),),
     "where": (0, lambda a, b, c: a, lambda a, b, c: 1 - a),

@@ -141,7 +141,7 @@ class Latex(InOrder, LatexPrinter):
             rows, columns = map(self._axes, expr.args)
             is_primed = second.endswith(r"^{\prime}")  # one superscript has both
             turned = rf"{second[:-1]}\top}}" if is_primed else rf"{second}^{{\top}}"
-            text = f"{turned} {first}" if columns > rows else rf"{first} \, {second}"
+            text = f"{turned} {first}" if columns > rows == 1 else rf"{first} \, {second}"
         elif name.startswith("sum_"):
             brackets = r"\left({}\right)" if expr.args[0].is_Add else "{}"
             text = rf"\sum_{{{name[4:]}}} {brackets.format(*arguments)}"
