@@ -8,8 +8,7 @@ learning signals from these, and finds which elements have one expression, so th
 stage reads them. SymPy is imported when equations are asked for.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import later
 from ..errors import UnsupportedError, not_installed
@@ -19,9 +18,7 @@ if TYPE_CHECKING:
     from ._equations import Equations, Evaluated
 
 
-def equations(
-    program: TraceProgram, path: str | None = None, names: Mapping[float, str] | None = None
-) -> "Equations":
+def equations(program: TraceProgram, path: str | None = None, names: Any = None) -> "Equations":
     """The equations of a trace program; [`Program.equations`][etpc.Program.equations] calls it.
 
     **Raises** `UnsupportedError` where SymPy is missing, and for a rule whose equations are not written; `InputError`
@@ -30,9 +27,8 @@ def equations(
     try:
         from ._equations import Equations
     except ImportError as error:
-        raise UnsupportedError(
-            not_installed("`Program.equations`", "SymPy", "equations")
-        ) from error
+        missing = not_installed("`Program.equations`", "SymPy", "equations")
+        raise UnsupportedError(missing) from error
     return Equations(program, path, names)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sympy as sp
@@ -11,16 +11,15 @@ from ..analyse import WeightOp
 from ..ir import TraceProgram
 from ._functions import dot
 from ._names import is_close
-from ._nodes import ACROSS, HERE, STORED, WHOLE, Array, Ids, Sums
-from ._products import Grid, Product
+from ._nodes import ACROSS, HERE, STORED, WHOLE, Array, Ids
+from ._products import Grid, Product, Times
 from ._step import Step
 
 State = tuple[Array, Array]
 """What is carried, before and after the step."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Term:
+class Term(NamedTuple):
     """A summand of some elements of an array."""
 
     value: Any
@@ -40,8 +39,7 @@ class Equation:
     """What it is shown as, where that is shorter: a function of whole arrays."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Block:
+class Block(NamedTuple):
     """Entries of a Jacobian: the derivative of elements `rows` by elements `cols` of one array."""
 
     rows: np.ndarray
@@ -103,8 +101,8 @@ class Derivatives:
     def view(self, array: Array, at: np.ndarray | None = None) -> Any:
         """A symbol for elements of an array, all by default."""
         at = np.arange(array.size).reshape(array.shape) if at is None else at
-        if array.of is not None:
-            array, at = self.nodes.elements(array.of[at])
+        if array.kind == "source" and array.nodes is not None:
+            array, at = self.nodes.elements(array.nodes[at])
         key = array, at.shape, at.tobytes()
         if key not in self._known:
             self._known[key] = sp.Symbol(f"{array.name}~{len(self.views):06d}", real=True)
@@ -127,74 +125,87 @@ class Derivatives:
             found[self.nodes.expression(int(elements[0]))] = self.view(array, place)
         return value.xreplace(found)
 
-    def term(self, array: Array, value: Any, at: np.ndarray) -> Term:
+    def term(self, array: Array, value: Any, at: np.ndarray | None) -> Term:
         """Values for elements of an array: for all of them, in its shape, where they are that."""
         in_shape = np.arange(array.size).reshape(array.shape)
-        if np.array_equal(at, in_shape):
+        if at is None or np.array_equal(at, in_shape):
             return Term(value)
         is_whole = np.array_equal(at.reshape(-1), np.arange(array.size)) and not value.has(dot)
         return Term(self.at(value, in_shape)) if is_whole else Term(value, at)
+
+    def added(self, array: Array, value: Any, at: np.ndarray) -> Term:
+        """Values that are added up in elements of an array; of a whole matrix times a vector, times a factor of each
+        element, as their product."""
+        for symbol in self.symbols(value):
+            matrix, places = self.views[symbol]
+            order, rest = np.argsort(places.reshape(-1)), value / symbol
+            is_whole = np.array_equal(places.reshape(-1)[order], np.arange(matrix.size))
+            for over in range(2 if len(matrix.shape) == 2 and is_whole else 0):
+                entries = order.reshape(matrix.shape)
+                to = np.expand_dims(np.arange(array.size), over)
+                if to.size != entries.shape[1 - over] or (at.reshape(-1)[entries] != to).any():
+                    continue
+                vector, factor = self._along(rest, entries, over)
+                if vector.free_symbols and factor != 0 and not rest.has(symbol):
+                    factors = self.view(matrix), self.at(vector, np.take(entries, 0, 1 - over))
+                    product = dot(*factors[:: 1 if over else -1])
+                    return Term(product * self.at(factor, np.take(entries, 0, over)))
+        return self.term(array, value, at)
+
+    def _along(self, value: Any, entries: np.ndarray, axis: int) -> tuple[Any, Any]:
+        """The factors that vary along an axis of entries alone, and those that do not; zero where some do otherwise."""
+        along, across = sp.Integer(1), sp.Integer(1)
+        varies = lambda at, axis: (at != np.take(at, [0], axis)).any()
+        for factor in sp.Mul.make_args(value):
+            views = [self.views[s][1].reshape(-1)[entries] for s in self.symbols(factor)]
+            if views and not any(varies(at, 1 - axis) for at in views):
+                along *= factor
+            elif any(varies(at, axis) for at in views):
+                return along, sp.Integer(0)
+            else:
+                across *= factor
+        return along, across
 
     # --- the step ---
 
     def equations_of(self, array: Array, places: np.ndarray | None) -> Iterator[Equation]:
         """What the step computes an array, or some of its elements, as."""
+        call = self.step.calls.get(array)
         if array.nodes is not None:
             nodes = array.nodes if places is None else array.nodes[places]
-            pairs = [*self._families(nodes)]
             to = lambda where: where if places is None else places[where]
-            yield Equation(array, [self.term(array, value, to(where)) for where, value in pairs])
-            return
-        for product in self.step.products.values():
-            if array in product.output:
-                part = product.output.index(array)
-                terms = [self._times(product, *t[1:]) for t in product.terms if t[0] == part]
-                yield Equation(array, terms)
-                return
-        terms = [term for sums in array.sums for term in self._sums(array, sums)]
-        call = self.step.calls[array]
-        given = [self.view(*self.nodes.elements(ids.reshape(-1))) for ids in call.arguments]
-        shown = sp.Function(call.name, real=True)(*given)
-        if call.factors:
-            shown = dot(*(self.view(*self.nodes.elements(ids)) for ids in call.factors))
-        yield Equation(array, terms, shown=shown)
+            terms = [self.term(array, value, to(at)) for at, value in self._families(nodes)]
+            yield Equation(array, terms)
+        elif call is None:
+            yield Equation(array, [*self._products(array)])
+        else:
+            terms = list[Term]()
+            for sums in array.sums:
+                products = self._families(self.nodes.apply("mul", sums.left, sums.right))
+                terms += [self.added(array, value, sums.rows[at]) for at, value in products]
+            given = [self.view(*self.nodes.elements(ids.reshape(-1))) for ids in call.arguments]
+            shown = sp.Function(call.name, real=True)(*given)
+            is_product = call.is_known and any(term.value.has(dot) for term in terms)
+            yield Equation(array, terms, shown=None if is_product else shown)
 
     def _families(self, nodes: Ids) -> Iterator[tuple[np.ndarray, Any]]:
-        for family in self.nodes.families(nodes):
-            value = self.nodes.expression(int(nodes[family.where[0]]))
-            yield family.where, self._template(value, family.touched)
+        for where, touched in self.nodes.families(nodes):
+            yield where, self._template(self.nodes.expression(int(nodes[where[0]])), touched)
 
-    def _sums(self, array: Array, sums: Sums) -> Iterator[Term]:
-        for where, value in self._families(self.nodes.apply("mul", sums.left, sums.right)):
-            yield self.term(array, value, sums.rows[where])
-
-    def _times(self, product: Product, sign: int, weight: Array, data: Ids) -> Term:
+    def _products(self, array: Array) -> Iterator[Term]:
         """A weight times its data."""
-        (x, at), grid = self.nodes.elements(data), product.grid
-        reads = self.analysis.reach[product.op.number].dependence
-        stops = product.held and reads.anything
-        stop = self.nodes.defined["stop_gradient"] if stops else lambda a: a
-        to = product.output[0].size, grid.rows
-        return self._weighted(grid, weight, (x, at[grid.cols]), to, sign, stop)
+        (product,) = (p for p in self.step.products.values() if array in p.output)
+        reads = product.held and self.analysis.reach[product.op.number].dependence.anything
+        stop = self.nodes.defined["stop_gradient"] if reads else lambda a: a
+        for times in product.terms:
+            if product.output[times.part] is array:
+                value = self.view(times.weight, product.grid.weights)
+                value *= times.sign * stop(self.data(times, product.grid))
+                yield self.added(array, value, product.grid.rows)
 
-    def _weighted(
-        self,
-        grid: Grid,
-        weight: Array,
-        given: tuple[Array, np.ndarray],
-        to: tuple[int, np.ndarray],
-        sign: int,
-        stop: Callable[[Any], Any] = lambda a: a,
-    ) -> Term:
-        """Elements of an array, each times one of a weight, added up: a product of whole arrays where it is that."""
-        (x, at), (size, rows) = given, to
-        for axis in range(2 if len(grid.shape) == 2 else 0):
-            line, whole = np.take(at, 0, axis), np.expand_dims(np.arange(size), 1 - axis)
-            along = rows.shape[axis] == size and (rows == whole).all()
-            if along and (at == np.expand_dims(line, axis)).all():
-                factors = self.view(weight), stop(self.view(x, line))
-                return Term(sign * dot(*factors[:: -1 if axis else 1]))
-        return Term(sign * self.view(weight, grid.weights) * stop(self.view(x, at)), rows)
+    def data(self, times: Times, grid: Grid) -> Any:
+        """What a weight is multiplied with, for some uses."""
+        return sp.Integer(1) if times.data is None else self.view(times.data, times.at[grid.cols])
 
     # --- Jacobians and credit ---
 
@@ -204,13 +215,12 @@ class Derivatives:
 
     def _jacobian(self, nodes: Ids, reach: int) -> Jacobian:
         found: dict[Array, dict[Any, list[Block]]] = {}
-        for family in self.nodes.families(nodes, reach):
-            first = family.touched[0].tolist()
-            partials = self.nodes.partials(int(nodes[family.where[0]]), reach)
-            for source, value in partials.items():
-                array, cols = self.nodes.elements(family.touched[:, first.index(source)])
+        for where, touched in self.nodes.families(nodes, reach):
+            first = touched[0].tolist()
+            for source, value in self.nodes.partials(int(nodes[where[0]]), reach).items():
+                array, cols = self.nodes.elements(touched[:, first.index(source)])
                 for addend in sp.Add.make_args(value):
-                    block = Block(family.where, cols, self._template(addend, family.touched))
+                    block = Block(where, cols, self._template(addend, touched))
                     names = enumerate(self.symbols(block.value))
                     form = {s: sp.Symbol(f"{self.views[s][0].name}~{n}") for n, s in names}
                     of_form = found.setdefault(array, {}).setdefault(block.value.xreplace(form), [])
@@ -232,8 +242,7 @@ class Derivatives:
         """All of a Jacobian, by a name."""
         key = letter, new, source
         if key not in self._known:
-            of = source.text or self.nodes.elements(source.values)[0].text
-            tex = letter, new.text.replace("'", ""), of
+            tex = letter, new.text.replace("'", ""), self._text(source)
             array = self._known[key] = self.array("_".join(tex), (new.size, source.size), *tex)
             blocks = self.jacobian(new.values, WHOLE).get(source, [])
             terms = [self.term(array, b.value, b.rows * source.size + b.cols) for b in blocks]
@@ -247,8 +256,7 @@ class Derivatives:
         states count where it is read in full (`HERE`), and elsewhere nothing is a new state but what the step stores
         (`STORED`).
         """
-        is_old = any(of is old for old, _ in self.states)
-        reaches = reaches or ((HERE,) if is_old else (HERE, STORED))
+        reaches = reaches or ((HERE,) if of in dict(self.states) else (HERE, STORED))
         return self.once((of, reaches), lambda: self._credit(of, reaches))
 
     def _credit(self, of: Array, reaches: tuple[int, ...]) -> Array | None:
@@ -259,7 +267,7 @@ class Derivatives:
             for output, given in self.loss.items() if passed != (STORED,) else ():
                 terms += self.back(jacobian(output), of, given)
             for product in self.step.products.values():
-                for data in product.data(self.nodes):
+                for data in product.data:
                     read = self._read(product, data, passed)
                     if of in jacobian(data) and read.any():
                         given = self._of_data(product, data, (ACROSS,) if product.held else passed)
@@ -271,21 +279,20 @@ class Derivatives:
         found, full = np.zeros(data.size, bool), self.analysis.in_full.get(product.op.number)
         if not product.held or reaches not in ((HERE,), (STORED,)):
             return ~found
-        for *_, ids in product.terms:
-            array, at = self.nodes.elements(ids)
-            if array is data and full is not None:
-                found[at[full.elements.reshape(-1)]] = True
+        for times in product.terms:
+            if times.data is data and full is not None:
+                found[times.at[full.elements.reshape(-1)]] = True
         return found if reaches == (HERE,) else ~found
 
     def _of_data(self, product: Product, data: Array, reaches: tuple[int, ...]) -> Array | None:
         """The credit of the data of a product, from that of its output."""
         terms: list[Term] = []
-        for part, sign, weight, ids in product.terms:
-            (array, at), grid = self.nodes.elements(ids), product.grid
-            given = self.credit(product.output[part], *reaches) if array is data else None
+        grid = product.grid
+        for part, sign, weight, x, at in product.terms:
+            given = self.credit(product.output[part], *reaches) if x is data else None
             if given is not None:
-                to = data.size, at[grid.cols]
-                terms.append(self._weighted(grid, weight, (given, grid.rows), to, sign))
+                value = sign * self.view(weight, grid.weights) * self.view(given, grid.rows)
+                terms.append(self.added(data, value, at[grid.cols]))
         return self._sum(data, terms, "c")
 
     def back(
@@ -303,39 +310,20 @@ class Derivatives:
                 sums.setdefault((block.rows.tobytes(), block.cols.tobytes()), []).append(block)
         terms = list[Term]()
         for blocks in sums.values():
-            value, rows, cols = (
-                *(sp.factor_terms(sum(b.value for b in blocks)), blocks[0].rows, blocks[0].cols),
-            )
-            whole = self._by_matrix(value, rows, cols, of, credit)
-            terms.append(whole or self.term(of, value * self.view(credit, rows), cols))
+            value = sp.factor_terms(sum(b.value for b in blocks))
+            value *= self.view(credit, blocks[0].rows)
+            terms.append(self.added(of, value, blocks[0].cols))
         return terms
 
-    def _by_matrix(
-        self, value: Any, rows: np.ndarray, cols: np.ndarray, of: Array, credit: Array
-    ) -> Term | None:
-        """Credit times a constant matrix, times a factor of each column, as a product of whole arrays."""
-        for symbol in self.symbols(value) if rows.size == credit.size * of.size else ():
-            array, at = self.views[symbol]
-            first = np.flatnonzero(rows == 0)
-            if (
-                array.shape != (credit.size, of.size)
-                or (at.reshape(-1) != rows * of.size + cols).any()
-            ):
-                continue
-            rest = value / symbol
-            others = [self.views[s] for s in self.symbols(rest)]
-            if rest.has(symbol) or any(
-                (a[1].reshape(-1) != a[1].reshape(-1)[first][cols]).any() for a in others
-            ):
-                return None
-            return Term(dot(self.view(credit), self.view(array)) * self.at(rest, first))
-        return None
+    def _text(self, array: Array) -> str:
+        """The name of an array; of a weight as one operation uses it, that of the weight."""
+        return array.text or self.nodes.elements(array.values)[0].text
 
     def _sum(self, of: Array, terms: list[Term], letter: str) -> Array | None:
         """An array with a name for a sum, which is added to the equations; the one that is it already."""
         if not terms:
             return None
-        text = (of.text or self.nodes.elements(of.values)[0].text).replace("'", "")
+        text = self._text(of).replace("'", "")
         key = of, *((t.value, None if t.where is None else t.where.tobytes()) for t in terms)
         array, at = self.views.get(terms[0].value, (of, np.zeros(0)))
         is_credit = array in self.credit_of or array in self.loss.values()
@@ -365,13 +353,8 @@ class Derivatives:
 
     def sources(self, op: WeightOp) -> Sequence[Array]:
         """What F is the derivative by: the parts of the output of an operation, or the weight as it uses it."""
-        product = self.step.products.get(op)
-        return self.step.uses[op] if product is None else product.output
+        return self.step.products[op].output
 
     def weights(self, op: WeightOp) -> list[Array]:
         """The parts of a weight."""
         return [self.nodes.elements(ids)[0] for ids in self.step.value(op.weight)]
-
-    def grid(self, op: WeightOp) -> Grid:
-        product = self.step.products.get(op)
-        return Grid.elements(op.size) if product is None else product.grid

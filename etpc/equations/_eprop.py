@@ -100,11 +100,8 @@ class EProp:
 
     def _credited(self, equation: Equation) -> Iterator[Equation]:
         """In a gradient, one learning signal times the eligibility trace, a sum over states."""
-        views, found, values = (
-            self.step.views,
-            dict[Any, tuple[tuple[int, ...], np.ndarray]](),
-            list[Any](),
-        )
+        views, values = self.step.views, list[Any]()
+        found = dict[Any, tuple[tuple[int, ...], np.ndarray]]()
         for term in equation.terms:
             of = [s for s in self.step.symbols(term.value) if views[s][0] in self.signals]
             signal = self.signals[views[of[0]][0]] if len(of) == 1 else None

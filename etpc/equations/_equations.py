@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -41,17 +41,10 @@ class Equations:
     They are those of one example with a window of one step; the gradient is the same with any window.
     """
 
-    def __init__(
-        self,
-        program: TraceProgram,
-        path: str | None = None,
-        names: Mapping[float, str] | None = None,
-    ):
-        paths = {op.path for op in program.analysis.ops}
+    def __init__(self, program: TraceProgram, path: str | None = None, names: Any = None):
+        paths = sorted({op.path for op in program.analysis.ops})
         if path is not None and not any(path in p.split(", ") for p in paths):
-            raise InputError(
-                f"There is no weight {path!r}. The weights: {', '.join(sorted(paths))}."
-            )
+            raise InputError(f"There is no weight {path!r}. The weights: {', '.join(paths)}.")
         self.path, self.rule = path, Rule(program, checked_names(names))
         self._lines = Lines(self.rule, path)
 
@@ -76,9 +69,9 @@ class Equations:
                 return as_latex(Lines(self.rule, self.path, True), width)
             except NotIndexed as error:
                 if indices:
-                    why = "an array has parts with equations of their own, or more than two axes"
                     raise UnsupportedError(
-                        f"There are no indices: {why}. Leave out `indices=`."
+                        "There are no indices: an array has parts with equations of their own, or more than two axes. "
+                        "Leave out `indices=`."
                     ) from error
         return as_latex(self._lines, width)
 
@@ -113,9 +106,9 @@ class Equations:
 
     def _missing(self) -> Iterator[str]:
         """What cannot be written in NumPy."""
-        step = self.rule.step.step
-        for node in self.rule.program.traces:
-            if self.rule.traces[node].meaning.rank is not None:
+        step, calls = self.rule.step.step, self.rule.step.calls.values()
+        for node, trace in self.rule.traces.items():
+            if trace.meaning.rank is not None:
                 yield (
                     f"The trace of {node.op.path} has a limited rank: a singular value decomposition reduces it after "
                     "each window, which is not an equation of a step."
@@ -123,15 +116,12 @@ class Equations:
         for of in (step.model_leaves, step.input_leaves, step.state_leaves):
             keys = (p for p, a in zip(of.paths, of.avals, strict=True) if is_key(a))
             yield from (f"NumPy has no PRNG keys: {path}." for path in keys)
-        for eqn in step.equations:
-            if any(v.is_float and jnp.finfo(v.aval.dtype).bits < 32 for v in eqn.outputs):
-                dtype = eqn.outputs[0].aval.dtype
-                yield f"{eqn.primitive.name} at {eqn.source} rounds to {dtype}. Compute in float32."
-                break
-        for call in self.rule.step.calls.values():
-            if not call.is_known:
-                name = f"{call.name} at {call.equation.source}"
-                yield f"{name} is no function of elements that is written. Write the step without it."
+        outputs = ((eqn, v.aval.dtype) for eqn in step.equations for v in eqn.outputs if v.is_float)
+        for eqn, dtype in (pair for pair in outputs if jnp.finfo(pair[1]).bits < 32):
+            yield f"{eqn.primitive.name} at {eqn.source} rounds to {dtype}. Compute in float32."
+            break
+        for name in (f"{c.name} at {c.equation.source}" for c in calls if not c.is_known):
+            yield f"{name} is no function of elements that is written. Write the step without it."
 
     def evaluate(
         self, model: Any, xs: Any, targets: Any, dloss: Callable[[Any, Any], Any], state: Any = None
@@ -150,41 +140,37 @@ class Equations:
         **Raises** `etpc.UnsupportedError` as `to_numpy` does; `etpc.InputError` where the program was compiled for the
         shapes of a state and none is given.
         """
-        step = self.rule.step.step
-        leaves = lambda of, tree: dict(zip(of.paths, of.split(tree), strict=True))
-        parameters = leaves(step.model_leaves, model)
-        start = step.initial_state if state is None else step.state_leaves.split(state)
+        step, module = self.rule.step.step, self._module
+        of, outs, states = step.model_leaves, step.output_leaves, step.state_leaves
+        named = lambda of, values: dict(zip(of.paths, values, strict=True))
+        start = step.initial_state if state is None else states.split(state)
         if any(isinstance(a, jax.ShapeDtypeStruct) for a in start):
             raise InputError(
                 "The program was compiled for the shapes of a state alone. Pass `state=` with its values."
             )
-        carry = {
-            **dict(zip(step.state_leaves.paths, start, strict=True)),
-            **{path: np.zeros(a.shape, a.dtype) for path, a in step.added},
-            **self._module["traces"](),
-        }
-        total: dict[str, Any] = {}
-        inputs, outputs = step.input_leaves.split(xs), list[list[Any]]()
-        typed = dict(zip(step.output_leaves.paths, step.output_leaves.avals, strict=True))
-        as_typed = lambda y: [  # whole numbers and conditions are computed as numbers
-            y[p] if is_float(a.dtype) else y[p].astype(a.dtype) for p, a in typed.items()
-        ]
+        added = {path: np.zeros(a.shape, a.dtype) for path, a in step.added}
+        carry = named(states, start) | added | module["traces"]()
+        total, found = dict[str, Any](), list[list[Any]]()
+
+        def as_typed(y: Mapping[str, Any]) -> list[Any]:
+            """Whole numbers and conditions are computed as numbers."""
+            pairs = zip(outs.paths, outs.avals, strict=True)
+            return [y[p] if is_float(a.dtype) else y[p].astype(a.dtype) for p, a in pairs]
+
+        def by_output(target: Any, y: Mapping[str, Any]) -> dict[str, Any]:
+            return named(outs, outs.split(dloss(outs.join(as_typed(y)), target)))
+
+        parameters, inputs = named(of, of.split(model)), step.input_leaves.split(xs)
         for t in range(len(inputs[0])):
-            now = dict(zip(step.input_leaves.paths, (a[t] for a in inputs), strict=True))
+            now = named(step.input_leaves, [a[t] for a in inputs])
             now |= {} if step.initial is None else {"begins": np.asarray(t == 0)}
-            target = jax.tree.map(lambda a, t=t: a[t], targets)
-
-            def by_output(y: Mapping[str, Any], target: Any = target) -> dict[str, Any]:
-                given = dloss(step.output_leaves.join(as_typed(y)), target)
-                return leaves(step.output_leaves, given)
-
-            y, carry, gradient = self._module["step"](parameters, now, carry, by_output)
-            outputs.append(as_typed(y))
+            at_t = partial(by_output, jax.tree.map(lambda a, t=t: a[t], targets))
+            y, carry, gradient = module["step"](parameters, now, carry, at_t)
+            found.append(as_typed(y))
             total = {p: total.get(p, 0) + g for p, g in gradient.items()}
-        of = step.model_leaves
         return Evaluated(
-            step.output_leaves.join([np.stack(several) for several in zip(*outputs, strict=True)]),
-            step.state_leaves.join([carry[p] for p in step.state_leaves.paths]),
+            outs.join([np.stack(several) for several in zip(*found, strict=True)]),
+            states.join([carry[p] for p in states.paths]),
             {array.name: carry[array.name] for array in self.rule.carried},
             of.tree_of_floats([total[of.paths[i]] for i in of.floats]),
         )

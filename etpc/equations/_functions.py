@@ -19,15 +19,6 @@ def function(name: str, *derivatives: Any) -> Any:
 
 
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-_compare = {name: function(name, 0, 0) for name in COMPARISONS}
-above = function("above", 0, 0)
-"""1 where a > b, and 1/2 where they are equal: as JAX has the derivative of a maximum."""
-sign = function("sign", 0)
-sigma = function("sigma", lambda a: sigma(a) * (1 - sigma(a)))
-where = function("where", 0, lambda a, b, c: a, lambda a, b, c: 1 - a)
-cbrt = function("cbrt", lambda a: cbrt(a) / (3 * a))
-dot = sp.Function("dot", nargs=2, real=True)
-"""The product of two whole arrays, over the last axis of one and the first of the other."""
 INTEGERS = {
     f"{kind}{bits}": (-(2 ** (bits - 1)) * is_signed, 2 ** (bits - is_signed) - 1)
     for kind, is_signed in (("int", 1), ("uint", 0))
@@ -47,53 +38,56 @@ def _saturated(least: int, most: int) -> str:
     return f"np.where(np.asarray(a, float) >= {most}, {most}, {inside})"
 
 
-FUNCTIONS: dict[str, tuple[Any, str]] = {
-    **{n: (function(n, 0), f"np.asarray(a).astype(np.{n}).astype(int)") for n in INTEGERS},
-    **{f"to_{n}": (function(f"to_{n}", 0), _saturated(*ends)) for n, ends in INTEGERS.items()},
-    "real": (function("real", 0), "np.asarray(a, float)"),
-    "above": (above, "np.where(a == b, 0.5, 1.0 * (a > b))"),
-    "sign": (sign, "np.sign(a)"),
-    "sigma": (sigma, "1 / (1 + np.exp(-a))"),
-    "where": (where, "np.where(a, b, c)"),
-    "stop": (function("stop", 0), "a"),
-    "max": (
-        function("max", lambda a, b: above(a, b), lambda a, b: above(b, a)),
-        "np.maximum(a, b)",
-    ),
-    "min": (
-        function("min", lambda a, b: above(b, a), lambda a, b: above(a, b)),
-        "np.minimum(a, b)",
-    ),
-    "abs": (function("abs", lambda a: where(_compare["ge"](a, 0), 1, -1)), "np.abs(a)"),
-    "erf": (
-        function("erf", lambda a: 2 * sp.exp(-(a**2)) / sp.sqrt(sp.pi)),
-        "np.vectorize(math.erf)(a)",
-    ),
-    "expm1": (function("expm1", sp.exp), "np.expm1(a)"),
-    "log1p": (function("log1p", lambda a: 1 / (1 + a)), "np.log1p(a)"),
-    "cbrt": (cbrt, "np.cbrt(a)"),
-    "floor": (function("floor", 0), "np.floor(a)"),
-    "ceil": (function("ceil", 0), "np.ceil(a)"),
-    "trunc": (function("trunc", 0), "np.trunc(a)"),
-    "is_finite": (function("is_finite", 0), "1.0 * np.isfinite(a)"),
-    "clamp": (
-        function(
-            "clamp",
-            lambda low, a, high: _compare["gt"](low, a) * _compare["lt"](low, high),
-            lambda low, a, high: _compare["gt"](a, low) * _compare["lt"](a, high),
-            lambda low, a, high: _compare["lt"](high, a),
-        ),
-        "np.clip(b, a, c)",
-    ),
-    **{n: (_compare[n], f"1.0 * (a {text} b)") for n, text in COMPARISONS.items()},
+_BODIES = {
+    **{n: f"np.asarray(a).astype(np.{n}).astype(int)" for n in INTEGERS},
+    **{f"to_{n}": _saturated(*ends) for n, ends in INTEGERS.items()},
+    **{n: f"1.0 * (a {text} b)" for n, text in COMPARISONS.items()},
+    "real": "np.asarray(a, float)",
+    "above": "np.where(a == b, 0.5, 1.0 * (a > b))",
+    "sigma": "1 / (1 + np.exp(-a))",
+    "where": "np.where(a, b, c)",
+    "stop": "a",
+    "with_derivative": "a",
+    "max": "np.maximum(a, b)",
+    "min": "np.minimum(a, b)",
+    "erf": "np.vectorize(math.erf)(a)",
+    "is_finite": "1.0 * np.isfinite(a)",
+    "clamp": "np.clip(b, a, c)",
+    **{
+        n: f"np.{n}(a)" for n in ("sign", "abs", "expm1", "log1p", "cbrt", "floor", "ceil", "trunc")
+    },
 }
-"""Those that are no functions of SymPy, or have another derivative at a kink, with their body in NumPy. Conditions
-are 0 or 1."""
-_by_name = {name: of for name, (of, _) in FUNCTIONS.items()}
+"""Functions that are none of SymPy, or have another derivative at a kink, in NumPy. Conditions are 0 or 1; `above` is
+1/2 where both are equal, as JAX has the derivative of a maximum; `with_derivative` is a, and has both derivatives."""
+_SLOPES: dict[str, tuple[Any, ...]] = {
+    "sigma": (lambda a: _of["sigma"](a) * (1 - _of["sigma"](a)),),
+    "where": (0, lambda a, b, c: a, lambda a, b, c: 1 - a),
+    "max": (lambda a, b: _of["above"](a, b), lambda a, b: _of["above"](b, a)),
+    "min": (lambda a, b: _of["above"](b, a), lambda a, b: _of["above"](a, b)),
+    "abs": (lambda a: _of["where"](_of["ge"](a, 0), 1, -1),),
+    "erf": (lambda a: 2 * sp.exp(-(a**2)) / sp.sqrt(sp.pi),),
+    "expm1": (sp.exp,),
+    "log1p": (lambda a: 1 / (1 + a),),
+    "cbrt": (lambda a: _of["cbrt"](a) / (3 * a),),
+    "clamp": (
+        lambda low, a, high: _of["gt"](low, a) * _of["lt"](low, high),
+        lambda low, a, high: _of["gt"](a, low) * _of["lt"](a, high),
+        lambda low, a, high: _of["lt"](high, a),
+    ),
+    "with_derivative": (1, 1),
+    **dict.fromkeys(("above", *COMPARISONS), (0, 0)),
+}
+"""Their derivatives; of others they are zero."""
+_of: dict[str, Any] = {n: function(n, *_SLOPES.get(n, (0,))) for n in _BODIES}
+FUNCTIONS: dict[str, tuple[Any, str]] = {n: (_of[n], body) for n, body in _BODIES.items()}
+"""Each with its body in NumPy."""
+dot = sp.Function("dot", nargs=2, real=True)
+"""The product of two whole arrays, over the last axis of one and the first of the other."""
 _of_sympy = "exp log sin cos tan tanh sinh cosh asin acos atan asinh acosh atanh atan2 sqrt"
 
 ELEMENTS: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
+    "add_any": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
@@ -102,18 +96,17 @@ ELEMENTS: dict[str, Callable[..., Any]] = {
     "square": lambda a: a**2,
     "rsqrt": lambda a: 1 / sp.sqrt(a),
     "exp2": lambda a: 2**a,
-    "logistic": sigma,
+    "logistic": _of["sigma"],
     **{name: getattr(sp, name) for name in _of_sympy.split()},
     "and": lambda a, b: a * b,
-    "or": _by_name["max"],
+    "or": _of["max"],
     "not": lambda a: 1 - a,
-    "xor": _by_name["ne"],
-    "stop_gradient": _by_name["stop"],
-    "select": lambda which, no, yes: where(which, yes, no),
-    **{name: _by_name[name] for name in _by_name if name not in ("sigma", "stop", "above")},
+    "xor": _of["ne"],
+    "stop_gradient": _of["stop"],
+    "select": lambda which, no, yes: _of["where"](which, yes, no),
+    **{n: of for n, of in _of.items() if n not in ("sigma", "stop", "above")},
 }
 """Operations of JAX on real numbers, by the names of their primitives."""
-ELEMENTS["add_any"] = ELEMENTS["add"]
 COMPLEX = ("add", "add_any", "sub", "mul", "div", "neg", "exp", "square", "sin", "cos", "expm1")
 """Those that are written for complex numbers too, part by part."""
 

@@ -1,7 +1,8 @@
 """What is printed of the equations: what a gradient needs, with names for what stands in several lines."""
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,12 +12,16 @@ from sympy.printing.str import sstr
 
 from ..show import each_once
 from ._derivatives import Equation, Term
+from ._functions import ELEMENTS
 from ._nodes import Array
 from ._numpy import along, slice_of
 from ._rule import Rule
 
 LONG = 16
 """The least number of letters of what gets a name where several lines have it."""
+
+
+SLOPE = " stands for the derivative of "
 
 
 class Line(NamedTuple):
@@ -30,13 +35,15 @@ class Line(NamedTuple):
 
 def _as_valued(value: Any) -> Any:
     """A value, without what it has for its derivative alone: `b - stop(b)`."""
-    stops = {s for s in value.atoms(sp.Function) if type(s).__name__ == "stop"}
-    zero = {
-        s.args[0] - s: 0
-        for s in stops
-        if value.is_Add and {*sp.Add.make_args(s.args[0]), -s} <= {*value.args}
-    }
-    return value.subs(zero) if zero else value
+    for stop in value.atoms(ELEMENTS["stop_gradient"]) if value.is_Add else ():
+        if {*sp.Add.make_args(stop.args[0]), -stop} <= {*value.args}:
+            value += stop - stop.args[0]
+    return value
+
+
+def functions_of(values: Iterable[Any]) -> set[str]:
+    """The names of the functions in expressions."""
+    return {type(f).__name__ for value in values for f in value.atoms(sp.Function)}
 
 
 def base(symbol: Any) -> str:
@@ -66,15 +73,14 @@ class Lines:
             self._without_products(sections, first)
             self._without_outputs(sections[first])
         sections = dict(self._with_names(sections))
-        self.functions = [*self._functions(sections)]
-        sections[first][:0] = self.functions
+        sections[first][:0] = self._functions(sections)
         every = [x for lines in sections.values() for x in lines]
         names = {base(s) for x in every for a in (x.left, x.right) for s in a.free_symbols}
         self.arrays = {name: a for name, a in self.arrays.items() if name in names}
-        values = {str(s): (s, a) for (_, a), s in rule.step.nodes.constants.items()}
-        self.scalars = {name for name, a in self.arrays.items() if a.size == 1} | values.keys()
-        given = [Line(s, sp.Float(a)) for name, (s, a) in values.items() if name in names]
-        sections = {"constants": given} | sections
+        constants = [Line(s, sp.Float(a)) for (_, a), s in rule.step.nodes.constants.items()]
+        self.scalars = {name for name, a in self.arrays.items() if a.size == 1}
+        self.scalars |= {str(line.left) for line in constants}
+        sections = {"constants": [x for x in constants if str(x.left) in names]} | sections
         self.sections = {title: lines for title, lines in sections.items() if lines}
         self.left_out = self._left_out()
 
@@ -84,37 +90,29 @@ class Lines:
         old_and_new = zip(step.state, step.new_state, strict=True)
         after = {old: new for parts in old_and_new for old, new in zip(*parts, strict=True)}
         after |= rule.carried | {given: y for y, given in rule.derivatives.loss.items()}
-        sections = {title: list[Line]() for title, *_ in rule.sections}
-        every, found, waiting = dict[Array, list[Line]](), list[Line](), set[Array]()
+        sections, reads = dict[str, list[tuple[Array, Line]]](), dict[Array, set[Array]]()
+        every = (a for parts in (*step.outputs_of, *step.new_state) for a in parts)
+        waiting, needed = {*every} if self.path is None else set[Array](), set[Array]()
         for title, paths, equations in rule.sections:
-            of_path = self.path is None or self.path in (paths or "").split(", ")
             for equation in equations:
-                lines = [*self._lines(equation)]
-                sections[title] += lines
-                every.setdefault(equation.target, []).extend(lines)
-                found += lines if of_path and equation.target in gradients else ()
-        if self.path is None:
-            waiting |= {a for parts in (*step.outputs_of, *step.new_state) for a in parts}
-        reads = lambda lines: {self._array_of(s) for x in lines for s in self._symbols(x.right)}
-        waiting |= reads(found)
-        seen = set[Array]()
+                target, of_path = equation.target, self.path in (None, *paths.split(", "))
+                waiting |= {target} & gradients if of_path else set()
+                for line in self._lines(equation):
+                    sections.setdefault(title, []).append((target, line))
+                    symbols = [s for s in line.right.free_symbols if base(s) in self.arrays]
+                    reads.setdefault(target, set()).update(map(self._array_of, symbols))
         while waiting:
-            array = waiting.pop()
-            seen.add(array)
-            found += every.get(array, ())
-            waiting |= ({after.get(array, array)} | reads(every.get(array, ()))) - seen
-        kept = {*map(id, found)}
-        return {title: [x for x in lines if id(x) in kept] for title, lines in sections.items()}
-
-    def _symbols(self, value: Any) -> list[Any]:
-        """Those of arrays."""
-        return [s for s in value.free_symbols if base(s) in self.arrays]
+            needed.add(array := waiting.pop())
+            waiting |= ({after.get(array, array)} | reads.get(array, set())) - needed
+        kept = lambda pairs: [line for target, line in pairs if target in needed]
+        return {title: kept(pairs) for title, pairs in sections.items()}
 
     # --- lines ---
 
-    def _lines(self, equation: Equation) -> list[Line]:
+    def _lines(self, equation: Equation) -> Iterator[Line]:
         """A line for each part of the target; `+=` where an earlier one gives some of its elements."""
         target, sides = equation.target, dict[tuple[str, bytes], dict[str, list[Any]]]()
+        self.arrays[target.text] = target
         given = np.full(target.size, target in self.rule.gradient.values())
         terms = equation.terms if equation.shown is None else [Term(equation.shown)]
         every = np.arange(target.size).reshape(target.shape)
@@ -129,21 +127,16 @@ class Lines:
             key = where, (at if where else every).tobytes()
             value = self._shown(term.value, self._indices(target))
             sides.setdefault(key, {}).setdefault(of, []).append(value)
-        lines: list[Line] = []
-        self.arrays[target.text] = target
         for (where, places), sums in sides.items():
-            total = sum(
-                sp.Function(of, real=True)(sp.Add(*values)) if of else sp.Add(*values)
-                for of, values in sums.items()
-            )
+            total = {of: sp.Add(*values) for of, values in sums.items()}
+            total = sum(sp.Function(of, real=True)(a) if of else a for of, a in total.items())
             at = np.frombuffer(places, int)
             sign = "+=" if given[at].any() else "="
             given[at] = True
             if self.indexed and (where or any(sums)):
                 raise NotIndexed
             left = sp.Symbol(target.text + where + self._indices(target))
-            lines.append(Line(left, _as_valued(total), equation.note, sign))
-        return lines
+            yield Line(left, _as_valued(total), equation.note, sign)
 
     def _shown(self, value: Any, indices: str) -> Any:
         """An expression of views in symbols that people read."""
@@ -152,9 +145,9 @@ class Lines:
             for product in value.atoms(sp.Function):
                 if type(product).__name__ == "dot":
                     value = value.xreplace({product: self._sum_over(product, indices)})
-        return value.xreplace(
-            {s: self._symbol(*views[s], indices) for s in value.free_symbols if s in views}
-        )
+        value = value.replace(ELEMENTS["with_derivative"], lambda a, _: a)
+        symbols = (s for s in value.free_symbols if s in views)
+        return value.xreplace({s: self._symbol(*views[s], indices) for s in symbols})
 
     def _symbol(self, array: Array, at: np.ndarray, indices: str = "") -> Any:
         """An array as an expression names it: `x^T` where it follows the columns of a matrix."""
@@ -162,21 +155,19 @@ class Lines:
         followed = along(array.shape, at) if len(array.shape) == 1 < array.size else []
         by_columns = bool(followed) and at.ndim > 1 and followed[0][0] == at.ndim - 1
         name = array.text + self._place(array, at)
-        if self.indexed and "[" in name:
+        if not self.indexed:
+            is_first = not by_columns and array.kind != "carried"
+            return sp.Symbol(name + "^T" * by_columns, commutative=is_first)
+        if "[" in name:
             raise NotIndexed
-        if self.indexed:
-            letters = indices[-1:] if by_columns else indices[1 : 1 + len(array.shape)]
-            name += f"#{letters}" if array.size > 1 else ""
-        else:
-            name += "^T" * by_columns
-        by_columns = by_columns and not self.indexed
-        return sp.Symbol(name, commutative=not by_columns and array.kind != "carried")
+        letters = indices[-1:] if by_columns else indices[1 : 1 + len(array.shape)]
+        name += f"#{letters}" if array.size > 1 else ""
+        return sp.Symbol(name, commutative=array.kind != "carried")
 
     def _place(self, array: Array, at: np.ndarray) -> str:
         """Which elements of an array; empty where it is all of them."""
-        followed = along(array.shape, at)
-        if followed is None:
-            followed = [(0, places) for places in np.unravel_index(at.reshape(-1), array.shape)]
+        flat = np.unravel_index(at.reshape(-1), array.shape)
+        followed = along(array.shape, at) or [(0, places) for places in flat]
         repeats = lambda p, n: p.size % n == 0 and (p == np.tile(np.arange(n), p.size // n)).all()
         slices = [
             ":" if repeats(p, n) else str(p[0]) if axis is None else slice_of(p, n) or "..."
@@ -188,12 +179,12 @@ class Lines:
 
     def _without_outputs(self, step: list[Line]) -> None:
         """An output that is a state has its name."""
+        loss = self.rule.derivatives.loss
         for output in (a for parts in self.rule.step.outputs_of for a in parts):
-            same = [x for x in step if base(x.left) == output.text and x.right.is_Symbol]
-            if same and "[" not in str(same[0].right):
-                step.remove(same[0])
-                loss = self.rule.derivatives.loss.get(output, output)
-                self.arrays[loss.text] = replace(loss, tex=("dl", base(same[0].right)))
+            for line in [x for x in step if base(x.left) == output.text and x.right.is_Symbol]:
+                step.remove(line)
+                given = loss.get(output, output)
+                self.arrays[given.text] = replace(given, tex=("dl", base(line.right)))
 
     def _without_products(self, sections: dict[str, list[Line]], first: str) -> None:
         """What a product gives, if it is read once, stands where it is read."""
@@ -201,9 +192,9 @@ class Lines:
             reads = [x for own in sections.values() for x in own if x.right.has(line.left)]
             if len(reads) == 1 and line.sign == "=":
                 sections[first].remove(line)
-                for title, own in sections.items():
-                    value = {line.left: line.right}
-                    sections[title] = [x._replace(right=x.right.xreplace(value)) for x in own]
+                (own,) = (own for own in sections.values() if reads[0] in own)
+                right = reads[0].right.xreplace({line.left: line.right})
+                own[own.index(reads[0])] = reads[0]._replace(right=right)
 
     def _with_names(self, sections: dict[str, list[Line]]) -> Iterator[tuple[str, list[Line]]]:
         """The lines with names for entries of D and F that stand in several."""
@@ -215,25 +206,23 @@ class Lines:
             if len(sstr(value)) < LONG or not value.free_symbols or name in self.arrays:
                 continue
             symbol = sp.Symbol(name + "#j" * self.indexed)
-            replaced = [self._replaced(line.right, value, symbol) for line in rest]
-            if sum(symbol in right.free_symbols for right in replaced) > 1:
+            replaced = [x._replace(right=self._replaced(x.right, value, symbol)) for x in rest]
+            read = [symbol in x.right.free_symbols for x in replaced]
+            if sum(read) > 1:
                 named[value] = symbol
                 self.arrays[name] = Array(name, (2,), tex=tex)
-                pairs = zip(rest, replaced, strict=True)
-                rest = [x._replace(right=r) if symbol in r.free_symbols else x for x, r in pairs]
+                rest = [b if is_in else a for a, b, is_in in zip(rest, replaced, read, strict=True)]
         yield first, step
         yield "what stands in several lines", [Line(s, value) for value, s in named.items()]
-        for title, lines in others:
-            yield title, rest[: len(lines)]
-            rest = rest[len(lines) :]
+        left = iter(rest)
+        yield from ((title, [*itertools.islice(left, len(lines))]) for title, lines in others)
 
     def _replaced(self, right: Any, value: Any, symbol: Any) -> Any:
         """An expression with a name for a value: of a factor of a term, or of a part of it."""
-        terms = [term.args_cnc(split_1=False) for term in sp.Add.make_args(right)]
-        whole = [(sp.Mul(*c), sp.Mul(*rest)) for c, rest in terms]
-        return sp.Add(
-            *((symbol if c == value else c.subs(value, symbol)) * rest for c, rest in whole)
-        )
+        terms = (term.args_cnc(split_1=False) for term in sp.Add.make_args(right))
+        pairs = [(sp.Mul(*factors), sp.Mul(*rest)) for factors, rest in terms]
+        named = lambda c: symbol if c == value else c.subs(value, symbol)
+        return sp.Add(*(named(factor) * rest for factor, rest in pairs))
 
     def _array_of(self, symbol: Any) -> Array:
         return self.arrays[base(symbol)]
@@ -244,33 +233,31 @@ class Lines:
         found: dict[Any, tuple[str, ...]] = {}
         for line in lines:
             to = self._array_of(line.left)
-            parts: list[Any] = [x.args_cnc(split_1=False) for x in sp.Add.make_args(line.right)]
-            for c, rest in parts:
-                if len(rest) == 1 and rest[0].is_Symbol and to.kind == "carried" and to.tex[2:]:
+            is_trace = to.kind == "carried" and to.tex[2:]
+            for term in sp.Add.make_args(line.right) if is_trace else ():
+                parts: Any = term.args_cnc(split_1=False)
+                factors, rest = parts
+                if len(rest) == 1 and rest[0].is_Symbol:
                     of = self._array_of(rest[0])
                     by = of.tex[1] + "'" * of.text.endswith("'") if of.tex[2:] else to.tex[-1]
                     tex = "D" if of.tex[2:] else "F", to.tex[1], by
-                    found.setdefault(sp.Mul(*c), tex)
-        for line in step:
-            for s in sorted(line.right.free_symbols, key=str) if "[" not in str(line.left) else ():
-                tex = "d", base(line.left), base(s)
-                found.setdefault(sp.diff(line.right, s) if s.is_commutative else sp.Integer(0), tex)
+                    found.setdefault(sp.Mul(*factors), tex)
+        for line in (x for x in step if "[" not in str(x.left)):
+            for s in sorted(line.right.free_symbols, key=str):
+                slope = sp.diff(line.right, s) if s.is_commutative else sp.Integer(0)
+                found.setdefault(slope, ("d", base(line.left), base(s)))
         return found
 
     def _functions(self, sections: dict[str, list[Line]]) -> Iterator[Line]:
         """The functions that the model defines, as far as they are used."""
         own = self.rule.step.nodes.own.values()
-        values = [line.right for lines in sections.values() for line in lines]
-        names = lambda values: {type(f).__name__ for v in values for f in v.atoms(sp.Function)}
-        used = names(values)
-        used |= names(v for several in own for name, _, v in several if name in used)
-        for (first, arguments, value), *slopes in own:
-            if first in used:
-                yield Line(sp.Function(first)(*arguments), value)
-            for name, given, slope in slopes:
-                note = f"{name} stands for the derivative of {first}"
+        used = functions_of(line.right for lines in sections.values() for line in lines)
+        used |= functions_of(v for several in own for name, _, v in several if name in used)
+        for several in own:
+            for name, arguments, value in several:
+                note = "" if name == several[0][0] else f"{name}{SLOPE}{several[0][0]}"
                 if name in used:
-                    yield Line(sp.Function(name)(*given), slope, note)
+                    yield Line(sp.Function(name)(*arguments), value, note)
 
     # --- indices ---
 
@@ -293,25 +280,25 @@ class Lines:
             return found
 
         reach = {op: behind(product.output) for op, product in products.items()}
-        enters = lambda op, other: reach[op] & {*products[other].data(rule.step.nodes)}
+        enters = lambda op, other: reach[op] & {*products[other].data}
         last = [o for o in products if not any(enters(o, p) for p in products)]
         last = [o for o in last if any(enters(p, o) for p in products)]
         letter = {a: "i" for parts in rule.step.inputs for a in parts}
         letter |= {a: "k" for op in last for a in reach[op]}
         letter |= {a: "kj" for a in rule.step.values if len(a.shape) == 2}
         for op in last:
-            weights = {w for _, _, w, _ in products[op].terms}
+            weights = {times.weight for times in products[op].terms}
             letter |= {a: "kj" for w in weights for a in (w, rule.gradient.get(w, w))}
         for array, call in rule.step.calls.items():
-            of = [rule.step.nodes.elements(ids)[0] for ids in call.factors]
+            of = [rule.step.nodes.elements(ids)[0] for ids in call.arguments]
             if any(letter.get(a) == "kj" for a in of):
                 letter |= dict.fromkeys(behind([array]), "k")
         for node, trace in rule.traces.items():
             pair = "kj" if node.op in last else "ji"
-            is_shared = node.op in products and trace.meaning.shared is not None
+            is_shared = products[node.op].data and trace.meaning.shared is not None
             for array in (a for pairs in trace.arrays.items() for a in pairs):
                 letter[array] = (
-                    pair if len(array.shape) == 2 else pair[is_shared or array.tex[0] == "X"]
+                    pair if len(array.shape) == 2 else pair[bool(is_shared) or array.tex[0] == "X"]
                 )
         letter |= {a: "k" for y, a in rule.derivatives.loss.items() if letter.get(y) == "k"}
         letter |= {c: letter[a] for c, a in rule.derivatives.credit_of.items() if a in letter}

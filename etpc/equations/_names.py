@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,26 +16,21 @@ from ..errors import InputError
 from ..files.source import Statement
 from ..files.words import python_name
 
-OPERATORS: dict[Any, Any] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-    ast.Pow: lambda a, b: a**b,
-}
+OPERATORS = dict(Add=operator.add, Sub=operator.sub, Mult=operator.mul, Div=operator.truediv)
+OPERATORS |= dict(Pow=operator.pow, USub=operator.neg)
 NUMBERS = (int, float, np.integer, np.floating)
-Values = dict[str, list[float]]
+Values = dict[str, dict[float, None]]
+"""The numbers that a name stands for, in order."""
 
 
 def checked_names(names: Mapping[Any, str] | None) -> dict[float, str]:
     """What the caller calls some numbers. **Raises** `InputError` where one is no number, or has no name of a letter or
     a word."""
     for value, name in (names or {}).items():
-        known = isinstance(value, NUMBERS) and math.isfinite(value) and isinstance(name, str)
-        if not known or python_name(name, "q") != name:
-            raise InputError(
-                f"names= has {value!r}: {name!r}. Pass a dict from numbers to names such as 'alpha', 'tau_m'."
-            )
+        is_name = isinstance(name, str) and python_name(name, "q") == name
+        if not (is_name and isinstance(value, NUMBERS) and math.isfinite(value)):
+            what = "Pass a dict from numbers to names such as 'alpha', 'tau_m'."
+            raise InputError(f"names= has {value!r}: {name!r}. {what}")
     return {float(value): name for value, name in (names or {}).items()}
 
 
@@ -45,8 +41,7 @@ def numbers_of(model: Any, step: Any) -> Values:
 
     def look(node: Any, name: str) -> None:
         if isinstance(node, NUMBERS) and not isinstance(node, bool):
-            values = found.setdefault(name, [])
-            values += [] if float(node) in values else [float(node)]
+            found.setdefault(name, {})[float(node)] = None
         elif id(node) not in seen:
             seen.add(id(node))
             if is_module := dataclasses.is_dataclass(node):
@@ -76,13 +71,10 @@ def in_names(value: float, statement: Statement | None, known: Values) -> Any:
     nodes = [*ast.walk(statement.tree)] if statement is not None and statement.tree else []
     if any(isinstance(n, ast.Constant) and n.value == value for n in nodes):
         return None
-    for node in nodes:
-        expression = _symbolic(node) if isinstance(node, ast.expr) else None
-        names = [] if expression is None else sorted(map(str, expression.free_symbols))
-        if expression is None or not names or not all(n in known for n in names):
-            continue
-        for values in itertools.product(*(known[n] for n in names)):
-            given = expression.subs({sp.Symbol(n): a for n, a in zip(names, values, strict=True)})
+    for expression in filter(None, map(_symbolic, nodes)):
+        names = sorted(map(str, expression.free_symbols))
+        for values in itertools.product(*(known.get(n, ()) for n in names)) if names else ():
+            given = expression.subs(dict(zip(names, values, strict=True)))
             if given.is_number and is_close(complex(given).real, value):
                 return dict(zip(names, values, strict=True)), expression
     return None
@@ -100,12 +92,13 @@ def _symbolic(node: ast.AST) -> Any:
             return sp.Symbol(name)
         case ast.Constant(value=value) if isinstance(value, NUMBERS):
             return sp.sympify(value)
-        case ast.BinOp(left, operator, right) if type(operator) in OPERATORS:
-            sides = _symbolic(left), _symbolic(right)
-            return None if None in sides else OPERATORS[type(operator)](*sides)
-        case ast.UnaryOp(ast.USub(), operand) if (inner := _symbolic(operand)) is not None:
-            return -inner
-        case ast.Call(ast.Attribute(attr="exp"), [argument]):
-            inner = _symbolic(argument)
-            return None if inner is None else sp.exp(inner)
-    return None
+        case ast.BinOp(left, operation, right):
+            of, operands = OPERATORS.get(type(operation).__name__), [left, right]
+        case ast.UnaryOp(operation, operand):
+            of, operands = OPERATORS.get(type(operation).__name__), [operand]
+        case ast.Call(ast.Attribute(attr="exp"), operands):
+            of = sp.exp
+        case _:
+            return None
+    inner = [*map(_symbolic, operands)]
+    return None if of is None or None in inner else of(*inner)

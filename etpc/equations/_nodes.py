@@ -4,7 +4,6 @@ import bisect
 import dataclasses
 import functools
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,9 +13,7 @@ import sympy as sp
 from ..files.words import python_name
 from ._functions import ELEMENTS, FUNCTIONS
 
-RESERVED = re.findall(
-    r"\w+", "np math nan inf int float traces step parameters inputs carry dloss y_of_step gradient"
-)
+RESERVED = "np math nan inf int float traces step parameters inputs carry dloss y_of_step gradient"
 """Names that have a meaning in the file of NumPy."""
 
 Partials = dict[int, Any]
@@ -24,10 +21,14 @@ Partials = dict[int, Any]
 HERE, STORED, ACROSS, WHOLE, NEW = range(5)
 """How far derivatives pass: to new states; to those that the step stores; through all, and through products of weights
 too that are not cut; through such products to new states."""
-STOPS = ("state", "transient"), ("state",), (), (), ("state", "transient")
-"""The kinds of arrays at which they stop then."""
+_STOPS = "source", "state", "transient"
+STOPS = _STOPS, _STOPS[:2], _STOPS[:1], _STOPS[:1], _STOPS
+"""The kinds of arrays that they are by, and at which they stop, but for products of weights."""
 Ids = np.ndarray
 """An array of the numbers of nodes."""
+Family = tuple[np.ndarray, Ids]
+"""Nodes that are one expression of other elements: which of those that were asked for, and the elements of arrays that
+each depends on, a row for each."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -40,14 +41,13 @@ class Array:
     first: int = 0
     """The node of its first element; the nodes of the other elements follow it."""
     nodes: Ids | None = None
-    """What its elements are, where the step computes them one by one."""
+    """What its elements are, where the step computes them one by one; of a weight as one operation uses it, those of
+    the weight."""
     shown: str = ""
     """As people read it, where that is another name: `v'` for `v_new`."""
     kind: str = "value"
     """`"source"`: what is differentiated by; `"state"` and `"transient"`: a new state, which the step stores or not, at
     which derivatives stop or not; `"given"` and `"carried"`: what nothing is differentiated by, the latter a trace."""
-    of: Ids | None = None
-    """The elements of another array that have the same values: a weight, as one operation uses it."""
     sums: "Sequence[Sums]" = ()
     """What it is the sum of."""
     tex: tuple[str, ...] = ()
@@ -66,10 +66,8 @@ class Array:
 
     @property
     def values(self) -> Ids:
-        """The nodes that are the values of its elements."""
-        found = self.nodes if self.of is None else self.of
-        assert found is not None
-        return found
+        assert self.nodes is not None
+        return self.nodes
 
     @property
     def text(self) -> str:
@@ -91,21 +89,9 @@ class Sums:
     def of_row(self) -> dict[int, list[tuple[int, int]]]:
         """The factors of each row."""
         found: dict[int, list[tuple[int, int]]] = {}
-        for row, *pair in zip(
-            *(a.tolist() for a in (self.rows, self.left, self.right)), strict=True
-        ):
-            found.setdefault(row, []).append((pair[0], pair[1]))
+        for row, left, right in np.stack([self.rows, self.left, self.right], 1).tolist():
+            found.setdefault(row, []).append((left, right))
         return found
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Family:
-    """Nodes that are one expression of other elements."""
-
-    where: np.ndarray
-    """Which of the nodes that were asked for."""
-    touched: np.ndarray
-    """The elements of arrays that each depends on: a row of nodes for each."""
 
 
 class Nodes:
@@ -122,7 +108,7 @@ class Nodes:
         self._symbols: dict[Any, int] = {}
         self.constants: dict[tuple[str, float], Any] = {}
         """The symbols of numbers that have a name."""
-        self.names = {*RESERVED, *FUNCTIONS}
+        self.names = {*RESERVED.split(), *FUNCTIONS}
         self.own: dict[Any, list[tuple[str, tuple[Any, ...], Any]]] = {}
         """Functions that the model defines, each followed by its derivatives: name, arguments and expression."""
         self.open: dict[Any, str] = {}
@@ -130,12 +116,11 @@ class Nodes:
 
     def name(self, text: str, fallback: str = "q") -> str:
         """A name that nothing else has, and that Python takes."""
-        text = python_name(text, fallback)
-        found = next(
-            f
-            for n in itertools.count(1)
-            if (f := f"{text}_{n}" if n > 1 else text) not in self.names
-        )
+        found = text = python_name(text, fallback)
+        for n in itertools.count(2):
+            if found not in self.names:
+                break
+            found = f"{text}_{n}"
         self.names.add(found)
         return found
 
@@ -151,6 +136,11 @@ class Nodes:
         self._arrays.append(array)
         self.first_free += array.size
         return array
+
+    def after(self, old: Array, **fields: Any) -> Array:
+        """What an array becomes in the step."""
+        fields |= dict(shown=old.name + "'", tex=old.tex, dtype=old.dtype)
+        return self.array(self.name(old.name + "_new"), old.shape, **fields)
 
     def number(self, value: Any) -> int:
         """A number as it was written: 0.95 also where float32 rounds it."""
@@ -193,15 +183,6 @@ class Nodes:
         assert found is not None
         return found[0], np.asarray(ids - found[0].first)
 
-    def is_of_one_array(self, ids: Ids) -> bool:
-        found = self.element(int(ids.flat[0])) if ids.size else None
-        return found is not None and bool(np.isin(ids, found[0].ids).all())
-
-    def value(self, node: int) -> Any:
-        """The number that a node is, if it is one."""
-        name, arguments = self._functions.get(node, ("", ()))
-        return arguments[0] if name == "number" else None
-
     def operations(self, node: int) -> int:
         """How many functions an expression has."""
         if node not in self._functions:
@@ -241,9 +222,9 @@ class Nodes:
                 self._through(total, node, reach)
             else:
                 array, place = found
-                if array.kind in ("source", *STOPS[reach]):
+                if array.kind in STOPS[reach]:
                     total[node] = sp.Integer(1)
-                if array.nodes is not None and array.kind not in STOPS[reach]:
+                elif array.nodes is not None:
                     self._through(total, int(array.nodes[place]), reach, node)
                 for sign, left, right in self.factors(array, place, reach):
                     _add(total, sign * self.expression(right), self.partials(left, reach))
@@ -277,10 +258,8 @@ class Nodes:
             where, rows = groups.setdefault(signature, ([], []))
             where.append(place)
             rows.append(touched)
-        return [
-            Family(np.array(where), np.array(rows, np.int64).reshape(len(where), -1))
-            for where, rows in groups.values()
-        ]
+        as_rows = lambda rows: np.array(rows, np.int64).reshape(len(rows), -1)
+        return [(np.array(where), as_rows(rows)) for where, rows in groups.values()]
 
     def _signature(self, root: int, reach: int | None) -> tuple[tuple[Any, ...], list[int]]:
         """What is alike in nodes of one expression, and the elements of arrays that this one depends on."""

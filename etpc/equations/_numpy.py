@@ -54,8 +54,7 @@ class Code(NumPyPrinter):
         return repr(float(expr))
 
     def _print_Function(self, expr: Any) -> str:
-        name = type(expr).__name__
-        arguments = ", ".join(self._print(a) for a in expr.args)
+        arguments, name = ", ".join(map(self._print, expr.args)), type(expr).__name__
         return f"np.tensordot({arguments}, 1)" if name == "dot" else f"{name}({arguments})"
 
 
@@ -68,26 +67,17 @@ class Source:
         self.printer = Code({"fully_qualified_modules": True, "allow_unknown_functions": True})
         self._begun: set[Array] = set()
         self._functions: set[str] = set()
-        step = rule.step
-        leaves = (step.step.model_leaves, step.step.input_leaves)
-        inputs = step.step.with_begins(leaves[1].paths, "begins")
-        for source, paths, arrays in (
-            ("parameters", leaves[0].paths, step.parameters),
-            ("inputs", inputs, step.inputs),
-            ("carry", step.step.state_paths, step.state),
-        ):
-            for path, parts in zip(paths, arrays, strict=True):
-                for array, part in _parts(parts):
-                    dtype = array.dtype and f", {array.dtype}"
-                    given = f"np.asarray({source}[{path!r}]{dtype}){part}"
-                    self.line(f"{array.name} = {given}.reshape({array.shape})")
-        for array, values in step.values.items():
+        of, step = rule.step, rule.step.step
+        inputs = step.with_begins(step.input_leaves.paths, "begins")
+        self.given("parameters", step.model_leaves.paths, of.parameters)
+        self.given("inputs", inputs, of.inputs)
+        self.given("carry", step.state_paths, of.state)
+        for array, values in of.values.items():
             self.line(f"{array.name} = {self.table(values)}")
         for old in rule.carried:
             self.line(f"{old.name} = carry[{old.name!r}]")
         for n, (title, _, equations) in enumerate(rule.sections):
-            if equations:
-                self.lines += ["", f"    # {in_one_line(title)}"]
+            self.lines += ["", f"    # {in_one_line(title)}"] if equations else []
             for equation in equations:
                 self.equation(equation)
             if n == 0:
@@ -97,37 +87,42 @@ class Source:
     def line(self, text: str) -> None:
         self.lines.append(f"    {text}")
 
+    # --- what comes in and goes out ---
+
+    def given(self, source: str, paths: Sequence[str], arrays: Sequence[Sequence[Array]]) -> None:
+        for path, parts in zip(paths, arrays, strict=True):
+            for array, part in _parts(parts):
+                dtype = array.dtype and f", {array.dtype}"
+                given = f"np.asarray({source}[{path!r}]{dtype}){part}.reshape({array.shape})"
+                self.line(f"{array.name} = {given}")
+
     def outputs(self) -> None:
         step, leaves = self.rule.step, self.rule.step.step.output_leaves
-        given = zip(leaves.paths, step.outputs_of, leaves.avals, strict=True)
-        self.line(
-            f"y_of_step = {{{', '.join(f'{p!r}: {_whole(a, v.shape)}' for p, a, v in given)}}}"
-        )
+        outputs = _by_path(leaves.paths, step.outputs_of, leaves.avals)
+        self.line(f"y_of_step = {{{', '.join(outputs)}}}")
         self.line("gradient = dloss(y_of_step)")
         for path, parts in zip(leaves.paths, step.outputs_of, strict=True):
             for array, part in _parts(parts):
-                if array in self.rule.derivatives.loss:
+                if given := self.rule.derivatives.loss.get(array):
                     sign = "-" if part == ".imag" else ""  # of the conjugate
                     text = f"{sign}np.asarray(gradient[{path!r}]){part}.reshape(-1)"
-                    self.line(f"{self.rule.derivatives.loss[array].name} = {text}")
+                    self.line(f"{given.name} = {text}")
 
     def returned(self) -> None:
-        step = self.rule.step
-        model, of = step.step.model_leaves, step.step
-        new = [
-            f"{p!r}: {_whole(a, v.shape)}"
-            for p, a, v in zip(of.state_paths, step.new_state, of.state_avals, strict=True)
-        ]
+        step, of = self.rule.step, self.rule.step.step
+        new = [*_by_path(of.state_paths, step.new_state, of.state_avals)]
         new += [f"{old.name!r}: {new.name}" for old, new in self.rule.carried.items()]
         self.lines.append("")
         self.line(f"carry = {{{', '.join(new)}}}")
-        grads: list[str] = []
-        for i in model.floats:
+        gradients = list[str]()
+        for i in of.model_leaves.floats:
+            aval, path = of.model_leaves.avals[i], of.model_leaves.paths[i]
             parts = [self.rule.gradient.get(a) for a in step.parameters[i]]
-            texts = [f"np.zeros({model.avals[i].shape})" if g is None else g.name for g in parts]
-            whole = texts[0] if len(texts) == 1 else f"({texts[0]} - 1j * {texts[1]})"
-            grads.append(f"{model.paths[i]!r}: {whole}.reshape({tuple(model.avals[i].shape)})")
-        self.line(f"return y_of_step, carry, {{{', '.join(grads)}}}")
+            texts = [f"np.zeros({aval.shape})" if g is None else g.name for g in parts]
+            gradients.append(f"{path!r}: {_whole(texts, aval.shape, '-')}")
+        self.line(f"return y_of_step, carry, {{{', '.join(gradients)}}}")
+
+    # --- equations ---
 
     def table(self, values: np.ndarray) -> str:
         """Constants that are written once, above all."""
@@ -158,8 +153,7 @@ class Source:
 
     def code(self, value: Any) -> str:
         """An expression in NumPy."""
-        names: dict[Any, Any] = {}
-        codes: list[str] = []
+        names, codes = dict[Any, Any](), list[str]()
         for symbol in self.rule.derivatives.symbols(value):
             array, at = self.rule.derivatives.views[symbol]
             index = "" if array.size == 1 else self.index(array.shape, at)
@@ -172,18 +166,18 @@ class Source:
         return re.sub(r"<(\d+)>", lambda found: codes[int(found[1])], text)
 
     def equation(self, equation: Equation) -> None:
-        target = equation.target
-        whole = [t.value for t in equation.terms if t.where is None]
+        target, whole = equation.target, [t.value for t in equation.terms if t.where is None]
         note = f"  # {equation.note}" if equation.note else ""
         zeros = f"np.zeros({target.shape}{target.dtype and f', {target.dtype}'})"
         begun = target in self._begun
         self._begun.add(target)
         if whole:
-            text = " + ".join(self.code(v) for v in whole)
-            full = any(self._fills(v, target) for v in whole)
-            text = text if full or begun else f"{text} + {zeros}"
-            # A slice would be a view, and what is added to it below would be added to the other array too.
-            text = f"{text}.copy()" if text == self.code(whole[0]) and whole[0].is_Symbol else text
+            text = " + ".join(map(self.code, whole))
+            if not begun and not any(self._fills(value, target) for value in whole):
+                text += f" + {zeros}"
+            elif len(whole) == 1 and whole[0].is_Symbol:
+                # Of a slice, a view: what is added to it below would be added to the other array too.
+                text += ".copy()"
             self.line(f"{target.name} {'+=' if begun else '='} {text}{note}")
         elif not begun:
             self.line(f"{target.name} = {zeros}")
@@ -193,15 +187,11 @@ class Source:
 
     def _fills(self, value: Any, target: Array) -> bool:
         """Whether an expression has the shape of what it is assigned to."""
-        if value.has(dot):
+        views = [self.rule.derivatives.views[s] for s in self.rule.derivatives.symbols(value)]
+        if any(array.shape == target.shape for array, _ in views) or value.has(dot):
             return True
-        views = (self.rule.derivatives.views[s] for s in self.rule.derivatives.symbols(value))
-        axes = lambda array, at: {axis for axis, _ in along(array.shape, at) or enumerate(at.shape)}
-        fills = lambda array, at: at.shape == target.shape and axes(array, at) >= {*range(at.ndim)}
-        return any(
-            fills(array, at) if array.size > 1 else array.shape == target.shape
-            for array, at in views
-        )
+        fills = lambda array, at: len(array.shape) == at.ndim and np.unique(at).size == target.size
+        return 1 not in target.shape and any(fills(*view) for view in views)
 
     def added(self, target: Array, value: Any, where: np.ndarray) -> str:
         once, index = np.unique(where).size == where.size, self.index(target.shape, where)
@@ -211,28 +201,21 @@ class Source:
 
     def file(self, equations: str) -> str:
         """The whole file."""
-        head = ["# " + in_one_line(line) if line else "#" for line in equations.split("\n")]
-        own = [d for several in self.rule.step.nodes.own.values() for d in several]
-        written = [
-            f"def {n}({', '.join(map(str, a))}):\n    return {self.code(v)}" for n, a, v in own
-        ]
-        known = [
-            f"def {name}({', '.join('abc'[: next(iter(of.nargs))])}):\n    return {body}"
-            for name, (of, body) in FUNCTIONS.items()
-            if name in self._functions
-        ]
-        array = lambda a: np.array2string(
-            a, separator=", ", threshold=a.size + 1, floatmode="unique"
-        )
-        tables = [f"{name} = np.array({array(a)})" for name, a in self.tables.values()]
+        nodes, tables = self.rule.step.nodes, self.tables.values()
+        define = lambda name, arguments, body: f"\n\ndef {name}({arguments}):\n    return {body}"
+        own = [of for several in nodes.own.values() for of in several]
+        written = [define(n, ", ".join(map(str, a)), self.code(value)) for n, a, value in own]
+        known = [(n, *FUNCTIONS[n]) for n in FUNCTIONS if n in self._functions]
         carried = ", ".join(f"{a.name!r}: np.zeros({a.shape})" for a in self.rule.carried)
+        options: Any = dict(separator=", ", threshold=np.inf, floatmode="unique")
         parts = [
-            *head,
+            *("# " + in_one_line(line) if line else "#" for line in equations.split("\n")),
             "import math\n\nimport numpy as np\n\nnan, inf = np.nan, np.inf",
-            *tables,
-            *(f"{s} = {a!r}" for (_, a), s in self.rule.step.nodes.constants.items()),
-            *(f"\n\n{f}" for f in (*known, *written)),
-            f"\n\ndef traces():\n    return {{{carried}}}",
+            *(f"{name} = np.array({np.array2string(a, **options)})" for name, a in tables),
+            *(f"{s} = {a!r}" for (_, a), s in nodes.constants.items()),
+            *(define(n, ", ".join("abc"[: max(of.nargs)]), body) for n, of, body in known),
+            *written,
+            define("traces", "", f"{{{carried}}}"),
             "\n\ndef step(parameters, inputs, carry, dloss):",
             *self.lines,
         ]
@@ -244,7 +227,13 @@ def _parts(parts: Sequence[Array]) -> Iterator[tuple[Array, str]]:
     yield from zip(parts, (".real", ".imag") if parts[1:] else ("",), strict=True)
 
 
-def _whole(parts: Sequence[Array], shape: Any) -> str:
-    names = [a.name for a in parts]
-    whole = names[0] if len(names) == 1 else f"({names[0]} + 1j * {names[1]})"
+def _whole(names: Sequence[str], shape: tuple[int, ...], sign: str = "+") -> str:
+    whole = names[0] if len(names) == 1 else f"({names[0]} {sign} 1j * {names[1]})"
     return f"{whole}.reshape({tuple(shape)})"
+
+
+def _by_path(
+    paths: Sequence[str], arrays: Sequence[Sequence[Array]], avals: Sequence[Any]
+) -> Iterator[str]:
+    for path, parts, aval in zip(paths, arrays, avals, strict=True):
+        yield f"{path!r}: {_whole([a.name for a in parts], aval.shape)}"

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
-from ..trace import Equation, params
+from ..trace import Equation
 from ._nodes import Array, Ids, Nodes, Sums
 
 
@@ -92,29 +92,34 @@ class Grid:
         return grid.taken(lambda a: a.reshape(shape)) if whole else grid
 
 
+class Times(NamedTuple):
+    """A weight times its data, or times one."""
+
+    part: int
+    """The part of the output that it is added to."""
+    sign: int
+    weight: Array
+    data: Array | None = None
+    at: np.ndarray = np.zeros(0, int)
+    """The place of each column of the data."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Product:
-    """What a weight operation with data gives: for each real part of the output, a sum of products."""
+    """What a weight operation gives: for each real part of the output, a sum of products."""
 
     op: WeightOp
-    output: tuple[Array, ...]
-    terms: Sequence[tuple[int, int, Array, Ids]]
-    """The part of the output, a sign, an array of the weight, and nodes of the data."""
+    output: Sequence[Array]
+    """Of an operation without data, the weight as it uses it."""
+    terms: Sequence[Times]
     grid: Grid
-    held: bool
+    held: bool = False
     """Whether the rule holds the data constant."""
 
-    def data(self, nodes: Nodes) -> list[Array]:
+    @property
+    def data(self) -> list[Array]:
         """The arrays of the data."""
-        return [*dict.fromkeys(nodes.elements(ids)[0] for *_, ids in self.terms)]
-
-    def sums(self) -> None:
-        """Say of the outputs what they are the sums of."""
-        rows, grid = self.grid.rows.reshape(-1), self.grid
-        for part, sign, weight, data in self.terms:
-            left, right = weight.first + grid.weights.reshape(-1), data[grid.cols].reshape(-1)
-            array = self.output[part]
-            array.sums = (*array.sums, Sums(rows, left, right, sign, self.held))
+        return [*dict.fromkeys(t.data for t in self.terms if t.data is not None)]
 
 
 def sums_of(
@@ -135,20 +140,6 @@ def sums_of(
     rows, cols = np.nonzero(right >= 0)
     factors = rest[0][0].reshape(-1) if multiplies else np.array([nodes.number(1)])
     return (Sums(rows, first[part].reshape(-1)[cols], factors[right[rows, cols]], cut=cut),)
-
-
-def matrix_and_vector(eqn: Equation, given: Sequence[Ids], nodes: Nodes) -> tuple[Ids, ...]:
-    """The factors of a product of a whole matrix and a vector, in the order of `@`; none of another function."""
-    if eqn.primitive.name != "dot_general" or sorted(a.ndim for a in given) != [1, 2]:
-        return ()
-    place = [a.ndim for a in given].index(2)
-    matrix, axes = given[place], params.product(eqn).contract[place]
-    whole = nodes.elements(matrix)[0]
-    for turned in (False, True):
-        ids = matrix.T if turned else matrix
-        if ids.shape == whole.shape and np.array_equal(ids.reshape(-1), whole.ids):
-            return (given[1 - place], ids) if turned == (axes == (1,)) else (ids, given[1 - place])
-    return ()
 
 
 def _integers(found: Any) -> np.ndarray:

@@ -8,10 +8,13 @@ from ..analyse import WeightOp
 from ..errors import UnsupportedError
 from ..forms import Defined, Meaning
 from ..ir import AtEnd, Carried, Direct, Product, Steps, Through, TraceNode, TraceProgram
-from ._derivatives import Derivatives, Equation
+from ._derivatives import Derivatives, Equation, Term
 from ._eprop import EProp
 from ._nodes import HERE, Array
-from ._traces import CarriedArrays, Data, Placed
+from ._traces import CarriedArrays, Data
+
+Section = tuple[str, str, list[Equation]]
+"""A title, the paths of the weights that it is about, and equations."""
 
 
 class Rule:
@@ -25,22 +28,16 @@ class Rule:
         self.gradient: dict[Array, Array] = {}
         self.traces = {n: CarriedArrays(d, n, m, program.closed(n)) for n, m in meanings.items()}
         traces = [(node, [*trace.equations()]) for node, trace in self.traces.items()]
-        gradients = {op: [*self._gradient(op)] for op in self.analysis.ops}
+        gradients = [(op.path, [*self._gradient(op)]) for op in self.analysis.ops]
         step = [e for c in (*self.step.once, *self.step.computed) for e in d.equations_of(*c)]
-        self.sections: list[tuple[str, str | None, list[Equation]]] = [
-            ("the step", None, step),
-            ("the learning signals", None, d.credits),
+        self.sections: list[Section] = [
+            *(("the step", "", step), ("the learning signals", "", d.credits))
         ]
-        """Titles, the paths of the weights that they are about, and equations."""
         for node, equations in traces:
             paths = ", ".join(dict.fromkeys(op.path for op in node.ops))
             self.sections.append((f"the trace of {paths}: {node.form.held}", paths, equations))
-        for op, equations in gradients.items():
-            self.sections.append(("the gradient of a step", op.path, equations))
-        leaves = zip(self.step.parameters, program.analysis.step.model_leaves.paths, strict=True)
-        path_of = {array: path for parts, path in leaves for array in parts}
-        for parameter, equation in self._pulled_back():
-            self.sections.append(("the gradient of a step", path_of[parameter], [equation]))
+        gradients += self._pulled_back()
+        self.sections += [("the gradient of a step", *of) for of in gradients]
         if d.of_eprop:
             EProp(self)
 
@@ -94,46 +91,45 @@ class Rule:
             yield from self._added(op, part, trace.met(line, (op, part), note != "past"), note)
 
     def _added(
-        self, op: WeightOp, part: int, values: Iterable[Placed], note: str
+        self, op: WeightOp, part: int, terms: Iterable[Term], note: str
     ) -> Iterator[Equation]:
-        """Values that are added to the gradient of a weight, each with its elements of the weight."""
+        """Terms of elements of a weight that are added to its gradient."""
         weight, at = self.derivatives.nodes.elements(self.step.value(op.weight)[part])
-        at = at.reshape(-1) if op not in self.step.products else np.arange(weight.size)
+        at = np.arange(weight.size) if self.step.products[op].data else at.reshape(-1)
         target = self._gradient_of(weight)
-        if terms := [self.derivatives.term(target, value, at[w]) for value, w in values]:
-            yield Equation(target, terms, note)
+        if found := [self.derivatives.term(target, t.value, at[t.where]) for t in terms]:
+            yield Equation(target, found, note)
 
     def _gradient_of(self, weight: Array) -> Array:
         if weight not in self.gradient:
-            self.gradient[weight] = self.derivatives.array(
-                *(f"g_{weight.name}", weight.shape, "g", weight.text)
-            )
+            text, tex = f"g_{weight.name}", ("g", weight.text)
+            self.gradient[weight] = self.derivatives.array(text, weight.shape, *tex)
         return self.gradient[weight]
 
     def _outer(
         self, op: WeightOp, credit: Sequence[Array | None], note: str, data: Data | None = None
     ) -> Iterator[Equation]:
         """Credit of the output of an operation, times its data."""
-        product, d = self.step.products.get(op), self.derivatives
-        grid = d.grid(op)
+        product, d = self.step.products[op], self.derivatives
         for part, weight in enumerate(d.weights(op)):
-            values: list[Placed] = []
-            if product is None and (given := credit[part]) is not None:
-                values.append((d.view(given), grid.weights))
-            for to, sign, w, ids in () if product is None else product.terms:
-                given, (x, at) = credit[to], d.nodes.elements(ids)
-                if w is weight and given is not None:
-                    of_data = d.view(x, at[grid.cols]) if data is None else data(x, grid)
-                    values.append((sign * d.view(given, grid.rows) * of_data, grid.weights))
-            yield from self._added(op, part, values, note)
+            terms, grid = list[Term](), product.grid
+            for times in product.terms:
+                given = credit[times.part]
+                if times.weight is weight and given is not None:
+                    of_data = d.data(times, grid) if data is None else data(times.data, grid)
+                    value = times.sign * d.view(given, grid.rows) * of_data
+                    terms.append(Term(value, grid.weights))
+            yield from self._added(op, part, terms, note)
 
-    def _pulled_back(self) -> Iterator[tuple[Array, Equation]]:
-        """From effective weights to the parameters that they are computed from."""
+    def _pulled_back(self) -> Iterator[tuple[str, list[Equation]]]:
+        """From effective weights to the parameters that they are computed from, by their paths."""
+        leaves = zip(self.step.parameters, self.analysis.step.model_leaves.paths, strict=True)
+        path_of = {array: path for parts, path in leaves for array in parts}
         for weight, gradient in [*self.gradient.items()]:
             jacobian = self.derivatives.jacobian(weight.ids, HERE) if weight.kind == "value" else {}
             for parameter in jacobian:
                 terms = self.derivatives.back(jacobian, parameter, gradient)
-                yield parameter, Equation(self._gradient_of(parameter), terms)
+                yield path_of[parameter], [Equation(self._gradient_of(parameter), terms)]
 
 
 def _meanings(program: TraceProgram) -> dict[TraceNode, Meaning]:
@@ -155,7 +151,6 @@ def _meanings(program: TraceProgram) -> dict[TraceNode, Meaning]:
         if not form.exact and found[node].is_whole and found[node].rank is None:
             why = f"the trace of {node.op.path} is random, and has a mean alone, that of RTRL"
     if why:
-        raise UnsupportedError(
-            f"The equations of {rule} cannot be written: {why}. Compile with another rule, such as D_RTRL."
-        )
+        what = "Compile with another rule, such as D_RTRL."
+        raise UnsupportedError(f"The equations of {rule} cannot be written: {why}. {what}")
     return found

@@ -3,7 +3,8 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,6 @@ from ..trace import (
     canonicalise,
     facts,
     flatten,
-    in_place_of,
     is_complex,
     is_key,
     is_spike,
@@ -33,10 +33,11 @@ from ..trace import (
 from ._functions import COMPLEX, ELEMENTS, INTEGERS, WITHIN, WRAPPING, function, parts_of
 from ._names import in_names, is_close, numbers_of
 from ._nodes import Array, Ids, Nodes, Sums
-from ._products import Grid, Product, matrix_and_vector, sums_of
+from ._products import Grid, Product, Times, sums_of
 
 Parts = tuple[Ids, ...]
 """The nodes of a real array, or of the real and the imaginary part of a complex one."""
+Arrays = tuple[Array, ...]
 
 
 class Evaluation:
@@ -58,16 +59,23 @@ class Evaluation:
             return (np.full(value.shape, self.nodes.number(value.flat[0])),)
         return (np.array([self.nodes.number(a) for a in value.flat]).reshape(value.shape),)
 
-    def run(self, equations: Sequence[Equation]) -> None:
+    def folded(self, equations: Iterable[Equation]) -> list[Equation]:
+        """The equations whose results are not constants, which are evaluated."""
+        found: list[Equation] = []
         for eqn in equations:
             values = [self.known.get(v) for v in eqn.inputs]
             if all(v is not None for v in values) and not any(is_key(v.aval) for v in eqn.outputs):
                 with jax.ensure_compile_time_eval():
-                    found = [np.asarray(a) for a in eqn.bind(*map(jnp.asarray, values))]
-                self.known.update(zip(eqn.outputs, found, strict=True))
+                    results = map(np.asarray, eqn.bind(*map(jnp.asarray, values)))
+                    self.known.update(zip(eqn.outputs, results, strict=True))
             elif eqn.outputs:  # a conditional may have none that is used
-                for v, parts in zip(eqn.outputs, self.outputs(eqn), strict=True):
-                    self.env[v] = self.kept(eqn, v, parts)
+                found.append(eqn)
+        return found
+
+    def run(self, equations: Iterable[Equation]) -> None:
+        for eqn in equations:
+            for v, parts in zip(eqn.outputs, self.outputs(eqn), strict=True):
+                self.env[v] = self.kept(eqn, v, parts)
 
     def kept(self, eqn: Equation, v: Variable, parts: Parts) -> Parts:
         return parts
@@ -136,17 +144,11 @@ class Evaluation:
             return None
         if eqn.primitive is prims.gather_p:  # the number of no node
             eqn = dataclasses.replace(eqn, params={**eqn.params, "fill_value": -1})
-        found: list[list[np.ndarray]] = []
-        zero = self.nodes.number(0)
+        found, zero = list[list[Ids]](), self.nodes.number(0)
+        second = lambda v, parts: np.full(v.shape, zero) if v.is_float else parts[0]
+        both = [(*of, second(v, of)) for v, of in zip(eqn.inputs, operands, strict=True)]
         for part in range(max(map(len, operands), default=0)):
-            ids = [
-                parts[part]
-                if part < len(parts)
-                else np.full(v.shape, zero)
-                if v.is_float
-                else parts[0]
-                for v, parts in zip(eqn.inputs, operands, strict=True)
-            ]
+            ids = [parts[part] for parts in both]
             if record.rearranges is not None:
                 found.append([np.asarray(a) for a in record.rearranges(*ids, **eqn.params)])
             else:
@@ -207,18 +209,16 @@ class Evaluation:
     def _element(self, flat: Any, eqn: Equation, names: Sequence[Any]) -> Any:
         """A function of elements as an expression of its arguments."""
         inner = Evaluation(self.nodes, {v: np.asarray(a) for v, a in flat.constants.items()})
-        arrays = [
-            self.nodes.array(str(n), v.shape) for n, v in zip(names, flat.inputs, strict=True)
-        ]
-        inner.env = {v: (a.ids.reshape(v.shape),) for v, a in zip(flat.inputs, arrays, strict=True)}
-        inner.run(prune(flat.equations, flat.outputs))
+        arrays = [self.nodes.array("", v.shape) for v in flat.inputs]
+        inner.env = {v: _ids((a,), v) for v, a in zip(flat.inputs, arrays, strict=True)}
+        inner.run(inner.folded(prune(flat.equations, flat.outputs)))
         (ids,) = inner.value(flat.outputs[0])
-        families = self.nodes.families(ids)
-        if ids.shape != eqn.outputs[0].shape or len(families) != 1:
+        (_, touched), *others = self.nodes.families(ids)
+        if ids.shape != eqn.outputs[0].shape or others:
             raise OfWholeArrays
         argument = dict(zip(arrays, names, strict=True))
         of_symbol: dict[Any, Any] = {}
-        for nodes in families[0].touched.T:
+        for nodes in touched.T:
             array, place = self.nodes.elements(nodes)
             if array not in argument or (array.size > 1 and (place != np.arange(ids.size)).any()):
                 raise OfWholeArrays
@@ -234,8 +234,6 @@ class Call(NamedTuple):
     arguments: list[Ids]
     is_known: bool
     """Whether it is written as a sum."""
-    factors: tuple[Ids, ...] = ()
-    """Of a product of a matrix and a vector, the two in the order of whole arrays."""
 
 
 class Step(Evaluation):
@@ -244,61 +242,57 @@ class Step(Evaluation):
     def __init__(self, analysis: Analysis, names: Mapping[float, str]):
         step, split, hidden = analysis.step, analysis.split, analysis.hidden
         given = {**step.constants, **step.fixed}
-        super().__init__(
-            Nodes(), {v: np.asarray(a) for v, a in given.items() if not is_key(v.aval)}
-        )
+        known = {v: np.asarray(a) for v, a in given.items() if not is_key(v.aval)}
+        super().__init__(Nodes(), known)
         self.analysis, self.step, self.names = analysis, step, names
-        model = step.model_leaves.join(step.model_leaves.avals)
-        self.numbers = numbers_of(model, step.call)
+        self.numbers = numbers_of(step.model_leaves.join(step.model_leaves.avals), step.call)
         self.computed: list[tuple[Array, np.ndarray | None]] = []
         """What is computed, in order: the elements of an array, or all."""
         self.products: dict[WeightOp, Product] = {}
-        self.uses: dict[WeightOp, tuple[Array, ...]] = {}
         self.values: dict[Array, np.ndarray] = {}
         """Arrays of constants."""
         self.calls: dict[Array, Call] = {}
         """Functions of whole arrays."""
+        self._defined: dict[bytes, Array] = {}
+        self._in_body = False
         self.parameters = self._leaves(step.parameters, step.model_leaves.paths, "source")
         paths = step.with_begins(step.input_leaves.paths, "begins")
         self.inputs = self._leaves(step.inputs, paths, "given")
         self.state = self._leaves(step.state, step.state_paths, "source")
-        new = lambda a: self._new(
-            self.nodes.name(a.name + "_new"), a.shape, shown=a.name + "'", dtype=a.dtype, tex=a.tex
-        )
-        self.new_state = [tuple(map(new, parts)) for parts in self.state]
-        self.body = [e for eqn in split.body for e in _written(eqn, bool(step.added))]
-        every = [*split.prefix, *self.body]
-        self._assigned = assigned(every)
-        transient = [*map(self._transient, hidden.new[hidden.stored :])]
-        stored = [(self.state[i], self.new_state[i]) for i in hidden.leaves[: hidden.stored]]
-        self.hidden = [*stored, *transient]
-        """The parts of each hidden state, before and after the step; of a transient one nothing is known before it."""
-        self._all_new = [
-            a for parts in (*self.new_state, *(t[1] for t in transient)) for a in parts
+        self.new_state = [
+            tuple(self.nodes.after(a, nodes=np.full(a.size, -1)) for a in of) for of in self.state
         ]
-        self._origins = _Origins(self)
-        self._states_of = {
-            v: i for i, v in reversed([*enumerate(split.next_state)]) if v not in step.state
-        }
+        every = [*split.prefix, *split.body]
+        self._assigned = assigned(every)
+        stored = [(self.state[i], self.new_state[i]) for i in hidden.leaves[: hidden.stored]]
+        self.hidden = [*stored, *map(self._transient, hidden.new[hidden.stored :])]
+        """The parts of each hidden state, before and after the step; of a transient one nothing is known before it."""
+        after = (parts for _, parts in self.hidden)
+        new = [*zip(hidden.new, after, strict=True)]
+        new += zip(split.next_state, self.new_state, strict=True)
         self._read = Counter(v for eqn in every for v in eqn.inputs)
         self._read.update([*split.outputs, *split.next_state])
-        self._defined: dict[bytes, Array] = {}
         self._ops: dict[Equation, list[WeightOp]] = {}
         for op in analysis.ops:
             self._ops.setdefault(op.equation, []).append(op)
-        self._in_body = False
-        self.run(split.prefix)
+        prefix, body = self.folded(split.prefix), self.folded(split.body)
+        self._new_of: dict[Variable, Arrays] = {}
+        for v, parts in new:
+            if v.is_float and v not in step.state:
+                self._new_of.setdefault(v, parts)
+        given = (a.ids for of in (self.parameters, self.state) for parts in of for a in parts)
+        self._given, self._becomes = np.concatenate([*given]), dict[Variable, Parts]()
+        self.run(prefix)
         paths = {op.weight: "w_" + op.path for op in analysis.ops}
         for v in split.weights:
             text = self._assigned.get(v, paths.get(v, "w"))
             self.env[v] = tuple(self._parts(self.value(v), text))
         self.once, self.computed, self._in_body = self.computed, [], True
-        self.run(self.body)
-        new = [*zip(split.next_state, self.new_state, strict=True)]
-        new += [(v, parts) for v, (_, parts) in zip(hidden.new, self.hidden, strict=True)]
+        self._becomes = self._moved_on(body)
+        self.run(body)
         for v, parts in new:
             for array, ids in zip(parts, self.value(v), strict=True):
-                self._becomes(array, np.arange(array.size), ids.reshape(-1))
+                self._is_new(array, array.ids, ids.reshape(-1))
         self.outputs_of = [
             tuple(self._output(v, p, ids, n) for n, ids in enumerate(self.value(v)))
             for v, p in zip(split.outputs, step.output_leaves.paths, strict=True)
@@ -308,44 +302,56 @@ class Step(Evaluation):
 
     def _leaves(
         self, variables: Sequence[Variable], paths: Sequence[str], kind: str
-    ) -> list[tuple[Array, ...]]:
+    ) -> list[Arrays]:
         """Arrays for the leaves of a tree, each by the last part of its path where that is its own."""
-        found: list[tuple[Array, ...]] = []
-        last_of = lambda path: re.split(r"\W+", path.rstrip("]'"))[-1]
-        short = ["h" if path == "state" else last_of(path) for path in paths]
-        filtered = [path for path, _ in self.step.added]
-        short = [
-            f"q_{last_of(path.partition(')')[0])}" if path in filtered else last
-            for path, last in zip(paths, short, strict=True)
-        ]
+        last_of = lambda p: "h" if p == "state" else re.split(r"\W+", p.rstrip("]'"))[-1]
+        filtered = {path: last_of(path.partition(")")[0]) for path, _ in self.step.added}
+        short = [f"q_{filtered[p]}" if p in filtered else last_of(p) for p in paths]
+        found: list[Arrays] = []
         for v, path, last in zip(variables, paths, short, strict=True):
             own = short.count(last) == 1 and not last.isdigit() and last not in self.nodes.names
             name = self.nodes.name(last if own else path, "h")
-            suffixes = ("_re", "_im") if is_complex(v.aval) else ("",)
             is_matrix = v in self.step.parameters and len(v.shape) == 2
+            tex = ("xbar", filtered[path]) if path in filtered else ()
+            fields = dict(kind=kind if v.is_float else "given", dtype=_held_as(v), tex=tex)
             shape = v.shape if is_matrix else (v.size,)
-            of = kind if v.is_float else "given"
-            tex = ("xbar", last.removeprefix("q_")) if path in filtered else ()
-            held = dict(kind=of, dtype=_held_as(v), tex=tex)
-            parts = tuple(self.nodes.array(name + s, shape, **held) for s in suffixes)
-            self.env[v] = tuple(a.ids.reshape(v.shape) for a in parts)
-            found.append(parts)
+            found.append(tuple(self.nodes.array(name + s, shape, **fields) for s in _parts(v)))
+            self.env[v] = _ids(found[-1], v)
         return found
 
-    def _transient(self, v: Variable) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    def _transient(self, v: Variable) -> tuple[Arrays, Arrays]:
         """The parts of a value that counts as a new state."""
         name = self.nodes.name(self._assigned.get(v, "q"))
-        names = [name + s for s in (("_re", "_im") if is_complex(v.aval) else ("",))]
-        old = (self.nodes.array(n, (v.size,), kind="given") for n in names)
-        return tuple(old), tuple(self._new(n, (v.size,)) for n in names)
+        of = [self.nodes.array(name + s, (v.size,), kind="given") for s in _parts(v)]
+        new = (self.nodes.array(a.name, a.shape, nodes=np.full(a.size, -1)) for a in of)
+        return tuple(of), tuple(new)
 
-    def _new(self, name: str, shape: tuple[int, ...], **fields: Any) -> Array:
-        """A new state, whose elements are found as they are computed."""
-        return self.nodes.array(name, shape, nodes=np.full(int(np.prod(shape)), -1), **fields)
+    def _moved_on(self, equations: Sequence[Equation]) -> dict[Variable, Parts]:
+        """The element of a new state that each element of a value is, or is moved on into; -1 where there is none."""
+        ids, moves = dict[Variable, Parts](), list[tuple[Parts, Parts]]()
+
+        def of(v: Variable) -> Parts:
+            if v not in ids:
+                ids[v] = _ids([self.nodes.array("", v.shape) for _ in _parts(v)], v)
+            return ids[v]
+
+        for eqn in equations:
+            moved = self._moved(eqn, [*map(of, eqn.inputs)])
+            moves += zip(map(of, eqn.outputs), moved or (), strict=moved is not None)
+        becomes = np.full(self.nodes.first_free, -1)
+        for v, arrays in self._new_of.items():
+            given = _ids(arrays, v), of(v)
+            for pair in (given, *reversed(moves)):
+                for to, source in zip(*pair, strict=True):
+                    is_new = to if pair is given else becomes[to]
+                    here = (is_new >= 0) & (becomes[source] < 0)
+                    becomes[source[here]] = is_new[here]
+        return {v: tuple(becomes[places] for places in parts) for v, parts in ids.items()}
 
     def named(self, ids: Ids, text: str, dtype: str = "") -> Ids:
         """Values as elements of one array, which gets a name where they are not."""
-        if not self.nodes.is_of_one_array(ids):
+        found = self.nodes.element(int(ids.flat[0])) if ids.size else None
+        if found is None or not np.isin(ids, found[0].ids).all():
             key = ids.tobytes()
             if key not in self._defined:
                 array = self._array(text, ids.shape, nodes=ids.reshape(-1), dtype=dtype)
@@ -390,22 +396,21 @@ class Step(Evaluation):
 
     def _as_new_states(self, v: Variable, part: int, ids: Ids) -> Ids:
         """The elements of new states by their names, wherever the step computes them."""
-        number, ids = self._origins.new_states(v, part), ids.reshape(-1).copy()
-        if v in self._states_of and v.is_float:
-            number = np.where(number < 0, self.new_state[self._states_of[v]][part].ids, number)
-        for array in self._all_new if (number >= 0).any() else ():
+        if v not in self._becomes or (v not in self._new_of and np.isin(ids, self._given).all()):
+            return ids
+        number, found = self._becomes[v][part].reshape(-1), ids.reshape(-1).copy()
+        for array in (a for parts in self._new_of.values() for a in parts):
             here = np.flatnonzero(np.isin(number, array.ids))
-            self._becomes(array, number[here] - array.first, ids[here])
-            ids[here] = number[here]
-        return ids.reshape(v.shape)
+            self._is_new(array, number[here], found[here])
+            found[here] = number[here]
+        return found.reshape(v.shape)
 
-    def _becomes(self, array: Array, places: np.ndarray, ids: Ids) -> None:
-        assert array.nodes is not None
-        left = (array.nodes[places] < 0) & (ids != array.first + places)
-        order = np.argsort(places[left])
-        places, ids = places[left][order], ids[left][order]
+    def _is_new(self, array: Array, to: Ids, ids: Ids) -> None:
+        """What the step computes elements of a new state as, where that is not said yet."""
+        left = (array.values[to - array.first] < 0) & (ids != to)
+        places, first = np.unique(to[left] - array.first, return_index=True)
         if places.size or not array.size:
-            array.nodes[places] = ids
+            array.values[places] = ids[left][first]
             self.computed.append((array, places))
 
     def _output(self, v: Variable, path: str, ids: Ids, part: int) -> Array:
@@ -440,19 +445,21 @@ class Step(Evaluation):
                     self.env[v] = (np.full(v.shape, self.nodes.node("number", (alike,))),)
         ops = self._ops.get(eqn, [])
         operands = [self.value(v) for v in eqn.inputs]
+        if self.step.added and _name_of(eqn) == "derivative_added":
+            return [tuple(map(partial(self.nodes.apply, "with_derivative"), *operands))]
         for op in ops:
+            if op.kind.data is not None and len(ops) > 1:
+                raise UnsupportedError(
+                    f"{op} has several weights, and no equation is known for it. Compute with one weight at a time."
+                )
             if op.kind.data is not None:
-                if len(ops) > 1:
-                    raise UnsupportedError(
-                        f"{op} has several weights, and no equation is known for it. Compute with one weight at a time."
-                    )
                 return self._product(op, operands)
-            parts = operands[op.operand]
-            self.uses[op] = tuple(
-                self.nodes.array("", (ids.size,), kind="source", of=ids.reshape(-1))
-                for ids in parts
-            )
-            operands[op.operand] = tuple(a.ids.reshape(op.weight.shape) for a in self.uses[op])
+            weights = [self.nodes.elements(ids)[0] for ids in operands[op.operand]]
+            terms = [Times(part, 1, weight) for part, weight in enumerate(weights)]
+            fields = [dict(kind="source", nodes=ids.reshape(-1)) for ids in operands[op.operand]]
+            output = [self.nodes.array("", (op.size,), **of) for of in fields]
+            self.products[op] = Product(op, output, terms, Grid.elements(op.size))
+            operands[op.operand] = _ids(output, op.weight)
         return self.applied(eqn, operands)
 
     def _product(self, op: WeightOp, operands: Sequence[Parts]) -> list[Parts]:
@@ -464,31 +471,33 @@ class Step(Evaluation):
         if not op.equation.inputs[data].is_float:
             xs = [self.named(self._one_hot(op, operands[data][0]), "one_hot")]
         (first, place), *_ = of_weights = [self.nodes.elements(w) for w in weights]
-        suffixes = ("_re", "_im") if is_complex(out.aval) else ("",)
         text = first.text.removesuffix("_re")
-        stem, of = self.nodes.name("I_" + text), ("I", text)
-        arrays = [
-            self.nodes.array(
-                stem + s, (out.size,), kind="source", tex=(*of, *filter(None, [s[1:]]))
-            )
-            for s in suffixes
-        ]
+        name, tex = (
+            self.nodes.name("I_" + text),
+            lambda part: ("I", text, *filter(None, [part[1:]])),
+        )
+        array = lambda s: self.nodes.array(name + s, (out.size,), kind="source", tex=tex(s))
+        arrays = [*map(array, _parts(out))]
         terms = [
-            ((a + b) % 2, -1 if a and b else 1, w, x.reshape(-1))
+            Times((a + b) % 2, -1 if a and b else 1, w, *self.nodes.elements(x.reshape(-1)))
             for a, (w, _) in enumerate(of_weights)
             for b, x in enumerate(xs)
             if (a + b) % 2 < len(arrays)
         ]
         held = op.number in self.analysis.cut and op in self.analysis.live
         grid = Grid.of(op, first.shape, place.reshape(-1))
-        self.products[op] = Product(op, tuple(arrays), terms, grid, held)
-        self.products[op].sums()
+        self.products[op] = Product(op, arrays, terms, grid, held)
+        rows, weights, cols = (a.reshape(-1) for a in (grid.rows, grid.weights, grid.cols))
+        for part, sign, weight, x, at in terms:
+            assert x is not None
+            factors = weight.first + weights, x.first + at[cols]
+            arrays[part].sums = (*arrays[part].sums, Sums(rows, *factors, sign, held))
         self.computed += [(array, None) for array in arrays]
-        return [tuple(a.ids.reshape(out.shape) for a in arrays)]
+        return [_ids(arrays, out)]
 
     def _parts(self, parts: Parts, text: str) -> list[Ids]:
         """The parts of a value by their names, without an imaginary one that is zero."""
-        parts = parts if any(self.nodes.value(int(n)) != 0 for n in parts[-1].flat) else parts[:1]
+        parts = parts if (parts[-1] != self.nodes.number(0)).any() else parts[:1]
         return [self.named(ids, text + ("_im" if n else "")) for n, ids in enumerate(parts)]
 
     def _one_hot(self, op: WeightOp, index: Ids) -> Ids:
@@ -509,94 +518,44 @@ class Step(Evaluation):
             operands = [(ids,) for ids in inner if ids is not None]
         pairs = zip(eqn.inputs, operands, strict=True)
         given = [ids for v, parts in pairs if v.is_float for ids in self._parts(parts, "q")]
-        factors = matrix_and_vector(eqn, given, self.nodes)
+        of = [self.nodes.elements(ids)[0] for ids in given] if text == "product" else []
+        matrices = [a.text for a in of if len(a.shape) == 2]
         found: list[Parts] = []
         for v in eqn.outputs:
-            suffixes = ("_re", "_im") if is_complex(v.aval) else ("",)
-            matrix = [self.nodes.elements(ids)[0] for ids in factors if ids.ndim == 2]
-            tex = ("I", *(a.text for a in matrix)) if matrix else ()
-            arrays = [self._array(text + s, v.shape, tex=tex) for s in suffixes]
+            tex = ("I", *matrices) if len(matrices) == 1 else ()
+            arrays = [self._array(text + s, v.shape, tex=tex) for s in _parts(v)]
             for part, array in enumerate(arrays):
                 array.sums = sums_of(eqn, operands, part, self.nodes, stopped)
-                self.calls[array] = Call(text, eqn, given, bool(array.sums), factors)
+                self.calls[array] = Call(text, eqn, given, bool(array.sums))
                 array.sums = array.sums or self._opaque(array, given, v)
             self.computed += [(a, None) for a in arrays]
-            found.append(tuple(a.ids.reshape(v.shape) for a in arrays))
+            found.append(_ids(arrays, v))
         return found
 
     def _opaque(self, array: Array, given: Sequence[Ids], v: Variable) -> list[Sums]:
         """The Jacobians of a function that no equation is known for: names alone."""
         found: list[Sums] = []
         for of in dict.fromkeys(self.nodes.elements(ids)[0] for ids in given if v.is_float):
-            name = self.nodes.name(f"D_{array.name}_{of.name}")
-            jacobian = self.nodes.array(
-                *(name, (array.size, of.size)), kind="given", tex=("D", array.name, of.name)
-            )
+            tex = "D", array.name, of.name
+            name, shape = self.nodes.name("_".join(tex)), (array.size, of.size)
+            jacobian = self.nodes.array(name, shape, kind="given", tex=tex)
             rows, columns = np.indices(jacobian.shape).reshape(2, -1)
             found.append(Sums(rows, of.ids[columns], jacobian.ids))
         return found
 
 
-class _Origins(Evaluation):
-    """Where the step computes each element of a new state, which it may move before it hands it on."""
-
-    def __init__(self, step: "Step"):
-        super().__init__(Nodes(), step.known)
-        split, hidden = step.analysis.split, step.analysis.hidden
-        self._fixed = {*split.weights, *split.others}
-        for v in (*step.step.parameters, *step.step.inputs, *step.step.state):
-            self.env[v] = self._fresh(v)
-        parts = [p for v in hidden.old for p in self.env.get(v, ())]
-        self._old = np.concatenate([p.reshape(-1) for p in parts])
-        self._first = 0
-        self.run(split.prefix)
-        self._first = self.nodes.first_free
-        self._new: dict[int, int] = {}
-        self.run(step.body)
-        for v, (_, new) in zip(hidden.new, step.hidden, strict=True):
-            for array, ids in zip(new, self.value(v), strict=True):
-                for place, node in zip(array.ids.tolist(), ids.reshape(-1).tolist(), strict=True):
-                    if node >= self._first and self.nodes.element(node) is not None:
-                        self._new.setdefault(node, place)
-
-    def _fresh(self, v: Variable) -> Parts:
-        arrays = [self.nodes.array("", v.shape) for _ in range(1 + is_complex(v.aval))]
-        return tuple(a.ids.reshape(v.shape) for a in arrays)
-
-    def applied(self, eqn: Equation, operands: Sequence[Parts]) -> Sequence[Parts]:
-        found = self._moved(eqn, operands)
-        fresh = [self._fresh(out) for out in eqn.outputs]
-        if found is None:
-            return fresh
-        moving = [
-            p
-            for v, p in zip(eqn.inputs, operands, strict=True)
-            if v.is_float and v not in self._fixed
-        ]
-        if moving and all(np.isin(ids, self._old).all() for parts in moving for ids in parts):
-            return found
-        # What it moves on of old states is its own.
-        own = lambda ids, new: np.where(ids < self._first, new, ids)
-        return [tuple(map(own, *pair)) for pair in zip(found, fresh, strict=True)]
-
-    def new_states(self, v: Variable, part: int) -> np.ndarray:
-        """The element of a new state that each element of a value is, or is moved on into; -1 where there is none."""
-        ids = self.env[v][part].reshape(-1)
-        return np.array([self._new.get(int(n), -1) for n in ids], np.int64)
-
-
-def _written(eqn: Equation, coupled: bool) -> Sequence[Equation]:
-    """An equation; one that adds the derivative of a value to another value as a sum."""
-
-    def summed(value: Any, other: Any) -> Any:
-        return value + (other - jax.lax.stop_gradient(other))
-
-    is_sum = coupled and _name_of(eqn) == "derivative_added"
-    return in_place_of(eqn, summed).equations if is_sum else (eqn,)
-
-
 class OfWholeArrays(Exception):
     """An operation is no function of elements."""
+
+
+def _parts(v: Variable) -> Sequence[str]:
+    """What is added to the name of a value for each of its parts."""
+    return ("_re", "_im") if is_complex(v.aval) else ("",)
+
+
+def _ids(arrays: Iterable[Array], v: Variable) -> Parts:
+    """The elements of arrays in the shape of a value, whose parts they are."""
+    return tuple(a.ids.reshape(v.shape) for a in arrays)
 
 
 def _slope(eqn: Equation, operand: int) -> Any:
@@ -640,10 +599,6 @@ def _is_written(eqn: Equation) -> bool:
     return is_known and all(str(v.aval.dtype) in INTEGERS for v in integers)
 
 
-_PLACED = {
-    "gather": slice(1, 2),
-    "scatter": slice(1, 2),
-    "dynamic_slice": slice(1, None),
-    "dynamic_update_slice": slice(2, None),
-}
+_PLACED = {"gather": slice(1, 2), "scatter": slice(1, 2), "dynamic_slice": slice(1, None)}
+_PLACED["dynamic_update_slice"] = slice(2, None)
 """Operations that move elements, and which operands say to what places."""

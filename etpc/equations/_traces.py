@@ -13,16 +13,14 @@ from ..forms import Line, Meaning
 from ..ir import TraceNode
 from ._derivatives import Block, Derivatives, Equation, State, Term
 from ._functions import dot
-from ._nodes import NEW, STOPS, WHOLE, Array
+from ._nodes import NEW, WHOLE, Array
 from ._products import Grid
 
 Key = tuple[WeightOp, Any]
 """What a line has an array for: an operation, and a part of its weight or of its output, or an array of its data."""
 PAIRS = Line("f", "outputs", moved=1.0), Line("f", "outputs"), Line("X", "inputs")
 """The factors of a trace of a rank: those of states that are moved, to which nothing is added, and those of a step."""
-Placed = tuple[Any, np.ndarray]
-"""An expression of values, and the place of each."""
-Data = Callable[[Array, Grid], Any]
+Data = Callable[[Array | None, Grid], Any]
 """What stands in the place of data, for some uses."""
 Summand = tuple[str, Array, np.ndarray, Callable[[Grid | None], Any]]
 """D, F or nothing for one; what it is the derivative by; the column of each output, where it has one; and what it is
@@ -54,32 +52,25 @@ class CarriedArrays:
         """An array of a line, before and after the step; that of one state, where it has one for each."""
         if (line, key, old) not in self.known:
             (op, part), nodes = key, self.step.nodes
-            names = [] if old is None else [old.name]
             weight = self.step.weights(op)[part if line.of == "uses" else 0]
-            tex = line.name, *names, weight.name
+            tex = line.name, *([] if old is None else [old.name]), weight.name
             tex += ("im",) * (line.of == "outputs" and part > 0) + ("added",) * (line is PAIRS[1])
-            text = "_".join(tex)
             shape = self._held(line, key)[0].shape
             shape = shape if self.each or old is None else (old.size, *shape)
             kind = "given" if line.of == "steps" else "carried"
-            before = nodes.array(nodes.name(text), shape, kind=kind, tex=tex)
-            name = nodes.name(before.name + "_new")
-            after = nodes.array(name, shape, kind=kind, shown=before.name + "'", tex=tex)
-            self.known[line, key, old] = before, after
+            before = nodes.array(nodes.name("_".join(tex)), shape, kind=kind, tex=tex)
+            self.known[line, key, old] = before, (after := nodes.after(before, kind=kind))
             if old is None or old.kind != "given" or line.kept:  # nothing follows a transient state
                 self.arrays[before] = after
         return self.known[line, key, old]
 
     def _held(self, line: Line, key: Key) -> tuple[Grid, Grid, np.ndarray]:
         """The uses, outputs or inputs that an array has entries for, all of them, and where each has its entry."""
-        (op, _), shared, kind = key, self.meaning.shared, key[0].kind
+        op, shared = key[0], self.meaning.shared
+        size = {"inputs": op.kind.groups * op.kind.inputs, "outputs": op.size}.get(line.of, 1)
+        grid = self.step.step.products[op].grid if line.of == "uses" else Grid.elements(size)
         if line.of == "outputs":
-            order = np.argsort(self._place_of_output(op))
-            grid = dataclasses.replace(Grid.elements(op.size), outputs=order)
-        elif line.of == "uses":
-            grid = self.step.grid(op)
-        else:
-            grid = Grid.elements(kind.groups * kind.inputs if line.of == "inputs" else 1)
+            grid = dataclasses.replace(grid, outputs=np.argsort(self._place_of_output(op)))
         if line.of != "uses" or shared is None or not self.each:
             return grid, grid, grid.number
         kept = grid.of_outputs(np.unique(shared))
@@ -93,7 +84,7 @@ class CarriedArrays:
 
     def _place_of_output(self, op: WeightOp) -> np.ndarray:
         """The place in the output of each output, counted over all groups."""
-        grid, place = self.step.grid(op), np.full(op.size, -1)
+        grid, place = self.step.step.products[op].grid, np.full(op.size, -1)
         place[grid.outputs] = grid.rows
         return place
 
@@ -102,10 +93,8 @@ class CarriedArrays:
         """The states, and how far derivatives pass: a trace of a state that reads new ones reads the traces of these,
         which come before it, where the trace has them all."""
         waiting, found = [*self._has], list[State]()
-        reads = {
-            new: {a for a in self.step.jacobian(new.values, NEW) if a.kind in STOPS[NEW]}
-            for _, new in waiting
-        }
+        every = {new for _, new in self.step.states}
+        reads = {new: every & self.step.jacobian(new.values, NEW).keys() for _, new in waiting}
         while waiting and self.each and self.closed:
             ready = [s for s in waiting if reads[s[1]] <= {new for _, new in found}]
             if not ready:
@@ -134,7 +123,7 @@ class CarriedArrays:
             parts = range(1 if self.meaning.holomorphic else len(step.weights(op)))
             return [(op, part) for op in self.node.feeds[0].ops for part in parts]
         if line.of == "inputs":
-            return [(o, x) for o in self.node.ops for x in step.step.products[o].data(step.nodes)]
+            return [(o, x) for o in self.node.ops for x in step.step.products[o].data]
         return [(op, part) for part in range(len(step.sources(op)) if line.of == "outputs" else 1)]
 
     def _recursion(self, line: Line, key: Key) -> Iterator[Equation]:
@@ -147,21 +136,19 @@ class CarriedArrays:
         # What is kept of a state's trace is no derivative, so that the chain rule does not pass it on.
         order, reach = ([*self._has], WHOLE) if line.kept else self._order
         for old, new in order if line.of in ("uses", "outputs") else ():
-            before, target = self.array(line, key, old)
-            held = lambda letter, state, scale, array: (
-                *(letter, state, self.slots[state]),
-                lambda g: scale * view(array, g and g.number),
-            )
-            summands: list[Summand] = [held("", old, kept, before)] if line.kept else []
+            target = self.array(line, key, old)[1]
+
+            def times(line: Line, state: Array, scale: Any, after: bool = False) -> Any:
+                array = self.array(line, key, state)[after]
+                return self.slots[state], lambda g: scale * view(array, g and g.number)
+
+            summands: list[Summand] = [("", old, *times(line, old, kept))] if line.kept else []
             if plus is not None:
-                summands.append(held("", old, 1, self.array(plus, key, old)[1]))
-            of_states = [(s, self.array(line, key, s)[0]) for s in self.slots if line.moved]
-            summands += [held("D", state, moved, array) for state, array in of_states]
+                summands.append(("", old, *times(plus, old, 1, True)))
+            if line.moved:
+                summands += [("D", state, *times(line, state, moved)) for state in self.slots]
             if reach == NEW and plus is None:
-                summands += [
-                    ("D", of, self.slots[s], held("", s, 1, self.array(line, key, s)[1])[3])
-                    for s, of in order
-                ]
+                summands += [("D", of, *times(line, state, 1, True)) for state, of in order]
             summands += self._entering(line, key) if plus is None and line is not PAIRS[0] else ()
             if self.each:
                 terms = [*self._over_outputs((old, new), summands, grid, target, reach)]
@@ -177,7 +164,7 @@ class CarriedArrays:
             return Term(sp.Integer(1))
         product = self.step.step.products[key[0]]
         inputs, first = np.unique(product.grid.inputs, return_index=True)
-        at = dict(self.step.nodes.elements(ids) for *_, ids in product.terms)[key[1]]
+        (at, *_) = (times.at for times in product.terms if times.data is key[1])
         value = self.step.view(key[1], at[product.grid.cols.reshape(-1)[first]])
         return self.step.term(new, value, inputs)
 
@@ -186,15 +173,14 @@ class CarriedArrays:
         (op, part), step, one = key, self.step, lambda _: sp.Integer(1)
         feeds = [feed.ops for feed in self.node.feeds]
         for first, op in [(ops[0], ops[feeds[0].index(op)]) for ops in feeds]:
-            product, columns = step.step.products.get(op), self._place_of_output(first)
-            if line.of == "outputs" or product is None:
-                yield "F", step.sources(first)[part], columns, one
+            columns, sources = self._place_of_output(first), step.sources(first)
+            if line.of == "outputs":
+                yield "F", sources[part], columns, one
                 continue
-            for to, sign, weight, x in product.terms:
-                array, at = step.nodes.elements(x)
-                times = lambda g, array=array, at=at, sign=sign: sign * step.view(array, at[g.cols])
-                if weight is step.weights(op)[part]:
-                    yield "F", step.sources(first)[to], columns, times
+            for times in step.step.products[op].terms:
+                if times.weight is step.weights(op)[part]:
+                    data = lambda g, times=times: times.sign * step.data(times, g)
+                    yield "F", sources[times.part], columns, data
 
     def _by_matrices(
         self, state: State, summands: Sequence[Summand], grid: Grid
@@ -255,8 +241,8 @@ class CarriedArrays:
 
     # --- what credit gives ---
 
-    def met(self, line: Line, key: Key, after: bool) -> Iterator[Placed]:
-        """Credit of each state times an array, for its uses or its outputs: values, and the place of each."""
+    def met(self, line: Line, key: Key, after: bool) -> Iterator[Term]:
+        """Credit of each state times an array, for its uses or its outputs."""
         (op, part), view, states = key, self.step.view, [*self.slots]
         _, grid, place = self._held(line, key)
         past = self.step.at_start if self.passes_back else self.step.credit
@@ -269,21 +255,22 @@ class CarriedArrays:
             if given is not None and self.each:
                 used = grid.of_outputs(np.flatnonzero(self.slots[old] >= 0))
                 value = view(given, self.slots[old][used.outputs])
-                yield sign * value * view(array, place.reshape(-1)[used.number]), used.weights
+                value *= sign * view(array, place.reshape(-1)[used.number])
+                yield Term(value, used.weights)
             elif given is not None:
-                yield sign * dot(view(given), view(array)), grid.weights
+                yield Term(sign * dot(view(given), view(array)), grid.weights)
 
     def signals(self, line: Line, after: bool) -> Generator[Equation, None, list[Array | None]]:
         """Credit of the parts of the output: of states, times what is carried for outputs."""
-        for part, source in enumerate(self.step.sources(self.node.op)):
+        sources = self.step.sources(self.node.op)
+        for part, source in enumerate(sources):
             terms = [*self.met(line, (self.node.op, part), after)]
             if terms and (part, after) not in self._signals:
-                name = f"s_{source.text}" + "_past" * (not after)
-                array = self._signals[part, after] = self.step.array(
-                    name, (source.size,), "s", source.text
-                )
+                text, shape = f"s_{source.text}" + "_past" * (not after), (source.size,)
+                array = self.step.array(text, shape, "s", source.text)
+                self._signals[part, after] = array
                 yield Equation(array, [self.step.term(array, *term) for term in terms])
-        return [self._signals.get((n, after)) for n in range(len(self.step.sources(self.node.op)))]
+        return [self._signals.get((part, after)) for part in range(len(sources))]
 
     def data(self, op: WeightOp, after: bool) -> Data | None:
         """What credit of outputs meets in the place of data, if that is carried."""
@@ -291,7 +278,7 @@ class CarriedArrays:
         if of_data is None:
             return None
 
-        def data(x: Array, grid: Grid) -> Any:
+        def data(x: Array | None, grid: Grid) -> Any:
             value = self.step.view(self.array(of_data, (op, x))[after], grid.inputs)
             if over is None:
                 return value

@@ -10,10 +10,10 @@ from sympy.printing.latex import LatexPrinter
 from sympy.printing.str import StrPrinter
 
 from ._functions import COMPARISONS
-from ._lines import Lines, base
+from ._lines import SLOPE, Lines, base
+from ._nodes import Array
 
 GREEK = {*greeks, "lambda"} - {"lamda", "omicron"}
-SIGNS = {"==": "=", "!=": r"\ne", "<=": r"\le", ">=": r"\ge"}
 HEADS = "e", "epsilon", "ebar", "epsilonbar", "low", "L", "c", "xbar"
 """Letters below which a name that is the same everywhere is left out, beside indices."""
 OVER = {"ebar": r"\bar{e}", "epsilonbar": r"\bar{\epsilon}", "low": r"\bar{e}", "xbar": r"\bar{x}"}
@@ -23,9 +23,16 @@ FRACTIONS = {
     "g": r"\frac{{\mathrm{{d}} E}}{{\mathrm{{d}} {}}}",
     "d": r"\frac{{\partial {}}}{{\partial {}}}",
 }
-OF_TEXT = {c: rf"\{c}" for c in "#%&${}_"} | {"\\": r"\textbackslash{}"}
-OF_TEXT |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-"""What stands for signs that are no text in LaTeX."""
+FORMS = {
+    **{n: rf"\left[{{}} {COMPARISONS[n]} {{}}\right]" for n in ("lt", "gt")},
+    **{n: rf"\left[{{}} \{n} {{}}\right]" for n in ("ne", "le", "ge")},
+    "eq": r"\left[{} = {}\right]",
+    "above": r"\left[{} > {}\right]_{{\frac{{1}}{{2}}}}",
+    "abs": r"\left|{}\right|",
+}
+"""Functions with a form of their own."""
+WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum"}
+"""Signs that are no text in LaTeX."""
 OF_LATEX = "sin", "cos", "tan", "sinh", "cosh", "tanh", "log", "max", "min"
 """Functions that LaTeX has."""
 SYMBOL = re.compile(r"(.+?)('?)(\[[^#^]*\])?(\^T)?(?:#(\w+))?")
@@ -52,12 +59,12 @@ class InOrder:
     """Sums with traces first, then what enters them; numbers and what is subtracted last."""
 
     def _as_ordered_terms(self, expr: Any, order: Any = None) -> list[Any]:
-        is_trace = lambda s: not s.is_commutative and not s.name.endswith("^T")
-        of_trace = lambda term: any(map(is_trace, term.atoms(sp.Symbol)))
-        key = lambda term: (
-            *(term.could_extract_minus_sign(), term.is_Number, not of_trace(term)),
-            sp.default_sort_key(term),
-        )
+        def key(term: Any) -> Any:
+            symbols = term.atoms(sp.Symbol)
+            has_trace = any(not s.is_commutative and not s.name.endswith("^T") for s in symbols)
+            is_last = term.could_extract_minus_sign(), term.is_Number, not has_trace
+            return *is_last, sp.default_sort_key(term)
+
         return sorted(expr.args, key=key)
 
 
@@ -77,7 +84,8 @@ class Text(InOrder, StrPrinter):
         if name in COMPARISONS:
             return f"[{arguments[0]} {COMPARISONS[name]} {arguments[1]}]"
         if name == "dot":
-            return " @ ".join(arguments)
+            within = lambda a, of: f"({a})" if of.is_Add or of.is_Mul else a
+            return " @ ".join(map(within, arguments, expr.args))
         return f"{name}({', '.join(arguments)})"
 
 
@@ -87,70 +95,60 @@ class Latex(InOrder, LatexPrinter):
     def __init__(self, lines: Lines):
         super().__init__({"full_prec": False})
         self.lines, self.indexed = lines, lines.indexed
-        heads = dict[str, list[tuple[str, ...]]]()
-        for array in lines.arrays.values():
-            heads.setdefault(array.tex[0], []).append(array.tex) if array.tex else None
-        alike = lambda several, n: len({t[n] for t in several if n < len(t)}) < 2
-        self._alike = {
-            head: {n for n in range(1, 4) if alike(several, n)} for head, several in heads.items()
-        }
-        """The places of names below a letter that are the same wherever it stands: with indices they are left out."""
+
+    def _array(self, name: str) -> Array | None:
+        """The array of a name that is made of more than one."""
+        found = self.lines.arrays.get(name) or self.lines.arrays.get(name + "'")
+        return found if found is not None and found.tex else None
+
+    def _is_alike(self, head: str, n: int) -> bool:
+        """Whether a name below a letter is the same wherever that stands: with indices it is left out."""
+        every = (a.tex for a in self.lines.arrays.values() if a.tex[:1] == (head,))
+        return len({tex[n] for tex in every if n < len(tex)}) < 2
 
     def _print_Symbol(self, expr: Any, style: str = "plain") -> str:
-        found = SYMBOL.fullmatch(expr.name)
-        assert found is not None
-        name, prime, place, transposed, letters = found.groups()
-        array = self.lines.arrays.get(name + prime) or self.lines.arrays.get(name + "'")
-        head, *below = array.tex if array is not None and array.tex else (name,)
-        with_letters = lambda b: self._print(sp.Symbol(b + (f"#{letters}" if letters else "")))
-        of = [*map(with_letters, below)] if head in FRACTIONS else []
-        if head == "dl" and of and letters and self.lines.rule.derivatives.of_eprop:
-            target = self._print(sp.Symbol(f"{below[0].removesuffix(chr(39))}#{letters}"))
-            return rf"\left({of[0]} - {target}^{{*}}\right)"
-        if head in FRACTIONS and of:
+        found: Any = SYMBOL.fullmatch(expr.name)
+        name, prime, place, transposed, letters = found.groups("")
+        array = self._array(name + prime)
+        head, *below = (name,) if array is None else array.tex
+        if head in FRACTIONS and below:
+            of = [self._print(sp.Symbol(f"{b}#{letters}" if letters else b)) for b in below]
+            if head == "dl" and letters and self.lines.rule.derivatives.of_eprop:
+                target = self._print(sp.Symbol(f"{below[0].removesuffix(chr(39))}#{letters}"))
+                return rf"\left({of[0]} - {target}^{{*}}\right)"
             return FRACTIONS[head].format(*of)
-        prime = prime and not "".join(below[-1:]).endswith("'")  # it is that of the last name
-        above = r"\prime" * bool(prime) + r"\top" * bool(transposed)
-        if self.indexed and array is not None and array.tex and head in HEADS:
-            below = [b for n, b in enumerate(below, 1) if n not in self._alike[head]]
-        if array in self.lines.rule.step.values:  # as papers write feedback weights
-            letters = letters and letters[::-1]
+        is_primed = prime and not "".join(below[-1:]).endswith("'")  # it is that of the last name
+        above = r"\prime" * bool(is_primed) + r"\top" * bool(transposed)
+        if self.indexed and head in HEADS:
+            below = [b for n, b in enumerate(below, 1) if not self._is_alike(head, n)]
+        if self.lines.arrays.get(name) in self.lines.rule.step.values:
+            letters = letters[::-1]  # as papers write feedback weights
         word, _, under = _word(head).partition("_{")
-        below = [*filter(None, [under[:-1]]), *map(self._label, below), *filter(None, [letters])]
+        labels = [_word(b) if self._array(b) is None else self._print(sp.Symbol(b)) for b in below]
+        below = [*filter(None, [under[:-1], *labels, letters])]
         text = word + (f"_{{{', '.join(below)}}}" if below else "")
-        place = rf"{{\scriptstyle {place}}}" if place else ""
-        return text + (f"^{{{above}}}" if above else "") + place
-
-    def _label(self, name: str) -> str:
-        """A name that stands below another one."""
-        array = self.lines.arrays.get(name) or self.lines.arrays.get(name + "'")
-        return self._print(sp.Symbol(name)) if array is not None and array.tex else _word(name)
+        return text + (f"^{{{above}}}" if above else "") + (place and rf"{{\scriptstyle {place}}}")
 
     def _print_Function(self, expr: Any, exp: Any = None) -> str:
         name, arguments = type(expr).__name__, [self._print(a) for a in expr.args]
-        first, brackets = next(iter(arguments), ""), ", ".join(arguments)
-        if name in COMPARISONS:
-            sign = COMPARISONS[name]
-            text = rf"\left[{first} {SIGNS.get(sign, sign)} {arguments[1]}\right]"
-        elif name == "above":
-            text = rf"\left[{first} > {arguments[1]}\right]_{{\frac{{1}}{{2}}}}"
+        if name in FORMS:
+            text = FORMS[name].format(*arguments)
         elif name == "where" and expr.args[1:] == (1, -1):
-            text = rf"\left(2 {first} - 1\right)"
-        elif name == "abs":
-            text = rf"\left|{first}\right|"
+            text = rf"\left(2 {arguments[0]} - 1\right)"
         elif name == "dot":
-            rows, columns = (self._axes(a) for a in expr.args)
-            text = (
-                rf"{arguments[1]}^{{\top}} {first}"
-                if columns > rows
-                else rf"{first} \, {arguments[1]}"
-            )
+            within = lambda a, of: rf"\left({a}\right)" if of.is_Add or of.is_Mul else a
+            first, second = map(within, arguments, expr.args)
+            rows, columns = map(self._axes, expr.args)
+            is_primed = second.endswith(r"^{\prime}")  # one superscript has both
+            turned = rf"{second[:-1]}\top}}" if is_primed else rf"{second}^{{\top}}"
+            text = f"{turned} {first}" if columns > rows == 1 else rf"{first} \, {second}"
         elif name.startswith("sum_"):
-            first = rf"\left({first}\right)" if expr.args[0].is_Add else first
-            text = rf"\sum_{{{name[4:]}}} {first}"
+            brackets = r"\left({}\right)" if expr.args[0].is_Add else "{}"
+            text = rf"\sum_{{{name[4:]}}} {brackets.format(*arguments)}"
         else:
             power = f"^{{{exp}}}" if exp and name in OF_LATEX else ""
-            text, exp = rf"{_head(name)}{power}\left({brackets}\right)", None if power else exp
+            text = rf"{_head(name)}{power}\left({', '.join(arguments)}\right)"
+            exp = None if power else exp
         return text if exp is None else rf"{{{text}}}^{{{exp}}}"
 
     def _axes(self, value: Any) -> int:
@@ -168,27 +166,27 @@ class Latex(InOrder, LatexPrinter):
         commuting, others = term.args_cnc(split_1=False)
         above, below = sp.fraction(sp.Mul(*commuting))
         is_array = lambda f: any(base(s) not in self.lines.scalars for s in f.free_symbols)
-        order = lambda f: (
-            *(not f.is_Number, is_array(f), f.has(sp.Function("sum"))),
-            sp.default_sort_key(f),
-        )
-        factors = [(f, is_array(f)) for f in sorted(sp.Mul.make_args(above), key=order) if f != 1]
+        is_last = lambda f: (not f.is_Number, is_array(f), f.has(sp.Function("sum")))
+        order = lambda f: (*is_last(f), sp.default_sort_key(f))
+        given = [f for f in sorted(sp.Mul.make_args(above), key=order) if f != 1]
+        factors = [(self._factor(f, term), is_array(f)) for f in given]
         if below != 1:
-            factors = [(sp.Mul(*commuting), is_array(above / below))]
-        factors += [(f, not f.is_Symbol or "^T" not in f.name) for f in others]
+            text = rf"\frac{{{self._print(above)}}}{{{self._print(below)}}}"
+            factors = [(text, is_array(above / below))]
+        by_columns = lambda f: f.is_Symbol and "^T" in f.name
+        factors += [(self._factor(f, term), not by_columns(f)) for f in others]
         text, array_before = "", False
-        for f, of_arrays in factors:
-            shown = (
-                self._print(f)
-                if below == 1 or f in others
-                else rf"\frac{{{self._print(above)}}}{{{self._print(below)}}}"
-            )
-            if f.is_Add or (type(f).__name__.startswith(("dot", "sum_")) and f != term):
-                shown = rf"\left({shown}\right)"
+        for shown, of_arrays in factors:
             elements = array_before and of_arrays and not self.indexed
             text += (r" \odot " if elements else r" \, " if text else "") + shown
             array_before |= of_arrays
         return sign + text
+
+    def _factor(self, factor: Any, term: Any) -> str:
+        """A factor of a term, in brackets where it needs them."""
+        is_sum = type(factor).__name__.startswith(("dot", "sum_")) and factor != term
+        text = self._print(factor)
+        return rf"\left({text}\right)" if factor.is_Add or is_sum else text
 
     def rows(self, left: str, sign: str, value: Any, width: int) -> str:
         """An equation in lines of a width."""
@@ -239,42 +237,41 @@ def size(text: str) -> int:
 
 def _word(name: str) -> str:
     """A name in mathematics: `tau_mem` as a letter with what stands below it."""
-    name, prime = name.removesuffix("'"), "^{\\prime}" * name.endswith("'")
+    name, prime = name.removesuffix("'"), r"^{\prime}" * name.endswith("'")
     if name in OVER:
         return OVER[name]
     parts: Any = split_super_sub(name)
-    first, _, below = parts
-    words = [
-        rf"\{w}"
-        if w in GREEK
-        else rf"\mathrm{{{_escaped(w)}}}"
-        if w[1:] and not w.isdigit()
-        else _escaped(w)
-        for w in (first, *below)
-    ]
-    return words[0] + (f"_{{{', '.join(words[1:])}}}" if words[1:] else "") + prime
+    first, *below = [_letter(part) for part in (parts[0], *parts[2])]
+    return first + (f"_{{{', '.join(below)}}}" if below else "") + prime
+
+
+def _letter(name: str) -> str:
+    """A letter, or a word, of a name."""
+    if name in GREEK:
+        return f"\\{name}"
+    return rf"\mathrm{{{_escaped(name)}}}" if name[1:] and not name.isdigit() else _escaped(name)
 
 
 def _head(name: str) -> str:
     """A function."""
-    is_word = len(name) > 1 and name not in GREEK
-    word = rf"\operatorname{{{_escaped(name)}}}" if is_word else _word(name)
-    return f"\\{name}" if name in OF_LATEX else word
+    if name in OF_LATEX:
+        return f"\\{name}"
+    is_word = name[1:] and name not in GREEK
+    return rf"\operatorname{{{_escaped(name)}}}" if is_word else _word(name)
 
 
 def _escaped(text: str) -> str:
     """Text, with signs that are none in LaTeX."""
-    return re.sub(r"[\\~^#%&${}_]", lambda found: OF_TEXT[found[0]], text)
+    sign = lambda c: rf"\text{WORDS[c]}{{}}" if c in WORDS else f"\\{c}"
+    return re.sub(r"[\\~^#%&${}_]", lambda found: sign(found[0]), text)
 
 
 def as_text(lines: Lines) -> str:
-    printer, parts = Text({"full_prec": False}), list[str]()
+    shown, parts = Text({"full_prec": False}).doprint, list[str]()
     for title, of in lines.sections.items():
-        sides = [f"{printer.doprint(x.left)} {x.sign} {printer.doprint(x.right)}" for x in of]
+        sides = [f"    {shown(x.left)} {x.sign} {shown(x.right)}" for x in of]
         notes = [f"    ({x.note})" if x.note else "" for x in of]
-        parts.append(
-            "\n".join([title, *("    " + a + b for a, b in zip(sides, notes, strict=True))])
-        )
+        parts.append("\n".join([title, *map(str.__add__, sides, notes)]))
     if lines.left_out:
         parts.append("\n    ".join(["what is left out", *lines.left_out]))
     return "\n\n".join(parts)
@@ -283,23 +280,18 @@ def as_text(lines: Lines) -> str:
 def as_latex(lines: Lines, width: int) -> str:
     """A heading and a block of `align` for each section, and a paragraph on notation."""
     printer, parts = Latex(lines), list[str]()
-    slopes = (line.note.split(" stands for the derivative of ") for line in lines.functions)
-    notes = [
-        f"${_head(of[0])}$ stands for the derivative of ${_head(of[1])}$."
-        for of in slopes
-        if of[1:]
-    ]
     for title, of in lines.sections.items():
-        rows, given = list[str](), dict[Any, Any]()
+        given = dict[Any, Any]()
         for line in of:
             given[line.left] = given.get(line.left, 0) + line.right
-        for left, right in given.items():
-            rows.append(printer.rows(*_sides(printer, left, right), width))
+        rows = [printer.rows(*_sides(printer, *sides), width) for sides in given.items()]
         block = "\\begin{align}\n" + " \\\\\n".join(rows) + "\n\\end{align}"
         if title == "constants":
             block = ", ".join(f"${row.replace(' &', ' ')}$" for row in rows) + "."
         parts.append(f"{_in_words(title[:1].upper() + title[1:], printer)}:\n{block}")
     text = "\n\n".join(parts)
+    slopes = [x.note.split(SLOPE) for of in lines.sections.values() for x in of if SLOPE in x.note]
+    notes = [f"${_head(a)}${SLOPE}${_head(b)}$." for a, b in slopes]
     notes += [note for sign, note in NOTATION if sign in text]
     left_out = [_in_words(line, printer) for line in lines.left_out]
     notes += [f"Left out: {'; '.join(left_out)}."] if left_out else []
@@ -313,10 +305,10 @@ def _sides(printer: Latex, left: Any, right: Any) -> tuple[str, str, Any]:
     is_gradient = lambda symbol: base(symbol) in gradients
     if not is_gradient(left):
         return name, "=", right
-    others = [term for term in sp.Add.make_args(right) if any(map(is_gradient, term.free_symbols))]
-    of_steps = right - sp.Add(*others)
-    total = sp.Function("sum_t")(of_steps) if of_steps != 0 else 0
-    return name, r"\approx" if lines.left_out else "=", total + sp.Add(*others)
+    is_other = lambda term: any(map(is_gradient, term.free_symbols))
+    others = sp.Add(*filter(is_other, sp.Add.make_args(right)))
+    total = sp.Function("sum_t")(right - others) if right != others else 0
+    return name, r"\approx" if lines.left_out else "=", total + others
 
 
 def _in_words(text: str, printer: Latex) -> str:

@@ -20,7 +20,8 @@ import etpc  # noqa: E402
 from etpc import nn  # noqa: E402
 from etpc.cli import main  # noqa: E402
 from etpc.draw import fragment, to_svg  # noqa: E402
-from etpc.equations._functions import INTEGERS  # noqa: E402
+from etpc.equations._functions import INTEGERS, dot  # noqa: E402
+from etpc.equations._write import Text, size  # noqa: E402
 from etpc.errors import EtpcError  # noqa: E402
 from tests import helpers  # noqa: E402
 from tests.fuzz.check import Case, drawn  # noqa: E402
@@ -544,6 +545,7 @@ def test_the_formulas_of_layers_are_read_by_another_program(name, rule):
             ("bigl|", "bigr|"),
         ):
             assert block.count("\\" + left) == block.count("\\" + right)
+    assert r"\prime}^" not in latex  # a second superscript
     assert all(inline.count("{") == inline.count("}") for inline in re.findall(r"\$.*?\$", latex))
 
 
@@ -805,8 +807,6 @@ def test_names_that_are_none_are_refused(names):
 
 
 def test_lines_fit_a_column_and_products_are_told_apart():
-    from etpc.equations._write import size
-
     equations = etpc.compile(gated(), inputs=jnp.zeros(2)).equations(".W")
     for width in (42, 60):
         rows = [row for of in blocks_of(equations.latex(width=width)) for row in of.split("\\\\\n")]
@@ -831,3 +831,14 @@ def test_indices_are_refused_where_arrays_have_parts():
     with pytest.raises(etpc.UnsupportedError, match="indices"):
         program.equations().latex(indices=True)
     assert r"\scriptstyle [0:3]" in program.equations().latex()
+
+
+def test_products_of_arrays_are_in_order():
+    step = lambda m, x, h: both(jnp.tanh(m[1] @ jnp.sin(m[0] @ x) + h / 2))
+    given = dict(inputs=jnp.zeros(2), state=jnp.zeros(3), step=step)
+    latex = etpc.compile([normal(4, 2), normal(3, 4)], etpc.RTRL(), **given).equations().latex()
+    assert r"&= D_{h, h} \, e_{h, h_{0}} + " in latex
+    assert r"e_{h, h_{0}}^{\prime\top} \frac{\partial \ell}{\partial y}" in latex
+    a, b, w = sympy.symbols("a b w")
+    printed = [Text().doprint(product) for product in (dot(w, a * b), dot(a - b, w))]
+    assert printed == ["w @ (a*b)", "(a - b) @ w"]
