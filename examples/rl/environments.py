@@ -41,7 +41,7 @@ class Chain(NamedTuple):
     time: Int[Array, ""]
 
 
-def memory_chain(length: int) -> Environment:
+def memory_chain(length: int | Array) -> Environment:
     """A bit is shown in the first step. In the last one, `length` steps later, action 0 or 1 has to say which it was.
 
     Seen are the time that is left, which bit is asked for (there is one), and in the first step the bit.
