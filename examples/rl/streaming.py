@@ -36,8 +36,8 @@ UNITS, HIDDEN = 16, 32
 GAMMA, LAMBDA, ENTROPY = 0.99, 0.8, 0.01
 
 
-def rtu(inputs: int, key: PRNGKeyArray) -> nn.RTU:
-    ring: Any = dict(r_min=0.5, r_max=0.999, max_phase=0.5)
+def rtu(inputs: int, key: PRNGKeyArray, **ring: Any) -> nn.RTU:
+    ring = ring or dict(r_min=0.5, r_max=0.999, max_phase=0.5)
     return nn.RTU(inputs, UNITS, activation=jnp.tanh, **ring, key=key)
 
 
