@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CORE, PACKAGE = 21_180, 44_910
-TESTS = 42_912
+TESTS = 42_930
 NEEDED = """
 import sys
 import jax.numpy as jnp
