@@ -1,5 +1,6 @@
 """The examples of reinforcement learning: their parts against NumPy, and their gradients against BPTT."""
 
+import json
 from pathlib import Path
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import pytest
 
 import etpc
 from examples.published import tmaze
-from examples.rl import conditioning, encoder, ppo, runs, streaming
+from examples.rl import chains, conditioning, encoder, ppo, runs, streaming
 from examples.rl.environments import evaluate, memory_chain
 from examples.rl.runs import Arm
 
@@ -50,6 +51,21 @@ def test_the_page_has_the_tables_of_the_runs(name):
     page = (DOCS / "rl.md").read_text()
     assert runs.table(DOCS / "rl" / f"{name}.json") in page
     assert f"(rl/{name}.svg)" in page
+
+
+def test_the_page_has_the_table_of_the_chains():
+    records = json.loads((DOCS / "rl" / "chains.json").read_text())
+    assert chains.table(records) in (DOCS / "rl.md").read_text()
+
+
+@pytest.mark.slow
+def test_each_seed_of_a_chain_is_its_own():
+    """Also where the length and the steps are others than those of the first run."""
+    trained = lambda *about: chains.trained(*about)["curves"]
+    both = trained(3, "GRU, TBPTT(1)", 400, range(2))
+    assert both[0] != both[1]
+    assert trained(3, "GRU, TBPTT(1)", 400, range(1, 2)) == both[1:]
+    assert trained(4, "GRU, TBPTT(1)", 600, range(2)) != both
 
 
 @pytest.mark.slow

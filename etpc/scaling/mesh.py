@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 
@@ -203,7 +204,7 @@ class OverMesh(Alike):
         """Arrays on their devices; shapes with their shardings."""
 
         def put(a: Any, sharding: NamedSharding) -> Any:
-            if isinstance(a, jax.core.Tracer):
+            if isinstance(a, Tracer):
                 raise UnsupportedError(
                     "A learner over a mesh compiles its updates by itself, and cannot be called inside of `jax.jit` or "
                     "`jax.vmap`. Call it outside of these; map the learner that it was made from."

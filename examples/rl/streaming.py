@@ -36,17 +36,21 @@ UNITS, HIDDEN = 16, 32
 GAMMA, LAMBDA, ENTROPY = 0.99, 0.8, 0.01
 
 
-class Network(eqx.Module):
-    """Recurrent trace units and a layer after them."""
+def rtu(inputs: int, key: PRNGKeyArray, **ring: Any) -> nn.RTU:
+    ring = ring or dict(r_min=0.5, r_max=0.999, max_phase=0.5)
+    return nn.RTU(inputs, UNITS, activation=jnp.tanh, **ring, key=key)
 
-    cell: nn.RTU
+
+class Network(eqx.Module):
+    """A cell of 2 UNITS features, and a layer after it."""
+
+    cell: Any
     hidden: eqx.nn.Linear
     out: eqx.nn.Linear
 
-    def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray):
+    def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray, cell: Any = rtu):
         keys = jax.random.split(key, 3)
-        ring: Any = dict(r_min=0.5, r_max=0.999, max_phase=0.5)
-        self.cell = nn.RTU(inputs, UNITS, activation=jnp.tanh, **ring, key=keys[0])
+        self.cell = cell(inputs, keys[0])
         self.hidden = eqx.nn.Linear(2 * UNITS, HIDDEN, key=keys[1])
         self.out = nn.init(eqx.nn.Linear(HIDDEN, outputs, key=keys[2]), "zeros", keys[2])
 
@@ -66,10 +70,10 @@ class ActorCritic(eqx.Module):
     actor: Network
     critic: Network
 
-    def __init__(self, env: Environment, key: PRNGKeyArray):
+    def __init__(self, env: Environment, key: PRNGKeyArray, cell: Any = rtu):
         actor_key, critic_key = jax.random.split(key)
-        self.actor = Network(env.inputs, env.actions, actor_key)
-        self.critic = Network(env.inputs, 1, critic_key)
+        self.actor = Network(env.inputs, env.actions, actor_key, cell)
+        self.critic = Network(env.inputs, 1, critic_key, cell)
 
     def init_state(self) -> tuple[Array, Array]:
         return self.actor.init_state(), self.critic.init_state()
@@ -94,9 +98,9 @@ class Agent(NamedTuple):
     scale: RewardScale
 
 
-def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
+def learner(env: Environment, arm: Arm, key: PRNGKeyArray, cell: Any = rtu) -> Any:
     """An agent before its first step, and the function of one step."""
-    model: Any = ActorCritic(env, key)
+    model: Any = ActorCritic(env, key, cell)
     program = etpc.compile(model, arm.rule, inputs=jnp.zeros(env.inputs))
     part = lambda path, _: path[0].name
     steps: Any = {"actor": etpc.optim.obgd(kappa=3.0), "critic": etpc.optim.obgd(kappa=2.0)}
