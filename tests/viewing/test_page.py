@@ -175,8 +175,10 @@ def test_cycles_are_shown_where_a_compiler_says_them(opened):
     closed = page.locator("#view-emitted details:not([open]) > summary")
     while closed.count():
         closed.first.click()
-    lists = "#view-emitted .costed > .instruction:not(.head)"
-    shown_costs = [texts(row, ":scope > span")[3] for row in page.locator(lists).all()]
+    expect = pytest.importorskip("playwright.sync_api").expect
+    listed = page.locator("#view-emitted .costed > .instruction:not(.head)")
+    expect(listed).to_have_count(len(instructions))  # a list that opens is filled afterwards
+    shown_costs = [texts(row, ":scope > span")[3] for row in listed.all()]
     assert sorted(shown_costs) == sorted(f"{i['cycles']:,}" for i in instructions)
 
 
