@@ -18,7 +18,7 @@ from .._jax import Equation, Flat, Variable, prims
 from .._jax.primitives import facts, named, register
 from ..errors import InputError, MemoryLimitError
 from ..trace import Known
-from ._pattern import Pattern, TooDense, empty, joined, pick, union
+from ._pattern import Pattern, TooDense, empty, everything, pick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +123,8 @@ class Interpreter:
     def dense(self, eqn: Equation, patterns: Sequence[Pattern | None]) -> list[Pattern]:
         """Each element of the results depends on all that any element of an operand depends on."""
         self.opaque[Opaque(eqn.primitive.name, eqn.source)] = None
-        present = [p for p in patterns if p is not None]
-        everything = union([joined(p, (p.shape[0],), (0,)) for p in present])
-        return [pick(everything, np.zeros(v.size, np.int64)) for v in eqn.outputs]
+        row = everything(patterns)
+        return [pick(row, np.zeros(v.size, np.int64)) for v in eqn.outputs]
 
 
 Patterns = list[Pattern | None]

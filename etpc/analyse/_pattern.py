@@ -1,6 +1,8 @@
 """Operations on sparsity patterns, which are boolean sparse matrices."""
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ Pattern = Any
 """Which seeds the elements of an array depend on: a boolean `scipy.sparse.csr_array`.
 
 It has a row for each element, in the order of `x.reshape(-1)`, and a column for each seed: the elements of
-whatever is perturbed.
+whatever is perturbed. `None` stands for one without entries, also as an operand and a result of the functions here.
 """
 
 
@@ -41,10 +43,19 @@ def empty(rows: int, seeds: int) -> Pattern:
 
 def union(patterns: Sequence[Pattern]) -> Pattern:
     """The pattern that has the entries of all these patterns, of one shape."""
-    total = patterns[0]
-    for other in patterns[1:]:
-        total = total + other
-    return total
+    present = [pattern for pattern in patterns if pattern is not None]
+    return functools.reduce(operator.add, present) if present else None
+
+
+def everything(patterns: Sequence[Pattern]) -> Pattern:
+    """A row with all that any element of some arrays depends on."""
+    return union([joined(p, p.shape[:1], (0,)) for p in patterns if p is not None])
+
+
+def stacked(patterns: Sequence[Pattern], sizes: Sequence[int], seeds: int) -> Pattern:
+    """The pattern of some arrays of these sizes, one after the other."""
+    blocks = [empty(n, seeds) if p is None else p for p, n in zip(patterns, sizes, strict=True)]
+    return blocks[0] if len(blocks) == 1 else sp.csr_array(sp.vstack(blocks, format="csr"))
 
 
 def columns_of(pattern: Pattern) -> np.ndarray:
@@ -70,6 +81,8 @@ def values_at(matrix: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 def pick(pattern: Pattern, index: np.ndarray) -> Pattern:
     """Rows of a pattern by number, flattened; -1 for an empty row."""
+    if pattern is None:
+        return None
     index = np.asarray(index).reshape(-1)
     if index.size == pattern.shape[0] and np.array_equal(index, np.arange(index.size)):
         return pattern
@@ -82,6 +95,8 @@ def pick(pattern: Pattern, index: np.ndarray) -> Pattern:
 
 def select(rows: np.ndarray, columns: np.ndarray, size: int, pattern: Pattern) -> Pattern:
     """Row `rows[i]` of the result joins row `columns[i]` of `pattern`, for all i."""
+    if pattern is None:
+        return None
     afford(np.diff(pattern.indptr)[columns].sum())
     ones = np.ones(rows.size, bool)
     selector = sp.csr_array((ones, (rows, columns)), shape=(size, pattern.shape[0]))
@@ -99,7 +114,7 @@ Axes = Sequence[int | np.integer]
 
 def joined(pattern: Pattern, shape: Sequence[int], axes: Axes) -> Pattern:
     """Join over axes; the result is that of an array without them."""
-    if not axes:
+    if pattern is None or not axes:
         return pattern
     reduced = [1 if a in axes else n for a, n in enumerate(shape)]
     target = np.broadcast_to(numbering(reduced), tuple(shape)).reshape(-1)

@@ -29,13 +29,7 @@ def _cond(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Kn
     for branch in params.branches(eqn):
         flat = flatten(branch)
         results.append(interpreter.run(flat, patterns[1:], inside(flat, eqn.inputs[1:], known)))
-    return [_any_of(alternatives) for alternatives in zip(*results, strict=True)]
-
-
-def _any_of(patterns: Sequence[Pattern | None]) -> Pattern | None:
-    """The union of the patterns that there are; `None` without any."""
-    present = [p for p in patterns if p is not None]
-    return union(present) if present else None
+    return list(map(union, zip(*results, strict=True)))
 
 
 def _fixpoint(
@@ -46,7 +40,7 @@ def _fixpoint(
     bound = sum(p.shape[0] for p in carry if p is not None) + len(carry)
     bound = (bound + 2) * (interpreter.seeds + 1)
     for _ in range(bound):
-        grown = [_any_of(pair) for pair in zip(carry, body(carry), strict=True)]
+        grown = list(map(union, zip(carry, body(carry), strict=True)))
         if entries(grown) == entries(carry):
             return carry
         carry = grown
@@ -64,21 +58,15 @@ def _scan(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Kn
     known_inside = inside(flat, eqn.inputs[:n_consts], known)
     if length == 0:
         return [*carry, *([None] * (len(eqn.outputs) - n_carry))]
-    slices = []
-    for v, pattern in zip(
-        eqn.inputs[n_consts + n_carry :], patterns[n_consts + n_carry :], strict=True
-    ):
-        slices.append(None if pattern is None else joined(pattern, v.shape, (0,)))
+    sequences = zip(patterns, eqn.inputs, strict=True)
+    slices = [joined(p, v.shape, (0,)) for p, v in [*sequences][n_consts + n_carry :]]
 
     def body(current: Patterns) -> Patterns:
         return interpreter.run(flat, [*consts, *current, *slices], known_inside)
 
     carry = _fixpoint(interpreter, lambda c: body(c)[:n_carry], list(carry))
-    outs: list[Pattern | None] = list(carry)
-    for v, pattern in zip(eqn.outputs[n_carry:], body(carry)[n_carry:], strict=True):
-        index = np.broadcast_to(numbering(v.shape[1:]), v.shape)
-        outs.append(None if pattern is None else pick(pattern, index))
-    return outs
+    places = (np.broadcast_to(numbering(v.shape[1:]), v.shape) for v in eqn.outputs[n_carry:])
+    return [*carry, *map(pick, body(carry)[n_carry:], places)]
 
 
 def _shard_map(
@@ -93,7 +81,7 @@ def _shard_map(
     for place in np.ndindex(*(mesh[name] for name in names)):
         device = dict(zip(names, place, strict=True))
         local = [
-            None if p is None else pick(p, _shard(v.shape, spec, mesh, device))
+            pick(p, _shard(v.shape, spec, mesh, device))
             for v, p, spec in zip(eqn.inputs, patterns, in_specs, strict=True)
         ]
         results = by_device.run(flat, local)
@@ -101,9 +89,8 @@ def _shard_map(
         if by_device.opaque:
             return None
         for n, (v, part) in enumerate(zip(eqn.outputs, results, strict=True)):
-            if part is not None:
-                at = _shard(v.shape, out_specs[n], mesh, device)
-                outs[n] = _any_of([outs[n], select(at, np.arange(at.size), v.size, part)])
+            at = _shard(v.shape, out_specs[n], mesh, device)
+            outs[n] = union([outs[n], select(at, np.arange(at.size), v.size, part)])
     return outs
 
 

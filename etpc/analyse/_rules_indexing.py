@@ -27,8 +27,6 @@ def _window(
 @rule("gather")
 def _gather(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
     operand, indices = eqn.inputs
-    if patterns[0] is None:
-        return None
     pattern, positions = patterns[0], known(indices)
     if positions is None:
         positions = np.zeros(indices.shape, indices.aval.dtype)
@@ -44,8 +42,6 @@ def _dynamic_slice(
     interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
 ) -> Results:
     operand, *starts = eqn.inputs
-    if patterns[0] is None:
-        return None
     window, unknown_axes = _window(operand.shape, params.slice_sizes(eqn), starts, known)
     pattern = spread(patterns[0], operand.shape, unknown_axes)
     return [pick(pattern, numbering(operand.shape)[window])]
@@ -60,34 +56,29 @@ def _dynamic_update_slice(
     window, unknown_axes = _window(operand.shape, update.shape, starts, known)
     update_index = np.full(out.shape, -1)
     update_index[window] = numbering(update.shape)
-    joins = []
-    if patterns[0] is not None:
-        operand_index = numbering(out.shape)
-        if not unknown_axes:
-            operand_index[window] = -1
-        joins.append(pick(patterns[0], operand_index))
-    if patterns[1] is not None:
-        joins.append(spread(pick(patterns[1], update_index), out.shape, unknown_axes))
-    return [union(joins)]
+    operand_index = numbering(out.shape)
+    if not unknown_axes:
+        operand_index[window] = -1
+    placed = spread(pick(patterns[1], update_index), out.shape, unknown_axes)
+    return [union([pick(patterns[0], operand_index), placed])]
 
 
 @rule("scatter", "scatter_add", "scatter_mul", "scatter_min", "scatter_max")
 def _scatter(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
     indices = eqn.inputs[1]
     (out,) = eqn.outputs
-    joins = [] if patterns[0] is None else [patterns[0]]
-    if patterns[2] is not None:
-        if out.size >= 1 << 24:  # element numbers must be exact in float32
-            return None
-        positions, unknown_axes = known(indices), ()
-        if positions is None:
-            positions = np.zeros(indices.shape, indices.aval.dtype)
-            unknown_axes = params.scattered_axes(eqn)
-        placed = _landing(eqn, positions)
-        inside = placed >= 0
-        pattern = select(placed[inside], np.flatnonzero(inside), out.size, patterns[2])
-        joins.append(spread(pattern, out.shape, unknown_axes))
-    return [union(joins)] if joins else None
+    if patterns[2] is None:
+        return patterns[:1]
+    if out.size >= 1 << 24:  # element numbers must be exact in float32
+        return None
+    positions, unknown_axes = known(indices), ()
+    if positions is None:
+        positions = np.zeros(indices.shape, indices.aval.dtype)
+        unknown_axes = params.scattered_axes(eqn)
+    placed = _landing(eqn, positions)
+    inside = placed >= 0
+    pattern = select(placed[inside], np.flatnonzero(inside), out.size, patterns[2])
+    return [union([patterns[0], spread(pattern, out.shape, unknown_axes)])]
 
 
 def _landing(eqn: Equation, positions: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from scipy.sparse import csgraph
 from .._jax import Equation, flatten, params
 from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results, rule
-from ._pattern import empty, pick, spread, union
+from ._pattern import pick, spread, stacked, union
 from ._rules_control import inside
 
 
@@ -30,13 +30,9 @@ def _triangular_solve(
 ) -> Results:
     (matrix, right), (out,) = eqn.inputs, eqn.outputs
     row, column = len(out.shape) - 2, len(out.shape) - 1
-    joins = []
-    if patterns[0] is not None:
-        joins.append(spread(patterns[0], matrix.shape, (row, column), out.shape))
-    if patterns[1] is not None:
-        axis = row if params.solves_from_left(eqn) else column
-        joins.append(spread(patterns[1], right.shape, (axis,)))
-    return [union(joins)]
+    of_matrix = spread(patterns[0], matrix.shape, (row, column), out.shape)
+    axis = row if params.solves_from_left(eqn) else column
+    return [union([of_matrix, spread(patterns[1], right.shape, (axis,))])]
 
 
 @rule("tridiagonal_solve")
@@ -45,14 +41,11 @@ def _tridiagonal_solve(
 ) -> Results:
     (out,) = eqn.outputs
     row, column = len(out.shape) - 2, len(out.shape) - 1
-    joins = [
+    of_matrix = [
         spread(pattern, (*v.shape, 1), (row, column), out.shape)
         for v, pattern in zip(eqn.inputs[:3], patterns[:3], strict=True)
-        if pattern is not None
     ]
-    if patterns[3] is not None:
-        joins.append(spread(patterns[3], out.shape, (row,)))
-    return [union(joins)]
+    return [union([*of_matrix, spread(patterns[3], out.shape, (row,))])]
 
 
 @rule("linear_solve")
@@ -78,12 +71,9 @@ def _linear_solve(
     matrix = sp.csr_array(sp.vstack(rows, format="csr"))[:, :size]
     both = sp.block_array([[None, matrix], [matrix.T, None]], format="csr")
     count, block = csgraph.connected_components(both, directed=False)
-    given = [
-        empty(v.size, interpreter.seeds) if p is None else p
-        for v, p in zip(right, patterns[fixed:], strict=True)
-    ]
+    given = stacked(patterns[fixed:], [v.size for v in right], interpreter.seeds)
     members = sp.csr_array((np.ones(size, bool), (block[:size], np.arange(size))), (count, size))
-    of_block = sp.csr_array(members @ sp.csr_array(sp.vstack(given, format="csr")))
+    of_block = sp.csr_array(members @ given)
     solution = block[size:]
     ends = np.cumsum([0, *(v.size for v in right)])
     return [pick(of_block, solution[a:b]) for a, b in itertools.pairwise(ends)]

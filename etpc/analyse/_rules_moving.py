@@ -10,7 +10,7 @@ from .._jax import Equation, Primitive, nonlinear_p, prims, split_p, stack_p, ti
 from .._jax.primitives import FACTS, IDENTITIES, register
 from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results
-from ._pattern import empty, joined, numbering, pick, union
+from ._pattern import everything, numbering, pick, stacked, union
 
 Ints = Sequence[Any]
 """Axes and sizes. `vmap` leaves NumPy integers among them."""
@@ -22,15 +22,9 @@ def _elementwise(
     interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
 ) -> Results:
     (out,) = eqn.outputs
-    joins = []
-    for v, pattern in zip(eqn.inputs, patterns, strict=True):
-        if pattern is None:
-            continue
-        if v.shape == out.shape:
-            joins.append(pattern)
-        else:  # a scalar, or axes of length one
-            joins.append(pick(pattern, np.broadcast_to(numbering(v.shape), out.shape)))
-    return [union(joins)]
+    # the places of what is repeated: a scalar, or axes of length one
+    places = (np.broadcast_to(numbering(v.shape), out.shape) for v in eqn.inputs)
+    return [union(list(map(pick, patterns, places)))]
 
 
 def _select(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
@@ -41,7 +35,7 @@ def _select(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: 
     cases, places = np.broadcast_to(which, out.shape), numbering(out.shape)
     chosen = [np.where(cases == n, places, -1) for n in range(len(patterns) - 1)]
     pairs = zip(patterns[1:], chosen, strict=True)
-    return [union([pick(p, at) for p, at in pairs if p is not None])]
+    return [union([pick(p, at) for p, at in pairs])]
 
 
 _SELECT = prims.select_n_p
@@ -56,8 +50,8 @@ def _nonlinear(
     interpreter.nonlinear[eqn.source] = None
     places = ([0], [interpreter.seeds - 1])
     mark = sp.csr_array((np.ones(1, bool), places), shape=(1, interpreter.seeds))
-    present = [joined(p, (p.shape[0],), (0,)) for p in patterns if p is not None]
-    return [pick(union([mark, *present]), np.zeros(v.size, np.int64)) for v in eqn.outputs]
+    row = union([mark, everything(patterns)])
+    return [pick(row, np.zeros(v.size, np.int64)) for v in eqn.outputs]
 
 
 register([nonlinear_p], pattern=_nonlinear)
@@ -68,12 +62,11 @@ def _rearranging(primitive: Primitive | None, move: Callable[..., list[Numbers]]
     element numbers are."""
 
     def rule(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
-        parts, blocks, offset = [], [], 0
-        for v, pattern in zip(eqn.inputs, patterns, strict=True):
-            parts.append(np.asarray(numbering(v.shape) + offset))  # NumPy makes numbers of scalars
-            blocks.append(empty(v.size, interpreter.seeds) if pattern is None else pattern)
-            offset += v.size
-        whole = blocks[0] if len(blocks) == 1 else sp.csr_array(sp.vstack(blocks, format="csr"))
+        sizes = [v.size for v in eqn.inputs]
+        starts = np.cumsum([0, *sizes[:-1]])
+        pairs = zip(eqn.inputs, starts, strict=True)
+        parts = [np.asarray(numbering(v.shape) + start) for v, start in pairs]  # not numbers
+        whole = stacked(patterns, sizes, interpreter.seeds)
         return [pick(whole, np.asarray(moved)) for moved in move(*parts, **eqn.params)]
 
     if primitive is not None:

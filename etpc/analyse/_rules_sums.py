@@ -46,8 +46,6 @@ def _dot_general(
     ]
     joins = []
     for n, pattern in enumerate(patterns):
-        if pattern is None:
-            continue
         shape, ones = shapes[n], [1] * len(free[1 - n])
         summed = joined(pattern, shape, contract[n])
         reduced = [1 if a in contract[n] else size for a, size in enumerate(shape)]
@@ -83,12 +81,9 @@ def _bcoo_dot_general(
     rhs_rows = np.moveaxis(numbering(rhs.shape), contract_rhs[0], 0).reshape(shape[contract[0]], -1)
     free = rhs_rows.shape[1]
     target = (row[:, None] * free + np.arange(free)).reshape(-1)
-    joins = []
-    if patterns[0] is not None:
-        joins.append(select(target, np.repeat(stored, free), out.size, patterns[0]))
-    if patterns[2] is not None:
-        joins.append(select(target, rhs_rows[column].reshape(-1), out.size, patterns[2]))
-    return [union(joins)]
+    of_values = select(target, np.repeat(stored, free), out.size, patterns[0])
+    of_data = select(target, rhs_rows[column].reshape(-1), out.size, patterns[2])
+    return [union([of_values, of_data])]
 
 
 @rule("conv_general_dilated")
@@ -132,7 +127,7 @@ def _windows(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known:
     """Each output reads a window of the operands."""
     (out,) = eqn.outputs
     places, reads = _window_places(eqn, eqn.inputs[0].shape, out.shape)
-    return [union([select(places, reads, out.size, p) for p in patterns if p is not None])]
+    return [union([select(places, reads, out.size, p) for p in patterns])]
 
 
 @rule("select_and_scatter_add")
@@ -167,7 +162,7 @@ def _psum(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Kn
     if axes is None:
         return None
     pairs = zip(eqn.inputs, patterns, strict=True)
-    return [None if p is None else joined(p, v.shape, axes) for v, p in pairs]
+    return [joined(p, v.shape, axes) for v, p in pairs]
 
 
 register([BCOO], pattern=_bcoo_dot_general)

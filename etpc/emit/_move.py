@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -32,29 +32,6 @@ from ._returned import checked_gradient, wrong_return
 Products = tuple[Callable[[Array], Array], Array]
 """The product of all transitions after each step of a window, as a function of what is added there, and the
 product of all transitions of the window."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CutPassage:
-    """A window as it moves a trace by the transitions of the cut steps among the states of a block."""
-
-    factors: Sequence[Factors]
-    """Of each feed of the trace."""
-    products: Callable[[], Products]
-    """Of the transitions; called only if they are needed."""
-    after: Array | None
-    """Zero, known once the trace has been read; `None` where the trace is kept."""
-
-    @property
-    def xs(self) -> list[Array]:
-        return [factors.x for factors in self.factors if factors.x is not None]
-
-    def moved(self) -> list[list[Array]]:
-        move = self.products()[0]
-        return [[move(factors.immediate)] for factors in self.factors]
-
-    def whole(self) -> Array:
-        return self.products()[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -190,9 +167,16 @@ class Mover:
             entered, schedule = self._entered[layout], self.program.schedule
             return suffix_products(layout.pairs, transition, entered, schedule)
 
-        return lambda node: CutPassage(
-            factors[self._place[node]], functools.partial(products, self._layout(node)), after
-        )
+        def passage(node: TraceNode) -> Passage:
+            feeds, layout = factors[self._place[node]], self._layout(node)
+
+            def moved() -> list[list[Array]]:
+                move = products(layout)[0]
+                return [[move(of_feed.immediate)] for of_feed in feeds]
+
+            return Passage(feeds, moved, lambda: products(layout)[1], after)
+
+        return passage
 
     def _layout(self, node: TraceNode) -> Layout:
         return self.program.compression.layout(node.blocks)

@@ -1,6 +1,7 @@
 """The whole trace of complex weights in complex states, as derivatives by complex numbers."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,48 +11,7 @@ from jaxtyping import Inexact
 
 from ._defined import WHOLE_TRACE, Meaning
 from ._full import Full
-from ._trace import Carry, Factors, Passage, Site, Trace
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ComplexPassage:
-    """A window, with the places of the block that are real and imaginary parts taken together.
-
-    What a window hands over are the derivatives of real and imaginary parts by the real part of a complex number, in
-    rows and columns of the block: those of the complex number by the other one are the former plus i times the latter.
-    """
-
-    factors: Sequence[Factors]
-    xs: Sequence[Array]
-    after: Array | None
-    block: Passage
-    """The window, as it moves the parts."""
-    site: Site
-    real: tuple[int, ...]
-    imaginary: tuple[int, ...]
-
-    def moved(self) -> list[list[Array]]:
-        # F is a cotangent of a complex output, whose real part is the derivative by the real part.
-        return [
-            [self._joined([row for part in parts for row in _rows(part.real)], 2)]
-            for parts in self.block.moved()
-        ]
-
-    def whole(self) -> Array:
-        pairs, rows = self.site.pairs, _rows(self.block.whole())
-        places = zip(pairs.after, pairs.before, strict=True)
-        entries = dict(zip(places, rows, strict=True))
-        none = jnp.zeros_like(rows[0])
-        square = []  # for each place before, [B, m / 2, o]
-        for before in self.real:
-            column = [entries.get((after, before), none) for after in range(pairs.m)]
-            square.append(self._joined(column, 1))
-        return jnp.stack(square, 2).reshape(len(none), -1, none.shape[-1])
-
-    def _joined(self, rows: Sequence[Array], axis: int) -> Array:
-        """Rows of the block, as those of complex numbers along a new axis."""
-        pairs = zip(self.real, self.imaginary, strict=True)
-        return jnp.stack([lax.complex(rows[re], rows[im]) for re, im in pairs], axis)
+from ._trace import Carry, Passage, Site, Trace
 
 
 def _rows(a: Inexact[Array, "... m o"]) -> list[Array]:
@@ -115,6 +75,32 @@ class Holomorphic(Trace):
     def move(
         self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
     ) -> Carry:
-        given = passage.factors, passage.xs, passage.after
-        of_complex = ComplexPassage(*given, passage, site, self.real, self.imaginary)
+        moved, whole = (functools.partial(of, site, passage) for of in (self._moved, self._whole))
+        of_complex = dataclasses.replace(passage, moved=moved, whole=whole)
         return self.inner.move(self._complex(site), of_complex, path, carry, start)
+
+    # A window hands over the derivatives of real and imaginary parts by the real part of a complex number, in rows and
+    # columns of the block: those of the complex number by the other one are the former plus i times the latter.
+
+    def _moved(self, site: Site, passage: Passage) -> list[list[Array]]:
+        # F is a cotangent of a complex output, whose real part is the derivative by the real part.
+        return [
+            [self._of_parts([row for part in parts for row in _rows(part.real)], 2)]
+            for parts in passage.moved()
+        ]
+
+    def _whole(self, site: Site, passage: Passage) -> Array:
+        pairs, rows = site.pairs, _rows(passage.whole())
+        places = zip(pairs.after, pairs.before, strict=True)
+        entries = dict(zip(places, rows, strict=True))
+        none = jnp.zeros_like(rows[0])
+        square = []  # for each place before, [B, m / 2, o]
+        for before in self.real:
+            column = [entries.get((after, before), none) for after in range(pairs.m)]
+            square.append(self._of_parts(column, 1))
+        return jnp.stack(square, 2).reshape(len(none), -1, none.shape[-1])
+
+    def _of_parts(self, rows: Sequence[Array], axis: int) -> Array:
+        """Rows of the block, as those of complex numbers along a new axis."""
+        pairs = zip(self.real, self.imaginary, strict=True)
+        return jnp.stack([lax.complex(rows[re], rows[im]) for re, im in pairs], axis)

@@ -1,7 +1,6 @@
 """A whole trace that moves by transitions which are not those of the step."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -71,25 +70,9 @@ class Recursion(Trace):
     ) -> Carry:
         site, (transition, immediate) = self.site_of(site), path
         move, whole = suffix_products(site.pairs, transition, range(site.block), site.schedule)
-        own = _Own(passage.factors, passage.xs, move(immediate), whole, passage.after)
+        added = move(immediate)
+        own = dataclasses.replace(passage, moved=lambda: [[added]], whole=lambda: whole)
         return WHOLE.move(site, own, (), carry, start)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Own:
-    """A window by these transitions: a `Passage`."""
-
-    factors: Sequence[Factors]
-    xs: Sequence[Array]
-    added: Array
-    product: Array
-    after: Array | None
-
-    def moved(self) -> Sequence[Sequence[Array]]:
-        return [[self.added]]
-
-    def whole(self) -> Array:
-        return self.product
 
 
 def where_no_stream_begins(factors: Factors, value: float, dtype: Any) -> Inexact[Array, "W B"]:

@@ -5,7 +5,7 @@ hands over, a block's outputs are flat, G * O.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -113,40 +113,29 @@ class Signals(Protocol):
         ...
 
 
-@runtime_checkable
-class Passage(Protocol):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Passage:
     """A window, as it moves one trace, `eps_W = whole eps_0 + sum_t moved_t x_t`.
 
-    [`Full`][etpc.algorithms.Full] is moved by `xs`, `moved` and `whole` alone. So a form with other transitions wraps
-    the passage in one that gives its own.
+    [`Full`][etpc.algorithms.Full] is moved by `xs`, `moved` and `whole` alone. So a form with other transitions gives
+    it `dataclasses.replace(passage, moved=..., whole=...)`.
     """
 
-    @property
-    def factors(self) -> Sequence[Factors]:
-        """What the window says of each use of the weight that the trace is for."""
-        ...
+    factors: Sequence[Factors]
+    """What the window says of each use of the weight that the trace is for."""
+    moved: Callable[[], Sequence[Sequence[Inexact[Array, "W B _ GO"]]]]
+    """What each use adds at each step, moved on to the end of the window, `(prod_{after t} D) F_t`. It is in one or two
+    parts along the states of the block, as XLA is slow to join them."""
+    whole: Callable[[], Inexact[Array, "B P o"]]
+    """The transition of the window, `prod D`."""
+    after: Array | None
+    """Zero, an integer that is known once the carry has been read for the last time. A form that adds it to what it
+    needs lets XLA overwrite the carry in place. `None` where the carry is kept."""
 
     @property
-    def xs(self) -> Sequence[Inexact[Array, "W B G I"]]:
+    def xs(self) -> list[Inexact[Array, "W B G I"]]:
         """The data of each use; none where the operations have no data."""
-        ...
-
-    def moved(self) -> Sequence[Sequence[Inexact[Array, "W B _ GO"]]]:
-        """What each use adds at each step, moved on to the end of the window, `(prod_{after t} D) F_t`.
-
-        It is in one or two parts along the states of the block, as XLA is slow to join them.
-        """
-        ...
-
-    def whole(self) -> Inexact[Array, "B P o"]:
-        """The transition of the window, `prod D`."""
-        ...
-
-    @property
-    def after(self) -> Array | None:
-        """Zero, an integer that is known once the carry has been read for the last time. A form that adds it to
-        what it needs lets XLA overwrite the carry in place. `None` where the carry is kept."""
-        ...
+        return [factors.x for factors in self.factors if factors.x is not None]
 
 
 class Trace:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
-from ..forms import Block, Carry, Extension, Factors, Passage, Site, Uncut
+from ..forms import Block, Carry, Extension, Passage, Site, Uncut
 
 
 class Directions(Extension):
@@ -90,7 +90,7 @@ class Directions(Extension):
 
     def move(
         self, shared: Carry, each: Carry, uncut: Uncut, of_states: Array | None
-    ) -> tuple[Carry, Carry, Callable[..., Passage]]:
+    ) -> tuple[Carry, Carry, Callable[..., "FollowedPassage"]]:
         ends, chosen = self.ends(shared, each, uncut.last)
         starts, by_ops = uncut.pull(ends)
         by_start, basis = starts, _of_each(self.basis(shared, each), starts[:, 0])
@@ -105,8 +105,11 @@ class Directions(Extension):
         beyond = by_start - jnp.einsum("bpq,bqs->bps", transition, basis)
         return shared, each, functools.partial(FollowedPassage, transition, beyond, by_ops)
 
-    def passage(self, block: Block, passage: Passage, moved: Callable[..., Passage]) -> Passage:
-        return moved(block, passage, passage.factors, passage.xs, passage.after)
+    def passage(
+        self, block: Block, passage: Passage, moved: Callable[..., "FollowedPassage"]
+    ) -> Passage:
+        followed = moved(block, passage)
+        return dataclasses.replace(passage, moved=followed.moved, whole=followed.whole)
 
 
 def _of_each(a: Array, like: Array) -> Array:
@@ -132,9 +135,6 @@ class FollowedPassage:
     """By the output of each operation at each step, [W, B, q, GO]."""
     block: Block
     of_block: Passage
-    factors: Sequence[Factors]
-    xs: Sequence[Array]
-    after: Array | None
 
     def moved(self) -> list[Sequence[Array]]:
         by_feed = [self.by_ops[op] for op in self.block.ops]

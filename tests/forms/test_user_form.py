@@ -11,7 +11,7 @@ from jax import lax
 import etpc
 from etpc import OTTT
 from etpc.algorithms import Algorithm
-from etpc.forms import Full, Passage, Trace, zeros
+from etpc.forms import Full, Trace, zeros
 from etpc.rules import Presynaptic
 from tests.helpers import loss, normal
 from tests.marks import few
@@ -113,25 +113,20 @@ def test_a_form_is_not_derived_from_another():
 # --- a form whose transitions are others ----------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Slower:
-    """A passage by `g D` in place of D."""
+def slower(passage, g):
+    """The passage by `g D` in place of D."""
 
-    passage: Passage
-    g: float
-    factors = property(lambda self: self.passage.factors)
-    xs = property(lambda self: self.passage.xs)
-    after = property(lambda self: self.passage.after)
+    def discounted(part):
+        powers = g ** np.arange(len(part) - 1.0, -1, -1)
+        return part * powers.reshape(-1, 1, 1, 1)
 
-    def moved(self):
-        def discounted(part):
-            powers = self.g ** np.arange(len(part) - 1.0, -1, -1)
-            return part * powers.reshape(-1, 1, 1, 1)
+    def moved():
+        return [[discounted(part) for part in parts] for parts in passage.moved()]
 
-        return [[discounted(part) for part in parts] for parts in self.passage.moved()]
+    def whole():
+        return g ** len(passage.moved()[0][0]) * passage.whole()
 
-    def whole(self):
-        return self.g ** len(self.passage.moved()[0][0]) * self.passage.whole()
+    return dataclasses.replace(passage, moved=moved, whole=whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +143,7 @@ class Discounted(Trace):
         return self.inner.past(site, start, carry)
 
     def move(self, site, passage, path, carry, start):
-        return self.inner.move(site, Slower(passage, self.g), path, carry, start)
+        return self.inner.move(site, slower(passage, self.g), path, carry, start)
 
 
 @dataclasses.dataclass(frozen=True)
