@@ -26,10 +26,12 @@ class Full(Trace):
 
     - `as_complex`: carry the entries of two states as the parts of one complex number, [B, O, I].
     - `apart`: carry the entries of each state of a dense operation as an array of its own, [B, O, I].
+    - `outputs_last`: carry those of a dense operation as [B, m, I, O], whatever the order of the weight.
     """
 
     as_complex: bool = False
     apart: bool = False
+    outputs_last: bool = False
     exact = True
 
     @property
@@ -39,8 +41,12 @@ class Full(Trace):
     def meaning(self) -> Meaning:
         return WHOLE_TRACE
 
+    def laid_out(self, site: Site) -> Site:
+        """The site with the order of axes that the form has."""
+        return dataclasses.replace(site, outputs_last=True) if self.outputs_last else site
+
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
-        kind = site.kind
+        site, kind = self.laid_out(site), site.kind
         if not site.factored:
             return ((*site.states, kind.outputs),)
         if kind.links is not None:
@@ -55,7 +61,9 @@ class Full(Trace):
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         states = _by_state(site, carry)
-        return {"trace": carry[0] if states is None else jnp.stack(states, len(site.group))}
+        trace = carry[0] if states is None else jnp.stack(states, len(site.group))
+        turned = self.laid_out(site).inputs_last != site.inputs_last
+        return {"trace": trace.swapaxes(-2, -1) if turned else trace}
 
     def pairs_states(self, site: Site) -> bool:
         """Whether the entries of the block's states can be the parts of complex numbers."""
@@ -67,7 +75,7 @@ class Full(Trace):
         return is_dense and 1 < site.block <= UNROLLED
 
     def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return _read(site, start, carry)
+        return _read(self.laid_out(site), start, carry)
 
     def reads_end(self, site: Site, batch: int) -> bool:
         """Of one example, XLA would compute the parts of a complex number a second time where they are read: 1.4 times
@@ -75,7 +83,7 @@ class Full(Trace):
         return batch > 1 or not self.as_complex
 
     def read_end(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return _read(site, credit, carry, at_each_step=True)
+        return _read(self.laid_out(site), credit, carry, at_each_step=True)
 
     def move(
         self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
@@ -84,22 +92,18 @@ class Full(Trace):
             return (_element_wise(site, passage, carry[0]),)
         if site.kind.links is not None:
             return (_with_links(site, passage, carry[0]),)
-        return _dense(site, passage, carry)
+        return _dense(self.laid_out(site), passage, carry)
 
     def in_order(self, site: Site, trace: Inexact[Array, "G I m O"]) -> Array:
         """The trace of one example, in the shape that it is carried in."""
-        trace = trace.transpose(0, 2, 3, 1) if _inputs_last(site) else trace.swapaxes(1, 2)
+        site = self.laid_out(site)
+        trace = trace.transpose(0, 2, 3, 1) if site.inputs_last else trace.swapaxes(1, 2)
         return trace.reshape(self.shapes(site)[0])
-
-
-def _inputs_last(site: Site) -> bool:
-    """Whether the weight has its inputs after its outputs; a kind may leave it out."""
-    return bool(getattr(site.kind, "inputs_last", False))
 
 
 def _ordered(site: Site, of_inputs: Any, of_outputs: Any) -> tuple[Any, Any]:
     """What belongs to inputs and outputs, in the order of the weight."""
-    return (of_outputs, of_inputs) if _inputs_last(site) else (of_inputs, of_outputs)
+    return (of_outputs, of_inputs) if site.inputs_last else (of_inputs, of_outputs)
 
 
 def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
@@ -133,7 +137,7 @@ def _dense(site: Site, passage: Passage, carry: Carry) -> Carry:
     """
     kind, m, pairs, batch = site.kind, site.block, site.pairs, len(carry[0])
     g, i, o = kind.groups, kind.inputs, kind.outputs
-    last = _inputs_last(site)
+    last = site.inputs_last
     moved = [_joined(parts, 2) for parts in passage.moved()]
     x = jnp.concatenate([site.data(x) for x in passage.xs])
     steps = len(x)
@@ -237,7 +241,7 @@ def _by_entry(site: Site, a: Inexact[Array, "B n o"]) -> Inexact[Array, "B g n .
         a = a.reshape(*a.shape[:2], kind.groups, kind.outputs).swapaxes(1, 2)
         a = a if kind.links is None else a[..., kind.links.outputs]
     is_matrix = site.factored and kind.links is None
-    return jnp.expand_dims(a, -1 if _inputs_last(site) else -2) if is_matrix else a
+    return jnp.expand_dims(a, -1 if site.inputs_last else -2) if is_matrix else a
 
 
 def _read(
@@ -273,4 +277,4 @@ def _gathered(site: Site, entries: Array) -> Array:
     if kind.links is not None:
         return kind.gather(entries.reshape(g, -1))
     entries = entries.reshape(g, *_ordered(site, i, o))
-    return kind.gather(entries.swapaxes(1, 2) if _inputs_last(site) else entries)
+    return kind.gather(entries.swapaxes(1, 2) if site.inputs_last else entries)

@@ -40,6 +40,14 @@ class Site:
     """The transitions that the step has among the places of a block, or `None` for any."""
     schedule: Schedule = Schedule()
     """How passes over a large trace are laid out, for the target of the program."""
+    outputs_last: bool = False
+    """Whether the arrays of a trace have their outputs last, whatever the order of the weight."""
+
+    @property
+    def inputs_last(self) -> bool:
+        """Whether the arrays of a trace have their inputs after their outputs, as the weight has; a kind may leave it
+        out."""
+        return not self.outputs_last and bool(getattr(self.kind, "inputs_last", False))
 
     @cached_property
     def pairs(self) -> Pairs:

@@ -80,7 +80,7 @@ class Fused(Trace):
         added = jnp.concatenate(parts, 2)[0]
         whole = jnp.broadcast_to(whole, added.shape[:1] + whole.shape[1:2] + added.shape[2:])
         operands = [a.astype(dtype) for a in (whole, added, credit, site.data(x)[0])]
-        inputs_last = bool(getattr(kind, "inputs_last", False))
+        inputs_last = self.inner.laid_out(site).inputs_last
 
         def by_kernel(carry: Carry, *operands: Array) -> tuple[Carry, Array]:
             whole, added, credit, x = operands

@@ -14,6 +14,7 @@ from .filtered import FILTERED
 from .holomorphic import HOLOMORPHIC
 from .join_past import JOIN_PAST
 from .join_products import JOIN_PRODUCTS
+from .outputs_last import OUTPUTS_LAST
 from .pair_states import PAIR_STATES
 from .read_after import READ_AFTER
 from .scans import SCANS
@@ -32,6 +33,7 @@ DEFAULT = (
     JOIN_PRODUCTS,
     STATES_APART,
     PAIR_STATES,
+    OUTPUTS_LAST,
     BY_COLUMNS,
     CHOOSE_WINDOW,
     READ_AFTER,

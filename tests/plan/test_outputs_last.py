@@ -1,0 +1,90 @@
+"""On a TPU, whole traces have the outputs of a layer along the last axis."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc.forms import Full
+from tests.helpers import alive, distance, loss, normal
+
+PASS = ("outputs_last",)
+
+
+def leaky(m, x, h):
+    """One state for each unit."""
+    h = 0.5 * h + jnp.tanh(m["w"] @ x + m["r"] @ h)
+    return m["out"] @ h, h
+
+
+def adapting(m, x, state):
+    """Two states for each unit, of which each reads the other."""
+    v, a = state
+    v, a = 0.9 * v - 0.2 * a + jnp.tanh(m["w"] @ x + m["r"] @ jnp.tanh(v)), 0.8 * a + 0.3 * v**2
+    return m["out"] @ v, (v, a)
+
+
+MODEL = {"w": normal(4, 3), "r": 0.3 * normal(4, 4, seed=1), "out": normal(2, 4, seed=2)}
+XS, TARGETS = normal(6, 3, 3, seed=3), normal(6, 3, 2, seed=4)
+ZEROS = jnp.zeros(4)
+CELLS = [(leaky, ZEROS), (adapting, (ZEROS, ZEROS))]
+
+
+def compiled(step, state, rule, passes, target="tpu"):
+    options = dict(inputs=XS[0, 0], state=state, step=step, target=target)
+    return etpc.compile(MODEL, rule, passes=passes, **options)
+
+
+@pytest.mark.parametrize("others", [(), ("states_apart",), ("pair_states",), ("read_after",)])
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize(("step", "state"), CELLS)
+def test_the_order_of_axes_changes_no_number(step, state, window, others):
+    rule = etpc.D_RTRL(window=window)
+    programs = [compiled(step, state, rule, passes) for passes in ((), (*others, *PASS))]
+    shapes = {a.shape[-2:] for own in programs[1].init(3).traces for a in own}
+    assert (3, 4) in shapes
+    found = []
+    for program in programs:
+        run = program.value_and_grad(loss, "sum")
+        (_, carry), first = run(MODEL, XS, TARGETS, program.init(3))
+        (_, carry), later = run(MODEL, XS, TARGETS, carry)
+        nodes = zip(program.ir.traces, carry.traces, strict=True)
+        shown = [jax.vmap(lambda c, n=n: n.form.shown(n.site, c))(own) for n, own in nodes]
+        found.append((first, later, carry.state, shown))
+    assert alive(found[0][1])
+    assert distance(*found) < 1e-11
+
+
+def test_what_is_shown_has_the_order_of_the_weight():
+    program = compiled(*CELLS[1], etpc.D_RTRL(window=1), None)
+    (node, *_), (own, *_) = program.ir.traces, program.init().traces
+    assert node.form == Full(apart=True, outputs_last=True)
+    kind = node.site.kind
+    assert {a.shape for a in own} == {(kind.inputs, 4)}
+    assert node.form.shown(node.site, own)["trace"].shape == (2, 4, kind.inputs)
+
+
+def test_a_carry_of_another_order_is_refused():
+    """Where a layer has as many inputs as outputs, no shape says which order it is."""
+    square = lambda w, x, h: (h := 0.5 * h + jnp.tanh(w @ x),) * 2
+    weight = normal(3, 3)
+    of = dict(inputs=XS[0, 0], state=jnp.zeros(3), step=square)
+    on_tpu, on_gpu = (etpc.compile(weight, etpc.D_RTRL(), target=t, **of) for t in ("tpu", "cuda"))
+    shapes = [jax.tree.map(np.shape, p.init(2).traces) for p in (on_tpu, on_gpu)]
+    assert shapes[0] == shapes[1]
+    with pytest.raises(etpc.InputError, match="carry"):
+        on_tpu.value_and_grad(loss)(weight, XS, normal(6, 3, 3), on_gpu.init(3))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_other_targets_keep_the_order_of_the_weight(platform):
+    program = compiled(*CELLS[0], etpc.D_RTRL(window=1), None, platform)
+    assert all(not getattr(node.form, "outputs_last", False) for node in program.ir.traces)
+
+
+def test_a_weight_with_its_outputs_last_stays_as_it_is():
+    step = lambda w, x, h: (h := 0.5 * h + jnp.tanh(x @ w),) * 2
+    of = dict(inputs=XS[0, 0], state=ZEROS, step=step, target="tpu")
+    program = etpc.compile(normal(3, 4), etpc.D_RTRL(window=1), passes=PASS, **of)
+    assert [node.form for node in program.ir.traces] == [Full()]
