@@ -36,7 +36,7 @@ class Holomorphic(Trace):
     """The places of the block that are real parts."""
     imaginary: tuple[int, ...]
     """The places of the imaginary parts of the same states, in the same order."""
-    inner: Full = dataclasses.field(default=Full(), repr=False)
+    inner: Full = Full()
     exact = True
 
     @property
@@ -69,7 +69,7 @@ class Holomorphic(Trace):
         return jnp.stack([lax.complex(credit[:, re], -credit[:, im]) for re, im in pairs], 1)
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
-        (trace,) = carry
+        trace = self.inner.shown(self._complex(site), carry)["trace"]
         return {"trace": jnp.stack([trace.real, trace.imag], len(site.group))}
 
     def move(

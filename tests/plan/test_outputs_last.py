@@ -77,6 +77,27 @@ def test_a_carry_of_another_order_is_refused():
         on_tpu.value_and_grad(loss)(weight, XS, normal(6, 3, 3), on_gpu.init(3))
 
 
+def test_complex_weights_of_holomorphic_states():
+    """Their trace is that of a whole one with complex numbers."""
+    model = etpc.nn.Sequential([etpc.nn.LRU(3, 4, 5, key=jax.random.key(0))])
+    found = []
+    for passes in (("holomorphic",), ("holomorphic", *PASS), None):
+        program = etpc.compile(
+            *(model, etpc.D_RTRL(window=1)), inputs=XS[0, 0], passes=passes, target="tpu"
+        )
+        run = program.value_and_grad(lambda y, target: jnp.sum((y[:2] - target) ** 2), "sum")
+        (_, carry), _ = run(model, XS, TARGETS, program.init(3))
+        (_, carry), grads = run(model, XS, TARGETS, carry)
+        nodes = zip(program.ir.traces, carry.traces, strict=True)
+        shown = [jax.vmap(lambda c, n=n: n.form.shown(n.site, c))(own) for n, own in nodes]
+        found.append((grads, shown))
+    assert alive(found[0][0])
+    turned = [getattr(node.form, "inner", Full()).outputs_last for node in program.ir.traces]
+    assert any(turned)
+    assert distance(*found[:2]) < 1e-11
+    assert distance(found[0][0], found[2][0]) < 1e-11
+
+
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_other_targets_keep_the_order_of_the_weight(platform):
     program = compiled(*CELLS[0], etpc.D_RTRL(window=1), None, platform)

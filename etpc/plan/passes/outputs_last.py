@@ -9,8 +9,9 @@
 """
 
 import dataclasses
+from typing import Any
 
-from ...forms import Full
+from ...forms import Full, Holomorphic
 from ...ir import Change, TraceProgram
 from ._pass import Pass
 
@@ -19,12 +20,20 @@ def _run(program: TraceProgram) -> TraceProgram:
     if program.target.platform != "tpu":
         return program
     new = {
-        node: dataclasses.replace(node, form=dataclasses.replace(node.form, outputs_last=True))
+        node: dataclasses.replace(node, form=_turned(node.form))
         for node in program.traces
-        if isinstance(node.form, Full) and node.site.inputs_last and node.site.kind.links is None
+        if isinstance(node.form, Full | Holomorphic)
+        and node.site.inputs_last
+        and node.site.kind.links is None
     }
     changes = [Change(NAME, node.op.path, "the outputs are the last axis") for node in new]
     return program.replaced(new).noted(*changes) if new else program
+
+
+def _turned(form: Any) -> Any:
+    if isinstance(form, Holomorphic):
+        return dataclasses.replace(form, inner=_turned(form.inner))
+    return dataclasses.replace(form, outputs_last=True)
 
 
 NAME = "outputs_last"
