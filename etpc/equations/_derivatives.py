@@ -54,9 +54,12 @@ class Derivatives:
     """The equations of a step and its derivatives; credit that is asked for is added to `credits`."""
 
     def __init__(self, program: TraceProgram, names: Mapping[float, str]):
+        self.through = program.window.credit == "window"
+        """Whether credit passes back from step to step, with nothing cut."""
         self.analysis, self.step = program.analysis, Step(program.analysis, names)
         self.nodes, hidden = self.step.nodes, self.step.hidden
-        self.of_eprop = program.algorithm.name == "e_prop"
+        self.rule = program.algorithm.name
+        self.of_eprop = program.algorithm.name == "e_prop" and not self.through
         self.views: dict[Any, tuple[Array, np.ndarray]] = {}
         """The array of each symbol, and the places in it."""
         self._known: dict[Any, Any] = {}
@@ -73,7 +76,14 @@ class Derivatives:
         self.credits: list[Equation] = []
         self.credit_of: dict[Array, Array] = {}
         """What an array is the credit of."""
-        self.signals = {old: self.credit(new) for old, new in self.states}
+        self.passed: dict[Array, State] = {}
+        """The credit of an old state, which a window passes on to the step before, and that which the next step passes
+        on to this one."""
+        self.signals: dict[Array, Array | None] = {}
+        if self.through:
+            self._pass_back()
+        else:
+            self.signals = {old: self.credit(new) for old, new in self.states}
 
     def array(self, text: str, shape: tuple[int, ...], *tex: str) -> Array:
         return self.nodes.array(self.nodes.name(text), shape, kind="given", tex=tex)
@@ -195,7 +205,11 @@ class Derivatives:
     def _products(self, array: Array) -> Iterator[Term]:
         """A weight times its data."""
         (product,) = (p for p in self.step.products.values() if array in p.output)
-        reads = product.held and self.analysis.reach[product.op.number].dependence.anything
+        reads = (
+            product.held
+            and not self.through
+            and self.analysis.reach[product.op.number].dependence.anything
+        )
         stop = self.nodes.defined["stop_gradient"] if reads else lambda a: a
         for times in product.terms:
             if product.output[times.part] is array:
@@ -260,6 +274,9 @@ class Derivatives:
         return self.once((of, reaches), lambda: self._credit(of, reaches))
 
     def _credit(self, of: Array, reaches: tuple[int, ...]) -> Array | None:
+        return self._sum(of, self._paths(of, reaches), "c" if reaches == (ACROSS,) else "L")
+
+    def _paths(self, of: Array, reaches: tuple[int, ...]) -> list[Term]:
         terms = list[Term]()
         differ = any(new.kind == "transient" for _, new in self.states)
         for passed in [(reach,) for reach in reaches] if differ else [reaches]:
@@ -272,7 +289,7 @@ class Derivatives:
                     if of in jacobian(data) and read.any():
                         given = self._of_data(product, data, (ACROSS,) if product.held else passed)
                         terms += self.back(jacobian(data), of, given, read)
-        return self._sum(of, terms, "c" if reaches == (ACROSS,) else "L")
+        return terms
 
     def _read(self, product: Product, data: Array, reaches: tuple[int, ...]) -> np.ndarray:
         """The elements of data through which credit passes so."""
@@ -346,8 +363,22 @@ class Derivatives:
             terms += self.back(self.jacobian(new.values, WHOLE), of, self.signals[old])
         return self._sum(of, terms, letter)
 
+    def _pass_back(self) -> None:
+        """What the next step passes back is one more derivative of the loss of a step, by new states."""
+        data = (x for product in self.step.products.values() for x in product.data)
+        given = (*self.loss, *(new for _, new in self.states), *data)
+        read = {a for of in given for a in self.jacobian(of.ids, ACROSS)}
+        for old, new in (state for state in self.states if state[0] in read):
+            before = self.array(f"P_{old.name}", (old.size,), "P", old.text)
+            self.passed[old] = before, self.nodes.after(before, kind="given")
+            self.loss[new] = self.passed[old][1]
+        for old, (before, _) in self.passed.items():
+            self.credits.append(Equation(before, self._paths(old, (ACROSS,))))
+
     def at_start(self, old: Array) -> Array | None:
         """The credit of an old state: `D^T` on the learning signals, and what passes the new states by."""
+        if self.through:
+            return self.passed[old][0] if old in self.passed else None
         past = self.credit(old)
         return self.into(old, "P", () if past is None else [Term(self.view(past))])
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from ._lines import Lines, NotIndexed
 from ._names import checked_names
 from ._numpy import Source
 from ._rule import Rule
+from ._traces import ONE_PAIR
 from ._write import as_latex, as_text
 
 
@@ -108,7 +109,12 @@ class Equations:
         """What cannot be written in NumPy."""
         step, calls = self.rule.step.step, self.rule.step.calls.values()
         for node, trace in self.rule.traces.items():
-            if trace.meaning.rank is not None:
+            if trace.meaning is ONE_PAIR and node.op.kind.groups > 1:
+                yield (
+                    f"The trace of {node.op.path} is one pair for each of {node.op.kind.groups} groups, and these are "
+                    "the equations of one."
+                )
+            if trace.meaning.rank is not None and trace.meaning is not ONE_PAIR:
                 yield (
                     f"The trace of {node.op.path} has a limited rank: a singular value decomposition reduces it after "
                     "each window, which is not an equation of a step."
@@ -149,8 +155,8 @@ class Equations:
                 "The program was compiled for the shapes of a state alone. Pass `state=` with its values."
             )
         added = {path: np.zeros(a.shape, a.dtype) for path, a in step.added}
-        carry = named(states, start) | added | module["traces"]()
-        total, found = dict[str, Any](), list[list[Any]]()
+        none, found, gradients = module["traces"](), list[list[Any]](), list[dict[str, Any]]()
+        carries = [none | named(states, start) | added]
 
         def as_typed(y: Mapping[str, Any]) -> list[Any]:
             """Whole numbers and conditions are computed as numbers."""
@@ -161,13 +167,31 @@ class Equations:
             return named(outs, outs.split(dloss(outs.join(as_typed(y)), target)))
 
         parameters, inputs = named(of, of.split(model)), step.input_leaves.split(xs)
-        for t in range(len(inputs[0])):
+
+        def at_step(t: int, carry: dict[str, Any], counts: bool = True) -> Any:
             now = named(step.input_leaves, [a[t] for a in inputs])
             now |= {} if step.initial is None else {"begins": np.asarray(t == 0)}
-            at_t = partial(by_output, jax.tree.map(lambda a, t=t: a[t], targets))
-            y, carry, gradient = module["step"](parameters, now, carry, at_t)
+            target = jax.tree.map(lambda a: a[t], targets)
+            at_t = lambda y: {p: counts * g for p, g in by_output(target, y).items()}
+            return module["step"](parameters, now, carry, at_t)
+
+        for t in range(steps := len(inputs[0])):
+            y, carry, gradient = at_step(t, carries[-1])
+            carries.append(none | carry)
             found.append(as_typed(y))
-            total = {p: total.get(p, 0) + g for p, g in gradient.items()}
+            gradients.append(gradient)
+        rule, window, begin = self.rule.derivatives, self.rule.program.window, 0
+        if rule.through:
+            gradients.clear()
+        for at in range(0, steps, window.for_sequence(steps)) if rule.through else ():
+            end, passed = min(at + window.for_sequence(steps), steps), dict[str, Any]()
+            for t in reversed(range(begin, end)):
+                carry = carries[t] | (none if t > begin else {}) | passed
+                _, carry, gradient = at_step(t, carry, t >= at)
+                gradients.append(gradient)
+                passed = {later.name: carry[of.name] for of, later in rule.passed.values()}
+            begin = max(end - window.behind, 0)
+        carry, total = carries[-1], {p: sum(g[p] for g in gradients) for p in gradients[0]}
         return Evaluated(
             outs.join([np.stack(several) for several in zip(*found, strict=True)]),
             states.join([carry[p] for p in states.paths]),

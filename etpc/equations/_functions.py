@@ -48,6 +48,9 @@ _BODIES = {
     "where": "np.where(a, b, c)",
     "stop": "a",
     "with_derivative": "a",
+    "norm": "np.sqrt(sum(np.sum(np.square(b)) for b in a))",
+    "ratio": "np.where((a > 0) & (b > 0), a / np.where(b > 0, b, 1), 1.0)",
+    "signs": "np.random.choice((-1.0, 1.0), int(a))",
     "max": "np.maximum(a, b)",
     "min": "np.minimum(a, b)",
     "erf": "np.vectorize(math.erf)(a)",
@@ -58,7 +61,8 @@ _BODIES = {
     },
 }
 """Functions that are none of SymPy, or have another derivative at a kink, in NumPy. Conditions are 0 or 1; `above` is
-1/2 where both are equal, as JAX has the derivative of a maximum; `with_derivative` is a, and has both derivatives."""
+1/2 where both are equal, as JAX has the derivative of a maximum; `with_derivative` is a, and has both derivatives.
+`norm` is that of all its arguments together, and `ratio` one where one of two is zero."""
 _SLOPES: dict[str, tuple[Any, ...]] = {
     "sigma": (lambda a: _of["sigma"](a) * (1 - _of["sigma"](a)),),
     "where": (0, lambda a, b, c: a, lambda a, b, c: 1 - a),
@@ -75,10 +79,11 @@ _SLOPES: dict[str, tuple[Any, ...]] = {
         lambda low, a, high: _of["lt"](high, a),
     ),
     "with_derivative": (1, 1),
-    **dict.fromkeys(("above", *COMPARISONS), (0, 0)),
+    **dict.fromkeys(("above", "ratio", *COMPARISONS), (0, 0)),
 }
 """Their derivatives; of others they are zero."""
 _of: dict[str, Any] = {n: function(n, *_SLOPES.get(n, (0,))) for n in _BODIES}
+_of["norm"] = sp.Function("norm", real=True)
 FUNCTIONS: dict[str, tuple[Any, str]] = {n: (_of[n], body) for n, body in _BODIES.items()}
 """Each with its body in NumPy."""
 dot = sp.Function("dot", nargs=2, real=True)

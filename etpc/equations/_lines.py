@@ -90,6 +90,7 @@ class Lines:
         old_and_new = zip(step.state, step.new_state, strict=True)
         after = {old: new for parts in old_and_new for old, new in zip(*parts, strict=True)}
         after |= rule.carried | {given: y for y, given in rule.derivatives.loss.items()}
+        after |= {later: of for of, later in rule.derivatives.passed.values()}
         sections, reads = dict[str, list[tuple[Array, Line]]](), dict[Array, set[Array]]()
         every = (a for parts in (*step.outputs_of, *step.new_state) for a in parts)
         waiting, needed = {*every} if self.path is None else set[Array](), set[Array]()
@@ -330,7 +331,11 @@ class Lines:
         """Each path that is cut, once, with the weights that it is left out of."""
         rule, path = self.rule, self.path
         ops = [op for op in rule.analysis.ops if path is None or path in op.path.split(", ")]
-        pairs = [(str(e), op.path) for op in ops for e in rule.analysis.reach[op.number].escapes]
+        untraced = {*rule.analysis.live} - {op for node in rule.traces for op in node.ops}
+        untraced = untraced if rule.derivatives.through else set()
+        pairs = [("what was before a window", op.path) for op in ops if op in untraced]
+        every = ((op, rule.analysis.reach[op.number].escapes) for op in ops if op not in untraced)
+        pairs += [(str(e), op.path) for op, escapes in every for e in escapes]
         forms = {node.op.path: node.form.left_out for node in rule.program.traces}
         pairs += [(text, p) for p, text in forms.items() if text and path in (None, p)]
         return each_once(pairs)

@@ -74,8 +74,9 @@ class Source:
         self.given("carry", step.state_paths, of.state)
         for array, values in of.values.items():
             self.line(f"{array.name} = {self.table(values)}")
-        for old in rule.carried:
-            self.line(f"{old.name} = carry[{old.name!r}]")
+        self.carried = [*rule.carried, *(later for _, later in rule.derivatives.passed.values())]
+        for array in self.carried:
+            self.line(f"{array.name} = carry[{array.name!r}]")
         for n, (title, _, equations) in enumerate(rule.sections):
             self.lines += ["", f"    # {in_one_line(title)}"] if equations else []
             for equation in equations:
@@ -112,6 +113,7 @@ class Source:
         step, of = self.rule.step, self.rule.step.step
         new = [*_by_path(of.state_paths, step.new_state, of.state_avals)]
         new += [f"{old.name!r}: {new.name}" for old, new in self.rule.carried.items()]
+        new += [f"{of.name!r}: {of.name}" for of, _ in self.rule.derivatives.passed.values()]
         self.lines.append("")
         self.line(f"carry = {{{', '.join(new)}}}")
         gradients = list[str]()
@@ -205,15 +207,18 @@ class Source:
         define = lambda name, arguments, body: f"\n\ndef {name}({arguments}):\n    return {body}"
         own = [of for several in nodes.own.values() for of in several]
         written = [define(n, ", ".join(map(str, a)), self.code(value)) for n, a, value in own]
+        arguments = lambda of: (
+            "*a" if of.nargs is sp.S.Naturals0 else ", ".join("abc"[: max(of.nargs)])
+        )
         known = [(n, *FUNCTIONS[n]) for n in FUNCTIONS if n in self._functions]
-        carried = ", ".join(f"{a.name!r}: np.zeros({a.shape})" for a in self.rule.carried)
+        carried = ", ".join(f"{a.name!r}: np.zeros({a.shape})" for a in self.carried)
         options: Any = dict(separator=", ", threshold=np.inf, floatmode="unique")
         parts = [
             *("# " + in_one_line(line) if line else "#" for line in equations.split("\n")),
             "import math\n\nimport numpy as np\n\nnan, inf = np.nan, np.inf",
             *(f"{name} = np.array({np.array2string(a, **options)})" for name, a in tables),
             *(f"{s} = {a!r}" for (_, a), s in nodes.constants.items()),
-            *(define(n, ", ".join("abc"[: max(of.nargs)]), body) for n, of, body in known),
+            *(define(n, arguments(of), body) for n, of, body in known),
             *written,
             define("traces", "", f"{{{carried}}}"),
             "\n\ndef step(parameters, inputs, carry, dloss):",

@@ -1,5 +1,6 @@
 """A learning rule on a step: its equations, in order."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -7,11 +8,21 @@ import numpy as np
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
 from ..forms import Defined, Meaning
-from ..ir import AtEnd, Carried, Direct, Product, Steps, Through, TraceNode, TraceProgram
+from ..ir import (
+    AtEnd,
+    Carried,
+    Direct,
+    Product,
+    Steps,
+    Through,
+    TraceNode,
+    TraceProgram,
+    WindowSpec,
+)
 from ._derivatives import Derivatives, Equation, Term
 from ._eprop import EProp
-from ._nodes import HERE, Array
-from ._traces import CarriedArrays, Data
+from ._nodes import ACROSS, HERE, Array
+from ._traces import ONE_PAIR, CarriedArrays, Data
 
 Section = tuple[str, str, list[Equation]]
 """A title, the paths of the weights that it is about, and equations."""
@@ -31,7 +42,7 @@ class Rule:
         gradients = [(op.path, [*self._gradient(op)]) for op in self.analysis.ops]
         step = [e for c in (*self.step.once, *self.step.computed) for e in d.equations_of(*c)]
         self.sections: list[Section] = [
-            *(("the step", "", step), ("the learning signals", "", d.credits))
+            *(("the step", "", step), (_signals(program.window), "", d.credits))
         ]
         for node, equations in traces:
             paths = ", ".join(dict.fromkeys(op.path for op in node.ops))
@@ -49,8 +60,12 @@ class Rule:
     def _gradient(self, op: WeightOp) -> Iterator[Equation]:
         """The terms of a gradient in a step."""
         is_read = self.analysis.reach[op.number].role == "output"
-        direct, d = Product(Steps(op), Direct(op)), self.derivatives
-        for term in self.program.step_grads.get(op, (direct,) if is_read else ()):
+        d, direct = self.derivatives, Product(Steps(op), Direct(op))
+        terms = self.program.step_grads.get(op, (direct,) if is_read else ())
+        if d.through:
+            yield from self._outer(op, [d.credit(s, ACROSS) for s in d.sources(op)], "through")
+            terms = self.program.step_grads.get(op, ())
+        for term in terms:
             match term:
                 case Product(_, Direct()):
                     yield from self._outer(op, [d.credit(s) for s in d.sources(op)], "direct")
@@ -64,7 +79,10 @@ class Rule:
                         yield from self._met(op, node, True)
                         yield from self._met(op, node, False)
                 case Product(Carried(node)) if self.traces[node].passes_back:
-                    yield from self._of_uses(op, node, "past")
+                    trace = self.traces[node]
+                    is_whole = trace.lines[trace.meaning.meets].of == "uses"
+                    past = self._of_uses(op, node, "past")
+                    yield from past if is_whole else self._met(op, node, False)
                 case Product(AtEnd(node)):
                     yield from self._of_uses(op, node, "after")
 
@@ -132,6 +150,14 @@ class Rule:
                 yield path_of[parameter], [Equation(self._gradient_of(parameter), terms)]
 
 
+def _signals(window: WindowSpec) -> str:
+    """The title of the learning signals."""
+    if window.credit == "step":
+        return "the learning signals"
+    before = f" and {window.behind} before it, whose losses do not count" * (window.behind > 0)
+    return f"the learning signals, back through windows of {window.steps} steps{before}"
+
+
 def _meanings(program: TraceProgram) -> dict[TraceNode, Meaning]:
     """What each trace means.
 
@@ -140,16 +166,18 @@ def _meanings(program: TraceProgram) -> dict[TraceNode, Meaning]:
     rule, found, why = program.algorithm, dict[TraceNode, Meaning](), ""
     if program.extends is not None:
         why = "it carries directions of states besides traces, which change from window to window"
-    elif rule.backprop != "cut" or rule.lookback is not None:
-        why = "its credit passes back through windows, and these are the equations of a step"
     for node in program.traces:
         form = node.form
         if not isinstance(form, Defined):
             why = f"the form of the trace of {node.op.path}, {form}, does not say what it means"
             continue
         found[node] = form.meaning()
-        if not form.exact and found[node].is_whole and found[node].rank is None:
+        rank = found[node].rank or getattr(form, "rank", None)
+        if not form.exact and found[node].is_whole and rank is None:
             why = f"the trace of {node.op.path} is random, and has a mean alone, that of RTRL"
+        found[node] = dataclasses.replace(found[node], rank=rank)
+        if rule.name == "kf_rtrl" and rank is not None:
+            found[node] = ONE_PAIR
     if why:
         what = "Compile with another rule, such as D_RTRL."
         raise UnsupportedError(f"The equations of {rule} cannot be written: {why}. {what}")

@@ -18,8 +18,12 @@ from ._products import Grid
 
 Key = tuple[WeightOp, Any]
 """What a line has an array for: an operation, and a part of its weight or of its output, or an array of its data."""
-PAIRS = Line("f", "outputs", moved=1.0), Line("f", "outputs"), Line("X", "inputs")
-"""The factors of a trace of a rank: those of states that are moved, to which nothing is added, and those of a step."""
+REDUCED = {"e": "E", "f": "m", "X": "x"}
+"""Of a trace of a rank: the letters of what is moved and what a step adds, before these are reduced to it."""
+ONE_PAIR = Meaning(
+    (Line("f", "outputs", moved=1.0), Line("F", "outputs"), Line("X", "inputs")), "f", "X", rank=1
+)
+"""A trace that is one pair of factors. That of a step, F and x, is apart from it until both become one."""
 Data = Callable[[Array | None, Grid], Any]
 """What stands in the place of data, for some uses."""
 Summand = tuple[str, Array, np.ndarray, Callable[[Grid | None], Any]]
@@ -33,7 +37,8 @@ class CarriedArrays:
     def __init__(self, step: Derivatives, node: TraceNode, meaning: Meaning, closed: bool):
         self.step, self.node, self.meaning, self.closed = step, node, meaning, closed
         self.lines = {line.name: line for line in meaning.lines}
-        self.passes_back = meaning.is_whole and closed
+        is_whole = meaning.is_whole or meaning is ONE_PAIR
+        self.passes_back = step.through or (is_whole and closed)
         """Whether credit passes back by D and F themselves."""
         self.arrays: dict[Array, Array] = {}
         """Those that are carried beside the state, before and after the step."""
@@ -54,12 +59,19 @@ class CarriedArrays:
             (op, part), nodes = key, self.step.nodes
             weight = self.step.weights(op)[part if line.of == "uses" else 0]
             tex = line.name, *([] if old is None else [old.name]), weight.name
-            tex += ("im",) * (line.of == "outputs" and part > 0) + ("added",) * (line is PAIRS[1])
+            tex += ("im",) * (line.of == "outputs" and part > 0)
             shape = self._held(line, key)[0].shape
             shape = shape if self.each or old is None else (old.size, *shape)
             kind = "given" if line.of == "steps" else "carried"
             before = nodes.array(nodes.name("_".join(tex)), shape, kind=kind, tex=tex)
             self.known[line, key, old] = before, (after := nodes.after(before, kind=kind))
+            if line.name == "F":
+                self.known[line, key, old] = before, before
+                return before, before
+            if self.meaning.rank is not None:
+                tex = REDUCED[line.name], *tex[1:]
+                total = nodes.array(nodes.name("_".join(tex)), shape, kind=kind, tex=tex)
+                self.known[line, key, old] = before, total
             if old is None or old.kind != "given" or line.kept:  # nothing follows a transient state
                 self.arrays[before] = after
         return self.known[line, key, old]
@@ -106,16 +118,48 @@ class CarriedArrays:
     # --- the recursions ---
 
     def equations(self) -> Iterator[Equation]:
-        in_pairs = self.meaning.rank is not None
-        for line in PAIRS if in_pairs else self.meaning.lines:
+        for line in self.meaning.lines:
             for key in self._keys(line):
                 yield from self._recursion(line, key)
-        for x in self._keys(PAIRS[2]) if in_pairs and self.each else ():
-            for old in self.slots:
-                key = self.node.op, 0
-                factors = self.array(PAIRS[0], key, old)[0], self.array(PAIRS[2], x)[0]
-                shown = sp.Function("sum", real=True)(sp.Mul(*map(self.step.view, factors)))
-                yield Equation(self.array(self.meaning.lines[0], key, old)[0], [], shown=shown)
+                if self.meaning.rank is not None and line.of == "uses":
+                    yield from self._reduced(line, key)
+        if self.meaning is ONE_PAIR:
+            yield from self._one_pair()
+
+    def _reduced(self, line: Line, key: Key) -> Iterator[Equation]:
+        """A trace of a rank, from the sum of what is moved and what a step adds: of all states together."""
+        totals = {old: self.step.view(self.array(line, key, old)[1]) for old in self.slots}
+        name = "least_variance" if self.step.rule == "ok" else "leading_modes"
+        for old, total in totals.items():
+            others = (value for value in totals.values() if value is not total)
+            shown = sp.Function(name, real=True)(self.meaning.rank, total, *others)
+            before = self.array(line, key, old)[0]
+            if before in self.arrays:
+                yield Equation(self.arrays[before], [], shown=shown)
+
+    def _one_pair(self) -> Iterator[Equation]:
+        """The pair of a trace and that of a step as one: by random signs, and each with factors of one length."""
+        view, weight = self.step.view, self.step.weights(self.node.op)[0].name
+        of = {n: [a for (line, *_), a in self.known.items() if line.name == n] for n in "fFX"}
+        pairs = [([m for _, m in of["f"]], [a for a, _ in of["X"]])]
+        pairs += [([a for a, _ in of["F"]], [x for _, x in of["X"]])]
+        sign, scale = list[Any](), list[Any]()
+        for n, pair in enumerate(pairs, 1):
+            lengths = (sp.Function("norm", real=True)(*map(view, arrays)) for arrays in pair)
+            value = sp.sqrt(self.step.nodes.defined["ratio"](*lengths))
+            drawn = self.step.nodes.defined["signs"](1)
+            for letter, found, to in (("c", drawn, sign), ("p", value, scale)):
+                array = self.step.array(f"{letter}_{n}_{weight}", (1,), letter, str(n), weight)
+                yield Equation(array, [Term(found)])
+                to.append(view(array))
+        for (old, moved), (added, _) in zip(of["f"], of["F"], strict=True):
+            summands = (
+                c * view(a) / p for c, p, a in zip(sign, scale, (moved, added), strict=True)
+            )
+            yield Equation(self.arrays[old], [*map(Term, summands)])
+        for old_and_x in of["X"]:
+            summands = (c * p * view(a) for c, p, a in zip(sign, scale, old_and_x, strict=True))
+            yield Equation(self.arrays[old_and_x[0]], [*map(Term, summands)])
 
     def _keys(self, line: Line) -> list[Key]:
         op, step = self.node.op, self.step
@@ -149,7 +193,8 @@ class CarriedArrays:
                 summands += [("D", state, *times(line, state, moved)) for state in self.slots]
             if reach == NEW and plus is None:
                 summands += [("D", of, *times(line, state, 1, True)) for state, of in order]
-            summands += self._entering(line, key) if plus is None and line is not PAIRS[0] else ()
+            is_apart = self.meaning is ONE_PAIR and line.name == "f"
+            summands += self._entering(line, key) if plus is None and not is_apart else ()
             if self.each:
                 terms = [*self._over_outputs((old, new), summands, grid, target, reach)]
             else:

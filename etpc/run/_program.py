@@ -189,9 +189,9 @@ class Program(Compiled, Shown):
         that the model has as an attribute, or its step reads from around it, has its name there; `names` has names of
         others, such as `{0.9: "alpha"}`.
 
-        **Raises** `etpc.UnsupportedError` for rules whose credit passes back through several steps, that are random, or
-        that carry more than traces, such as `CreditRTRL`; `etpc.InputError` where there is no such weight, or a name
-        that is none.
+        **Raises** `etpc.UnsupportedError` for rules that carry more than traces, such as `CreditRTRL` and `UORO`, or
+        a random form that is no pairs of factors; `etpc.InputError` where there is no such weight, or a name that is
+        none.
         """
         from ..equations import equations
 

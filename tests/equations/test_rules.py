@@ -11,7 +11,8 @@ pytest.importorskip("sympy")
 import etpc
 from etpc import nn
 from etpc.forms import Trace
-from tests.equations.test_equations import CELLS, difference, run
+from etpc.rules import KroneckerFactor
+from tests.equations.test_equations import CELLS, difference, dloss, run
 from tests.helpers import cell, loss, normal
 from tests.marks import few
 from tests.test_styles import Layer, network, spike
@@ -33,6 +34,13 @@ RULES = {
     "otpe": etpc.OTPE(0.8),
     "snap1": etpc.SnAp(1),
     "snap2": etpc.SnAp(2),
+    "full windows": etpc.D_RTRL(backprop="full", window=2),
+    "full windows, decay": etpc.ES_D_RTRL(decay=0.8, everywhere=True, backprop="full", window=3),
+    "full windows, e-prop": etpc.EProp(backprop="full", window=2),
+    "full windows, rflo": etpc.RFLO(0.8, backprop="full", window=2),
+    "look-back": etpc.D_RTRL(lookback=4, window=2),
+    "tbptt": etpc.TBPTT(3),
+    "tbptt, rolling": etpc.TBPTT(4, every=2),
 }
 
 
@@ -103,6 +111,7 @@ CASES = [(model, rule) for model in MODELS for rule in RULES]
     few(
         CASES,
         ("adaptive", "rflo"),
+        ("adaptive", "look-back"),
     ),
 )
 def test_equations_are_those_of_the_rule(name, rule):
@@ -135,15 +144,61 @@ def test_what_the_step_does_not_store_is_a_state_that_nothing_follows():
         assert line in text, (line, text)
 
 
+@pytest.mark.parametrize("name", few([n for n in MODELS if n != "convolution"], "adaptive"))
+def test_one_pair_of_factors_is_that_of_the_program_for_the_same_signs(name):
+    model, inputs, called = MODELS[name]()
+    xs, targets = np.abs(normal(T, inputs, seed=4)), jnp.cos(2.0 * jnp.arange(T))
+    program = etpc.compile(model, etpc.KFRTRL(window=1), inputs=xs[0], **called)
+    drawn = [node.form for node in program.ir.traces if isinstance(node.form, KroneckerFactor)]
+    signs = [
+        form.signs(jnp.array([t]), (1, 1, 1, 2)).reshape(2) for t in range(T) for form in drawn
+    ]
+    equations, in_order = program.equations(), iter(np.concatenate(signs))
+    equations._module["signs"] = lambda count: np.array([next(in_order)])
+    _, grads = program.value_and_grad(loss, "sum")(model, xs, targets, program.init())
+    given = equations.evaluate(model, xs, targets, dloss)
+    assert difference(given.gradient, grads) < 1e-9
+    assert next(in_order, None) is None
+    _, mean = etpc.reference(model, xs, targets, loss, etpc.KFRTRL(), reduction="sum", **called)
+    assert difference(given.gradient, mean) > 1e-3
+
+
+def test_pairs_of_several_groups_are_printed_and_not_run():
+    model, inputs, called = MODELS["convolution"]()
+    equations = etpc.compile(model, etpc.KFRTRL(), inputs=jnp.zeros(inputs), **called).equations()
+    assert "p_1_" in str(equations)
+    with pytest.raises(etpc.UnsupportedError, match="5 groups"):
+        equations.to_numpy()
+
+
+def test_what_reduces_a_trace_to_a_rank_is_printed():
+    called = dict(inputs=jnp.zeros(3))
+    optimal = str(etpc.compile(neurons(True, reset="live")[0], etpc.OK(), **called).equations(".r"))
+    assert "e_h_1_r' = least_variance(2, E_h_1_r, E_h_0_0_r, E_h_2_r)" in optimal
+    leading = etpc.ES_D_RTRL(rank=2, everywhere=True)
+    text = str(etpc.compile(neurons(True, reset="live")[0], leading, **called).equations(".r"))
+    assert "E_h_0_0_r = 0.9*e_h_0_0_r + h_1^T - E_h_1_r" in text
+    assert "e_h_0_0_r' = leading_modes(2, E_h_0_0_r, E_h_1_r)" in text
+
+
+def test_credit_through_windows_is_printed():
+    model = neurons(True, reset="live")[0]
+    text = str(etpc.compile(model, etpc.TBPTT(4, every=2), inputs=jnp.zeros(3)).equations())
+    for line in (
+        "windows of 2 steps and 2 before it, whose losses do not count",
+        "c_I_out = P_h_2' + dl_dy",
+        "P_h_2 = 0.7*P_h_2' + 0.7*dl_dy",
+        "g_r += c_I_r*h_1^T    (through)",
+        "what was before a window  (of .w, .r, .out)",
+    ):
+        assert line in text, (line, text)
+
+
 @pytest.mark.parametrize(
     ("rule", "why"),
     [
-        (etpc.TBPTT(3), "through windows"),
-        (etpc.D_RTRL(backprop="full", window=2), "through windows"),
         (etpc.CreditRTRL(), "directions"),
         (etpc.UORO(), "directions"),
-        (etpc.KFRTRL(), "random"),
-        (etpc.OK(), "random"),
     ],
 )
 def test_other_rules_are_refused(rule, why):
