@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CORE, PACKAGE = 21_180, 44_743
-TESTS = 43_011
+TESTS = 43_088
 NEEDED = """
 import sys
 import jax.numpy as jnp
