@@ -26,7 +26,7 @@ STUDIES := $(basename $(notdir $(shell grep -l "^    main(STUDY)" examples/publi
 SEEDS ?= 1
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
-AGENTS := streaming chains ppo conditioning encoder
+AGENTS := streaming chains popgym ppo conditioning encoder
 
 .PHONY: demo examples results test fuzz test-peer test-third-party test-device test-accelerators accelerators scale on-device test-leaks test-newest test-wheel test-affected-jaxlib coverage bench bench-versions api dist release-check lint lock docs docs-dev docs-release notebooks paper clean
 

@@ -53,40 +53,55 @@ def main(
     description: str,
     life: Callable[..., tuple[Array, Array]],
     tasks: Mapping[str, Task],
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, Any],
+    table: Callable[[Path], str] | None = None,
+    seeds: int = 5,
 ) -> None:
-    """Run each arm on each task, all seeds at once.
+    """Run each arm on each task, all seeds at once, and print the `table` of the file.
 
-    `life(env, arm, steps, key)` gives a number for each of 20 parts of a run, and one for after it.
+    `life(env, arm, steps, key)` gives a number for each of 20 parts of a run, and one for after it. Runs of as many
+    steps that the file has are not run again: only the seeds that it lacks.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--tasks", default=",".join([*tasks][: 1 if FAST else None]))
-    parser.add_argument("--arms", default=",".join(arms))
-    parser.add_argument("--seeds", type=int, default=1 if FAST else 5)
+    parser.add_argument("--arms", default=";".join(arms), help="names, with ; between them")
+    parser.add_argument("--seeds", type=int, default=1 if FAST else seeds)
     parser.add_argument("--steps", type=int, help="in place of those of the task")
-    parser.add_argument("--json", help="a file for the curves")
+    parser.add_argument(
+        "--json", type=Path, help="a file for the curves, which a later run adds to"
+    )
     args = parser.parse_args()
     print(
         f"{description}: the mean of {args.seeds} seeds in {BLOCKS} parts of a run; then each seed\n"
     )
-    rows: list[dict[str, Any]] = []
+    found = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
+    rows: dict[tuple[str, str], dict[str, Any]] = {(row["task"], row["arm"]): row for row in found}
+    order = {pair: n for n, pair in enumerate((task, name) for task in tasks for name in arms)}
     for task in args.tasks.split(","):
         env, steps = tasks[task]
         steps = args.steps or (6_000 if FAST else steps)
-        for name in args.arms.split(","):
+        for name in args.arms.split(";"):
+            row = dict(task=task, arm=name, steps=steps)
+            old = rows.get((task, name), row)
+            old = old if old["steps"] == steps else row
+            if (begin := len(old.get("final", ()))) >= args.seeds:
+                continue
             start = time.perf_counter()
             one = functools.partial(life, env, arms[name], steps)
-            keys = jax.vmap(jax.random.key)(jnp.arange(args.seeds))
+            keys = jax.vmap(jax.random.key)(jnp.arange(begin, args.seeds))
             curves, final = jax.jit(jax.vmap(one))(keys)
             shown = " ".join(f"{x:.3g}" for x in curves.mean(0))
             last = " ".join(f"{x:.3g}" for x in final)
             seconds = time.perf_counter() - start
             print(f"{task:<9} {name:<13} {shown}   then {last}   {seconds:.0f} s", flush=True)
             digits = lambda a: np.round(np.asarray(a, float), 4).tolist()
-            row = dict(task=task, arm=name, steps=steps)
-            rows.append(row | dict(curves=digits(curves), final=digits(final)))
+            new = dict(curves=digits(curves), final=digits(final))
+            rows[task, name] = row | {key: [*old.get(key, ()), *new[key]] for key in new}
             if args.json:
-                Path(args.json).write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+                lines = [json.dumps(rows[pair]) for pair in sorted(rows, key=order.__getitem__)]
+                args.json.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    if table and args.json:
+        print(f"\n{table(args.json)}")
 
 
 def draw(path: Path, measure: str) -> None:
