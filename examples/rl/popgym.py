@@ -220,7 +220,10 @@ def multiarmed_bandit() -> Environment:
 
     def begin(key: PRNGKeyArray) -> Bandit:
         chance_key, draw_key = jax.random.split(key)
-        chances, draws = jax.random.uniform(chance_key, arms), jax.random.uniform(draw_key, steps)
+        chances, draws = (
+            jax.random.uniform(chance_key, (arms,)),
+            jax.random.uniform(draw_key, (steps,)),
+        )
         return Bandit(chances, draws, jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
     def see(state: Bandit) -> Array:
