@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CORE, PACKAGE = 21_155, 44_865
+CORE, PACKAGE = 21_155, 44_867
 TESTS = 43_306
 NEEDED = """
 import sys

@@ -7,6 +7,7 @@ import math
 import re
 import types
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -31,6 +32,7 @@ from examples.tasks import (
     flip_flop,
     interval,
     memory_chain,
+    ordered_bursts,
     parity,
     recall,
     store_recall,
@@ -390,7 +392,7 @@ def test_the_answers_of_new_tasks() -> None:
 def test_the_answers_of_untried_tasks() -> None:
     """Each follows from what was shown, by a loop over steps."""
     drawn = {}
-    for task in (flip_flop, interval, parity, store_recall, waves):
+    for task in (flip_flop, interval, ordered_bursts, parity, store_recall, waves):
         arrays = map(np.asarray, jax.jit(task.TASK.batch)(jax.random.key(0)))
         xs, targets, mask = drawn[task] = tuple(arrays)
         assert xs.shape[:2] == targets.shape[:2] == mask.shape == (task.STEPS, task.BATCH)
@@ -417,6 +419,17 @@ def test_the_answers_of_untried_tasks() -> None:
     assert not (groups[..., :2].sum(2) * asked).any()
     assert ((groups[..., 3] > 0) <= (asked > 0)).all()
     assert (asked.sum(0) == store_recall.PART).all()
+    xs, label, mask = drawn[ordered_bursts]
+    slots = np.asarray(ordered_bursts.slots_of_classes())
+    assert len({tuple(row) for row in slots}) == ordered_bursts.CLASSES
+    assert ((slots >= 0).sum(1) == ordered_bursts.PART).all()
+    t, begins = np.arange(ordered_bursts.STEPS), np.arange(8, 20)[:, None, None]
+    since = t[:, None] - begins - ordered_bursts.BURST * slots[:, None, None]
+    shown = (since >= 0) & (since < ordered_bursts.BURST)  # [classes, begins, steps, channels]
+    spikes = xs[..., : ordered_bursts.CHANNELS]
+    found = np.einsum("knti,tbi->bkn", shown, spikes).max(2).argmax(1)
+    assert (found == label[-1]).mean() > 0.9
+    assert (mask.sum(0) == ordered_bursts.ASK).all()
     xs, values, mask = drawn[waves]
     off = xs[1:, :, 0] - values[:-1]
     heights = np.abs(values).max(0)
@@ -431,13 +444,30 @@ def test_the_answers_of_untried_tasks() -> None:
 def test_a_suggestion_is_trained_as_an_arm_is() -> None:
     """With the same data, weights, and clipped gradients: an arm at that rate has the same scores."""
     task = dataclasses.replace(memory_chain.TASK, updates=6, points=3, test_batches=1)
-    rule = etpc.D_RTRL(window=9, backprop="full")
-    best, kept = suggested.fully_trained(task, arms.Arm("arm", rule), 2, 3.0, tuning=1)
+    record = {"rule": "D_RTRL(window=9, backprop='full')", "rate": 3.0}
+    arm, done = suggested.arm_of(record["rule"]), dict[str, list[float]]()
+    columns = suggested.columns("memory_chain", task, record, done, 2, tuning=1)
+    best, kept = columns["suggested"][1], columns["kept"][1]
     for scores, tune in ((best, True), (kept, False)):
         tried = task if tune else dataclasses.replace(task, rate=3 * task.rate)
-        rows = arms.run(tried, [arms.Arm("arm", rule)], range(2), tune=tune)
-        assert scores == [row.score for row in rows if row.arm == "arm"]
-    columns = {"suggested": ["D-RTRL", [1.0, 0.99]], "kept": [3.0, [0.5, 0.51]]}
+        rows = arms.run(tried, [arm], range(2), tune=tune)
+        assert scores == [row.score for row in rows if row.arm == arm.name]
+    assert [*done] == ["D-RTRL, full windows, tuned", f"{arm.name}, x 3", f"{arm.name}, tuned"]
+    assert suggested.columns("memory_chain", task, record, done, 2, tuning=1) == columns
+
+
+def test_a_rule_is_found_by_the_name_that_it_is_suggested_by() -> None:
+    for rule in (etpc.D_RTRL(window=3, backprop="full", lookback=8), etpc.CreditRTRL(4, rank=4)):
+        assert suggested.arm_of(str(rule)).rule == rule
+    arm = suggested.arm_of("TBPTT(1), RMSprop")
+    assert arm.rule == etpc.TBPTT(1)
+    gradient, start = {"w": jnp.ones(2)}, {"w": jnp.zeros(2)}
+    moved = arm.optimiser(0.1).update(gradient, arm.optimiser(0.1).init(start))[0]
+    assert jnp.allclose(moved["w"], -0.1 / jnp.sqrt(0.1), rtol=1e-4)
+
+
+def test_what_is_within_the_seeds() -> None:
+    columns: dict[str, Any] = {"suggested": ["D-RTRL", [1.0, 0.99]], "kept": [3.0, [0.5, 0.51]]}
     columns |= {"best": ["full", [1.0, 1.0]]}
     record = {"unit": "accuracy", "scores": columns}
     suggested.brought_up_to_date("memory_chain", record)
@@ -446,6 +476,27 @@ def test_a_suggestion_is_trained_as_an_arm_is() -> None:
     assert not record["within_kept"]
     assert suggested.is_within(columns, "kept", True)
     assert not suggested.is_within(columns | {"suggested": ["no rule", []]}, "suggested", False)
+
+
+def test_a_task_is_asked_about_once_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def advice(spent: float) -> Any:
+        row = types.SimpleNamespace(name="D_RTRL()", rate=3.0)
+        asked.append(spent)
+        headline = "D_RTRL() at 3 times the rate: ahead of 2 of 8 other rules that have trained"
+        go_on = lambda more: advice(spent + more)
+        return types.SimpleNamespace(
+            headline=headline, rows=[None, row], decided=False, go_on=go_on
+        )
+
+    monkeypatch.setattr(suggested, "suggestion", lambda task, budget: advice(budget))
+    found: dict[str, Any] = {"120": {}, "600": {}}
+    suggested.ask("memory_chain", memory_chain.TASK, found, (120, 600))
+    suggested.ask("memory_chain", memory_chain.TASK, found, (120, 600))
+    assert asked == [120, 600]
+    records = [found[budget]["memory_chain"] for budget in found]
+    assert [(record["rule"], record["rate"]) for record in records] == [("D_RTRL()", 3.0)] * 2
 
 
 def test_a_rate_is_chosen_by_several_seeds(monkeypatch) -> None:
@@ -467,38 +518,43 @@ def test_a_rate_is_chosen_by_several_seeds(monkeypatch) -> None:
 
 def test_the_tasks_that_are_asked_about() -> None:
     folder = Path(suggested.__file__).parent
-    names = (*suggested.TASKS, *suggested.NEW)
+    names = suggested.ALL
     assert all((folder / f"{name}.py").exists() for name in names)
     assert {path.stem for path in suggested.SCORES.glob("*.json")} == set(names)
 
 
 def test_the_page_of_suggestions() -> None:
     columns = {
-        "suggested": ["D-RTRL", [0.9, 0.8]],
+        "suggested": ["D_RTRL()", [0.9, 0.8]],
         "kept": [1 / 3, [0.5, 0.5]],
         "best": ["full", [0.95, 0.9]],
         "BPTT": ["BPTT", [1]],
     }
-    one = dict(
-        task="a", unit="accuracy", decided=False, within=True, within_kept=False, text="said"
-    )
-    page = suggested.page({"a": one | {"scores": columns, "all": dict([columns["best"]])}})
-    row = (
-        "| a | yes, **no** | D-RTRL (not decided) | 0.850 ± 0.071 | 0.500 ± 0.000 (x 0.33) | full |"
-    )
+    one = dict(task="a", decided=True, within=True, within_kept=False, text="said", scores=columns)
+    page = suggested.page({"120": {"a": one}})
+    row = "| a | yes, **no** | D_RTRL() (decided) | 0.850 ± 0.071 | 0.500 ± 0.000 (x 0.33) | full |"
     assert f"{row} 0.925 ± 0.035 | 1.000 ± 0.000 |" in page.splitlines()
-    assert "On 1 of 1 tasks the suggested rule is within the seeds; on 0 at" in page
+    assert (
+        "On 0 of 1 tasks the suggested rule is within the seeds at the suggested rate; on 1 at"
+        in page
+    )
+    assert "Decided are 1, of which 0 are within the seeds." in page
 
 
 def test_the_pages_have_the_suggestions_of_the_record() -> None:
     record = json.loads((DOCS / "suggested.json").read_text())
-    assert tuple(record) == (*suggested.TASKS, *suggested.NEW)
-    for name, found in record.items():
-        again = json.loads(json.dumps(found))
-        suggested.brought_up_to_date(name, again)
-        assert again == found
-        columns = found["scores"]
-        assert [len(columns[kind][1]) for kind in ("suggested", "kept", "best")] == [10, 10, 10]
-        assert columns["best"][0] == suggested.best_of(found["all"], found["unit"])
-    assert suggested.table(record) in (DOCS / "choose.md").read_text()
-    assert suggested.page(record) == (DOCS / "tasks" / "suggested.md").read_text()
+    for tasks in record["asked"].values():
+        assert {*tasks} == {*suggested.ALL}
+        for name, found in tasks.items():
+            again = json.loads(json.dumps(found))
+            suggested.brought_up_to_date(name, again)
+            assert again == found
+            columns = found["scores"]
+            counts = [len(columns[kind][1]) for kind in ("suggested", "kept", "best")]
+            if found not in suggested.scored(tasks):
+                assert counts == [0, 0, 0]
+                continue
+            assert counts in ([10, 10, 10], [0, 10, 10]) or found["rate"] is None
+            assert columns["best"][0] == suggested.best_of(suggested.scores_of(name), found["unit"])
+        assert suggested.table(tasks) in (DOCS / "choose.md").read_text()
+    assert suggested.page(record["asked"]) == (DOCS / "tasks" / "suggested.md").read_text()

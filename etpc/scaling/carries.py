@@ -164,6 +164,8 @@ def from_portable(program: Program, tree: Any) -> Carry:
             arrays = [jnp.take(arrays[0], n, axis) for n in range(len(wanted_arrays))]
         elif isinstance(node.form, Full) and node.form.as_complex:
             arrays = [jax.lax.complex(*(jnp.take(arrays[0], n, axis) for n in (0, 1)))]
+        if isinstance(node.form, Full) and node.form.outputs_last:
+            arrays = [jnp.swapaxes(a, -2, -1) for a in arrays]
         traces.append(tuple(jnp.asarray(a) for a in arrays))
     leaves = [*tree["state"].values(), *jax.tree.leaves(traces), tree["fresh"]]
     leaves += [a for name in _REST for a in tree[name]]

@@ -56,7 +56,7 @@ def batch(key: PRNGKeyArray) -> Batch:
     t = jnp.arange(STEPS)[:, None, None]
 
     def during(begin: Array, steps: int) -> Array:
-        return (t >= begin) & (t < begin + steps)
+        return (t >= begin[None]) & (t < begin[None] + steps)
 
     pattern = during(start[:, None] + BURST * slots_of_classes()[label], BURST)
     other = during(later[:, None] + BURST * distractor, BURST)
