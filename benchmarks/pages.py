@@ -112,10 +112,11 @@ from 24,300 estimated cycles a step to 6,300. Transitions among more than two st
 | D-RTRL, Adam at each step | 128 | 1.00 | 1.00 | 1.00 | 1.35 | 1.36 | 1.00 |
 | D-RTRL, Adam at each step | 512 | 1.00 | 1.00 | 1.00 | 1.07 | 1.00 |  |
 
-For an LRU (N = 128, T = 50) it is 1.77 at each step. Tables for TPUs were made before this pass but for those of a v5e at
-T = 1000, B = 32. The program is that of the gradient of a sequence from a fresh state. Where the carry is passed on, XLA
-chose the better layout before for ALIF and GIF, and not for the GRU (1.56). A constraint on the layout inside of the loop gives the same
-cycles, but then a call of one step transposes its traces twice: 134,000 cycles for 106,000 (GRU, N = 128, Adam).
+For an LRU (N = 128, T = 50) it is 1.77 at each step. Tables for TPUs were made before this pass but for those of a
+v5e at T = 1000, B = 32. The program is that of the gradient of a sequence from a fresh state. Where the carry is
+passed on, XLA chose the better layout before for ALIF and GIF, and not for the GRU (1.56). A constraint on the
+layout inside of the loop gives the same cycles, but then a call of one step transposes its traces twice: 134,000
+cycles for 106,000 (GRU, N = 128, Adam).
 
 Not taken, an H100, LIF and a GRU: XLA's double buffering of loops saves 0 to 6 % of the kernels for 1.1 to 1.8 times
 the temporary memory and up to three times the compilation; command buffers are made after the optimised HLO, which
