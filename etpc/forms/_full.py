@@ -45,6 +45,10 @@ class Full(Trace):
         """The site with the order of axes that the form has."""
         return dataclasses.replace(site, outputs_last=True) if self.outputs_last else site
 
+    def turns(self, site: Site) -> bool:
+        """Whether that is another order than that of the weight."""
+        return self.outputs_last and site.inputs_last
+
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         site, kind = self.laid_out(site), site.kind
         if not site.factored:
@@ -62,8 +66,7 @@ class Full(Trace):
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         states = _by_state(site, carry)
         trace = carry[0] if states is None else jnp.stack(states, len(site.group))
-        turned = self.laid_out(site).inputs_last != site.inputs_last
-        return {"trace": trace.swapaxes(-2, -1) if turned else trace}
+        return {"trace": trace.swapaxes(-2, -1) if self.turns(site) else trace}
 
     def pairs_states(self, site: Site) -> bool:
         """Whether the entries of the block's states can be the parts of complex numbers."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import InputError, InputTypeError, UnsupportedError, raise_together
-from ..forms import Full
+from ..forms import Full, Holomorphic, Trace
 from ..run import Carry, Program
 
 
@@ -123,7 +123,7 @@ def portable(program: Program, carry: Carry) -> dict[str, Any]:
             f"{', '.join(op.path for op in node.ops)}: {site.kind.name} {sizes}, "
             f"{site.block} of {', '.join(of_states)}, {type(form).__name__}"
         )
-        if isinstance(form, Full):
+        if isinstance(form := _layout(form), Full):
             show = lambda arrays, form=form, site=site: form.shown(site, arrays)["trace"]
             show = jax.vmap(show) if carry.batched else show
             is_shape = isinstance(own[0], jax.ShapeDtypeStruct)
@@ -159,17 +159,22 @@ def from_portable(program: Program, tree: Any) -> Carry:
     for node, wanted_arrays, arrays in zip(
         program.ir.traces, like.traces, tree["traces"].values(), strict=True
     ):
-        axis = len(node.site.group) + len(shape)
-        if isinstance(node.form, Full) and node.form.apart:
+        axis, form = len(node.site.group) + len(shape), _layout(node.form)
+        if isinstance(form, Full) and form.apart:
             arrays = [jnp.take(arrays[0], n, axis) for n in range(len(wanted_arrays))]
-        elif isinstance(node.form, Full) and node.form.as_complex:
+        elif isinstance(form, Full) and form.as_complex:
             arrays = [jax.lax.complex(*(jnp.take(arrays[0], n, axis) for n in (0, 1)))]
-        if isinstance(node.form, Full) and node.form.outputs_last:
+        if isinstance(form, Full) and form.turns(node.site):
             arrays = [jnp.swapaxes(a, -2, -1) for a in arrays]
         traces.append(tuple(jnp.asarray(a) for a in arrays))
     leaves = [*tree["state"].values(), *jax.tree.leaves(traces), tree["fresh"]]
     leaves += [a for name in _REST for a in tree[name]]
     return jax.tree.unflatten(jax.tree.structure(like), map(jnp.asarray, leaves))
+
+
+def _layout(form: Trace) -> Trace:
+    """The form that says how the arrays of a trace lie: that of holomorphic states has another one inside."""
+    return form.inner if isinstance(form, Holomorphic) else form
 
 
 _REST = ("shared", "each", "lookback", "filtered")

@@ -14,6 +14,7 @@ from typing import Any
 from ...forms import Full, Holomorphic
 from ...ir import Change, TraceProgram
 from ._pass import Pass
+from .states_apart import STATES_APART
 
 
 def _run(program: TraceProgram) -> TraceProgram:
@@ -41,13 +42,5 @@ OUTPUTS_LAST = Pass(
     NAME,
     "on a TPU, whole traces have the outputs of a layer along the last axis",
     _run,
-    after=(
-        "drop_unlasting",
-        "drop_ended",
-        "share_uses",
-        "filtered",
-        "holomorphic",
-        "states_apart",
-        "pair_states",
-    ),
+    after=(*STATES_APART.after, STATES_APART.name, "pair_states"),
 )
