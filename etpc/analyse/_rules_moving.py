@@ -22,9 +22,10 @@ def _elementwise(
     interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
 ) -> Results:
     (out,) = eqn.outputs
-    # the places of what is repeated: a scalar, or axes of length one
-    places = (np.broadcast_to(numbering(v.shape), out.shape) for v in eqn.inputs)
-    return [union(list(map(pick, patterns, places)))]
+    pairs = zip(eqn.inputs, patterns, strict=True)
+    # what is repeated: a scalar, or axes of length one
+    at = lambda v: np.broadcast_to(numbering(v.shape), out.shape)
+    return [union([p if v.shape == out.shape else pick(p, at(v)) for v, p in pairs])]
 
 
 def _select(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
