@@ -8,17 +8,7 @@ import numpy as np
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
 from ..forms import Defined, Meaning
-from ..ir import (
-    AtEnd,
-    Carried,
-    Direct,
-    Product,
-    Steps,
-    Through,
-    TraceNode,
-    TraceProgram,
-    WindowSpec,
-)
+from ..ir import AtEnd, Carried, Direct, Product, Steps, Through, TraceNode, TraceProgram
 from ._derivatives import Derivatives, Equation, Term
 from ._eprop import EProp
 from ._nodes import ACROSS, HERE, Array
@@ -42,7 +32,7 @@ class Rule:
         gradients = [(op.path, [*self._gradient(op)]) for op in self.analysis.ops]
         step = [e for c in (*self.step.once, *self.step.computed) for e in d.equations_of(*c)]
         self.sections: list[Section] = [
-            *(("the step", "", step), (_signals(program.window), "", d.credits))
+            *(("the step", "", step), (_signals(program), "", d.credits))
         ]
         for node, equations in traces:
             paths = ", ".join(dict.fromkeys(op.path for op in node.ops))
@@ -150,8 +140,9 @@ class Rule:
                 yield path_of[parameter], [Equation(self._gradient_of(parameter), terms)]
 
 
-def _signals(window: WindowSpec) -> str:
+def _signals(program: TraceProgram) -> str:
     """The title of the learning signals."""
+    window = program.window
     if window.credit == "step":
         return "the learning signals"
     before = f" and {window.behind} before it, whose losses do not count" * (window.behind > 0)
