@@ -534,10 +534,8 @@ def test_the_page_of_suggestions() -> None:
     page = suggested.page({"120": {"a": one}})
     row = "| a | yes, **no** | D_RTRL() (decided) | 0.850 ± 0.071 | 0.500 ± 0.000 (x 0.33) | full |"
     assert f"{row} 0.925 ± 0.035 | 1.000 ± 0.000 |" in page.splitlines()
-    assert (
-        "On 0 of 1 tasks the suggested rule is within the seeds at the suggested rate; on 1 at"
-        in page
-    )
+    said = "On 0 of 1 tasks the suggested rule is within the seeds at the suggested rate; on 1 at"
+    assert said in page
     assert "Decided are 1, of which 0 are within the seeds." in page
 
 
@@ -554,7 +552,7 @@ def test_the_pages_have_the_suggestions_of_the_record() -> None:
             if found not in suggested.scored(tasks):
                 assert counts == [0, 0, 0]
                 continue
-            assert counts in ([10, 10, 10], [0, 10, 10]) or found["rate"] is None
+            assert counts == ([0, 0, 10] if found["rate"] is None else [10, 10, 10])
             assert columns["best"][0] == suggested.best_of(suggested.scores_of(name), found["unit"])
         assert suggested.table(tasks) in (DOCS / "choose.md").read_text()
     assert suggested.page(record["asked"]) == (DOCS / "tasks" / "suggested.md").read_text()

@@ -28,10 +28,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 import etpc
 
+from . import streaming
 from .chains import GRU
-from .environments import Cart, Environment, cart_pole, evaluate
+from .environments import Cart, Environment, cart_pole
 from .runs import ARMS, BLOCKS, FAST, WINDOW, Arm, Task, main
-from .streaming import learner, rtu
+from .streaming import rtu
 
 SUITS, RANKS, COLORS, DECK = 4, 13, 2, 52
 
@@ -297,18 +298,9 @@ AGENTS: dict[str, tuple[Any, Arm]] = {
 def life(
     env: Environment, agent: tuple[Any, Arm], steps: int, key: PRNGKeyArray
 ) -> tuple[Array, Array]:
-    """**Returns** the mean return of the episodes that end in each block of steps, and of 100 episodes after it."""
+    """That of `examples.rl.streaming`, with the cell of the agent."""
     cell, arm = agent
-    start, step = learner(env, arm, key, cell)
-
-    def block(state: Any, keys: Array) -> Any:
-        state, (rewards, over) = jax.lax.scan(step, state, keys)
-        return state, rewards.sum() / jnp.maximum(over.sum(), 1)
-
-    keys = jax.random.split(key, (BLOCKS, steps // BLOCKS))
-    end, curve = jax.lax.scan(block, start, keys)
-    actor = end.model.actor
-    return curve, evaluate(actor, actor.init_state(), env, end.seen, key, arm.remembers)
+    return streaming.life(env, arm, steps, key, cell)
 
 
 def table(path: Path) -> str:

@@ -144,9 +144,11 @@ def learner(env: Environment, arm: Arm, key: PRNGKeyArray, cell: Any = rtu) -> A
     return start, step
 
 
-def life(env: Environment, arm: Arm, steps: int, key: PRNGKeyArray) -> tuple[Array, Array]:
+def life(
+    env: Environment, arm: Arm, steps: int, key: PRNGKeyArray, cell: Any = rtu
+) -> tuple[Array, Array]:
     """**Returns** the mean return of the episodes that end in each block of steps, and of 100 episodes after it."""
-    start, step = learner(env, arm, key)
+    start, step = learner(env, arm, key, cell)
     agent, (rewards, over) = jax.lax.scan(step, start, jax.random.split(key, steps))
     rewards, over = (a.reshape(BLOCKS, -1).sum(1) for a in (rewards, over))
     actor = agent.model.actor

@@ -513,6 +513,11 @@ def trained(learner: Learner, seed: int, rate: float, measure: Any, chunk: int) 
     return Trained(weights, level, carry, batches, curve, last)
 
 
+def between_scores(task: Task) -> int:
+    """So many updates lie between two scores."""
+    return max(1, task.updates // task.points)
+
+
 def tuned(learner: Learner, measure: Any, chunk: int, seeds: int = 1) -> float:
     """The rate of the grid with the lowest loss at the end; with a curriculum, the highest level. Means over seeds,
     which are other ones than those of the scores."""
@@ -532,6 +537,12 @@ def best_rate(
 
     rates = (factor * learner.task.rate for factor in GRID)
     return min(((rank(rate), rate) for rate in rates), key=lambda found: found[0])
+
+
+def prepared(task: Task, arm: Arm) -> tuple[Learner, Any, int]:
+    """A rule that is compiled, the score of weights, and the updates between two scores."""
+    measure = measured(learner := Learner(task, arm), None if task.curriculum else evaluator(task))
+    return learner, measure, between_scores(task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -612,7 +623,7 @@ def run(
     chosen.sort(key=lambda arm: arm.rule is not None)
     if chosen[0].rule is not None:
         chosen.insert(0, Arm("BPTT", None, main=True))
-    chunk = max(1, task.updates // task.points)
+    chunk = between_scores(task)
     evaluate = None if task.curriculum else evaluator(task)
     exact = truncated = None
     back = gradient_from(weighted(task.loss_fn))

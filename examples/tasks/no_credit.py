@@ -22,7 +22,7 @@ import optax
 
 import etpc
 
-from .arms import FAST, Arm, Learner, Task, best_rate, evaluator, fast, measured, trained
+from .arms import FAST, Arm, Task, best_rate, fast, prepared, trained
 from .suggested import NEW, TASKS, better, scores_of, shown, spread, task_of
 
 OPTIMISERS = {
@@ -34,12 +34,11 @@ OPTIMISERS = {
 
 def scores(task: Task, seeds: int, known: dict[str, Any] | None = None) -> dict[str, Any]:
     """The optimiser and rate with the least loss, and the scores of that; of what is known, those of further seeds."""
-    chunk, found = max(1, task.updates // task.points), []
+    found = []
     for name, optimiser in OPTIMISERS.items():
         if known and known["by"] != name:
             continue
-        learner = Learner(task, Arm(name, etpc.TBPTT(1), optimiser))
-        measure = measured(learner, None if task.curriculum else evaluator(task))
+        learner, measure, chunk = prepared(task, Arm(name, etpc.TBPTT(1), optimiser))
         run = partial(trained, learner, measure=measure, chunk=chunk)
         best = ((0.0, 0.0), known["rate"]) if known else best_rate(learner, measure, chunk)
         found.append((*best, name, run))

@@ -34,10 +34,9 @@ from .arms import (
     Learner,
     Task,
     default_arms,
-    evaluator,
     fast,
     load,
-    measured,
+    prepared,
     trained,
     tuned,
 )
@@ -101,12 +100,6 @@ def suggestion(task: Task, budget: float) -> etpc.Suggestion:
         updates=task.updates,
         budget=budget,
     )
-
-
-def prepared(task: Task, arm: Arm) -> tuple[Learner, Any, int]:
-    """A rule that is compiled, the score of weights, and the updates between two scores."""
-    measure = measured(learner := Learner(task, arm), None if task.curriculum else evaluator(task))
-    return learner, measure, max(1, task.updates // task.points)
 
 
 def scores_at(learner: Learner, measure: Any, chunk: int, seeds: int, rate: float) -> list[float]:
@@ -196,7 +189,7 @@ def spread(scores: list[float]) -> tuple[float, float]:
 
 
 def shown(scores: list[float]) -> str:
-    return " ± ".join(f"{value:.3f}" for value in spread(scores)) if scores else "not trained"
+    return " ± ".join(f"{value:.3f}" for value in spread(scores))
 
 
 def is_within(columns: Mapping[str, Any], name: str, less_is_better: bool) -> bool:
@@ -220,7 +213,6 @@ def asked(task: Task, advice: etpc.Suggestion) -> dict[str, Any]:
         "rule": name,
         "rate": rate,
         "decided": advice.decided,
-        "headline": advice.headline,
         "text": str(advice),
         "scores": {"suggested": [name, []], "kept": [rate, []], "best": ["", []]},
     }
