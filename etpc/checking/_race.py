@@ -25,6 +25,9 @@ FIRST = 16
 SETTLED = 3
 """A learning rate is chosen by the mean over so many seeds."""
 
+SURE = 5
+"""What one seed has learned is no chance if it is above the first weights by so many standard errors."""
+
 Piece = tuple[float, Callable[[], None]]
 """How many seconds some work took at best, and the work."""
 
@@ -158,10 +161,11 @@ class Race:
     """Contenders, what they have reached, and the order of the work.
 
     In each bracket all begin, at the first rate before any other; the better half goes on with twice the updates,
-    until two rules are left, which train with three seeds; so does the better one at all its rates. The next bracket
-    compares all for the first time at twice the updates: scores may be noise before a task is learned. Better is who
-    scores higher after equal numbers of updates or in equal time. In the place of more than the `longest` number of
-    updates, the better half trains with one seed more.
+    until two rules are left, which train with three seeds. The next bracket compares all for the first time at twice
+    the updates: scores may be noise before a task is learned. Better is who scores higher after equal numbers of
+    updates; where no `longest` number is given, in equal time too. In the place of more than the longest number, the
+    better half trains with one seed more. Half of the time is for the rule that is ahead, which trains at all its rates
+    with three seeds; a longer comparison counts if there is time for that again.
 
     What is next follows from what has been reached, wherever the race stopped.
 
@@ -207,13 +211,26 @@ class Race:
     def run(self, end: float) -> bool:
         """Work until no piece fits; see `Race`. **Returns** whether one was left."""
         begun, self.over = monotonic(), False
-        for seconds, work in self.pieces():
-            now = monotonic()
-            if now + seconds > end:
-                return True
-            show(int(20 * (now - begun) / (end - begun)), 20, "training")
-            work()
-        return False
+        left, worked = True, True
+        while worked and (now := monotonic()) < end:
+            worked, left, before, settled = False, False, self.updates, self._settled
+            for pieces, stop in ((self.pieces(), (now + end) / 2), (self._settling(), end)):
+                for seconds, work in pieces:
+                    if (now := monotonic()) + seconds > stop:
+                        left = True
+                        break
+                    show(int(20 * (now - begun) / (end - begun)), 20, "training")
+                    work()
+                    worked = True
+            if settled and not self._settled:
+                self.updates = before
+        return left
+
+    @property
+    def _settled(self) -> bool:
+        """Whether the rate of the rule that is ahead is chosen."""
+        best = next(iter(self._rules(self.order)), None)
+        return best is not None and self.settled(best)
 
     def pieces(self) -> Iterator[Piece]:
         """What is next, and what would be after that."""
@@ -236,9 +253,6 @@ class Race:
             seeds = self.seeds if last else min(max(seeds, SETTLED), self.seeds)
             for contender, seed in itertools.product(playing, range(seeds)):
                 yield from self._to(contender, seed, updates)
-            for contender in self._to_settle(playing, updates):
-                for seed in range(self.settling):
-                    yield from self._to(contender, seed, updates)
             if all(c.diverged for c in playing):
                 return
             if updates >= self.updates:
@@ -247,14 +261,14 @@ class Race:
                 self.over = True
                 return
 
-    def _to_settle(self, playing: Sequence[Contender], updates: int) -> list[Contender]:
-        """The rule that is ahead, at all its rates."""
-        key = updates, 0, *playing
-        if key not in self._compared:
-            best = max(self._rules(playing), key=lambda c: c.at(updates, SETTLED))
+    def _settling(self) -> Iterator[Piece]:
+        """All rates of the rule that is ahead, with several seeds; then those of the rule that is ahead by that."""
+        while best := next(iter(self._rules(self.order)), None):
+            if best.diverged or self.settled(best):
+                return
             rates = [c for c in self.contenders if c.name == best.name and not c.diverged]
-            self._compared[key] = [] if best.diverged else rates
-        return self._compared[key]
+            for seed, contender in itertools.product(range(self.settling), rates):
+                yield from self._to(contender, seed, self.updates)
 
     def _rules(self, contenders: Sequence[Contender]) -> list[Contender]:
         return [c for c in contenders if c.name not in self.guests]
@@ -281,13 +295,13 @@ class Race:
         training.judged[updates] = nothing if training.diverged else self.judge(weights, seed)
 
     def _compare(self, playing: Sequence[Contender], updates: int, seeds: int) -> list[Contender]:
-        """Order contenders: in turns the best after so many updates, and the best within the time in which the fastest
-        rule comes so far; after the longest number of updates, by the scores alone. The best rate of each rule is
-        before the other ones. It is done once: times get shorter."""
+        """Order contenders by the scores after so many updates; where no longest number is given, in turns by these and
+        by those within the time in which the fastest rule comes so far. The best rate of each rule is before the other
+        ones. It is done once: times get shorter."""
         if (updates, seeds, *playing) in self._compared:
             return self._compared[updates, seeds, *playing]
         order = sorted(playing, key=lambda c: c.at(updates, seeds), reverse=True)
-        if updates < self.longest:
+        if self.longest == sys.maxsize:
             shortest = min(c.way.shortest for c in self._rules(playing))
             within = lambda c: updates * shortest / (c.way.shortest or 1)
             by_time = sorted(playing, key=lambda c: c.at(within(c), seeds), reverse=True)
@@ -357,6 +371,12 @@ class Race:
         means = np.array([gap.mean() for gap in gaps])
         least = 2 * error(means) if len(means) > 2 else means.mean() - means.min()
         return bool(means.mean() > max(least, *(2 * error(gap) for gap in gaps)))
+
+    def lucky(self, one: Contender) -> int:
+        """With how many seeds it is far above the first weights, where it is not ahead of them in the mean."""
+        found = [t.judged for t in one.trainings if self.updates in t.judged]
+        gaps = [judged[self.updates][0] - judged[0][0] for judged in found]
+        return 0 if self.ahead(one, None) else sum(gap.mean() > SURE * error(gap) for gap in gaps)
 
     def decided(self, one: Contender, other: Contender) -> bool:
         """Whether one is ahead of another, with three seeds or as many as there are, and two at least."""

@@ -201,8 +201,9 @@ def suggest(
 
     Where every gradient of D-RTRL is exact and no optimiser is given, that is the rule. Otherwise the rules train
     side by side, each at several learning rates, from the same weights on the same data, and are compared by how they
-    score on what is held out, after equal numbers of examples and in equal time: in rounds, the better half going on
-    with twice the updates, and the last two with three seeds (successive halving). Then all go on again, until the
+    score on what is held out, after equal numbers of examples, and without `updates` in equal time too: in rounds, the
+    better half going on with twice the updates, and the last two with three seeds (successive halving). All go on
+    again, and half of the time is for the rates of the rule that is ahead, with three seeds each, until the
     budget is spent. Suggested is the rule that scores highest, at the rate that the mean over three seeds chooses; of
     equal ones the faster; and where BPTT alone has learned something, the one whose gradient is the nearest to
     BPTT's. How near gradients are to those of BPTT, by how far they reach back, is measured at the weights that are
@@ -673,12 +674,16 @@ class _Advice:
             why.append("There is one example, which is what scores are of: nothing is held out.")
         if race.data.repeats:
             why.append(f"The data was repeated after {race.data.repeats} batches.")
-        if not any(race.ahead(c, None) for c in rules):
+        if not any(race.ahead(c, None) or race.lucky(c) for c in rules):
             if any(race.ahead(c, None) for c in bptt):
                 text = "What BPTT has learned no rule has yet, so the nearest gradient is taken"
                 return nearest, False, [*why, f"{text}: {more}."]
             text = "longer, at other rates, or not at all: no rule may learn this task"
             return None, False, [*why, f"Nothing was learned: try {text}. To train longer, {more}."]
+        for c in rules:
+            if lucky := race.lucky(c):
+                text = f"with {lucky} of {len(c.scores(updates))} seeds, and not in the mean"
+                why.append(f"{self._rows_of(c)[0].name} has learned {text}.")
         edges = {min(race.rates): "lowest", max(race.rates): "highest"}
         first, *others = rules
         if first.rate in edges and len(edges) > 1:

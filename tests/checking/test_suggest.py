@@ -808,7 +808,7 @@ def test_the_best_rate_of_each_rule_is_before_second_ones(monkeypatch):
     assert track.updates()["worse", 3] == [16, 0, 0]
     best = track.race.best("good")
     assert (best.rate, best.score(128), best.spread(128)) == (3, 13, 0)
-    track.race.run(track.now + 2000)
+    track.race.run(track.now + 4000)
     order = track.race.order
     assert [(c.name, c.rate) for c in order[:2]] == [("good", 3), ("bad", 3)]
     assert len({c.name for c in order}) == len(order) == 3
@@ -923,6 +923,46 @@ def test_who_diverges_is_last_and_rests(monkeypatch):
     alone = Track(monkeypatch, {"bad": skill["bad"]}, {"bad": 1.0})
     assert not alone.race.run(1000.0)
     assert alone.now < 20
+
+
+def test_a_longer_comparison_counts_if_its_rate_is_chosen_too(monkeypatch):
+    """However long the race is, the rule that is ahead has trained at all rates with three seeds."""
+    skill = {f"{n}": lambda k, rate, n=n: n * k * rate for n in range(1, 6)}
+    reached = set()
+    for budget in (400, 500, 600, 800, 1000, 1500, 2000, 3000):
+        track = Track(monkeypatch, skill, dict.fromkeys(skill, 0.1), rates=RATES)
+        track.race.run(float(budget))
+        best = track.race.order[0]
+        assert (best.name, best.rate, track.race.settled(best)) == ("5", 3.0, True), budget
+        assert track.now <= budget
+        reached.add(track.race.updates)
+    assert len(reached) > 2
+
+
+def test_where_the_number_of_updates_is_given_time_does_not_count(monkeypatch):
+    skill = {"slow": lambda n, rate: 2.0 * n, "slower": lambda n, rate: 1.5 * n}
+    skill |= {"fast": lambda n, rate: 1.0 * n, "no": lambda n, rate: 0.5 * n}
+    seconds = {"slow": 10.0, "slower": 20.0, "fast": 0.1, "no": 0.1}
+    track = Track(monkeypatch, skill, seconds, longest=10**6)
+    track.bracket()
+    assert [c.name for c in track.race.order] == ["slow", "slower"]
+
+
+def test_what_is_learned_with_one_seed_of_three_is_learned(monkeypatch):
+    """The mean of so different seeds is not ahead of the first weights beyond doubt."""
+    track = Track(
+        monkeypatch, {"a": lambda n, rate: 0.0, "b": lambda n, rate: 0.0}, {"a": 1, "b": 1}
+    )
+    track.bracket()
+    race, (one, other) = track.race, track.race.order
+    assert race.lucky(one) == race.lucky(other) == 0
+    one.trainings[1].judged[race.updates] += 1.0
+    assert not race.ahead(one, None)
+    assert (race.lucky(one), race.lucky(other)) == (1, 0)
+    for training in one.trainings:
+        training.judged[race.updates] = 0 * training.judged[race.updates] + 1.0
+    assert race.ahead(one, None)
+    assert race.lucky(one) == 0
 
 
 def test_noise_is_not_ahead(monkeypatch):
