@@ -51,7 +51,7 @@ SEES = {
     "training": "errors checkpoint run",
     "plot": "errors trace checking estimating plan run",
     "scaling": "errors analyse forms run trace",
-    "testing": "errors files gradient checking trace algorithms ir plan run",
+    "testing": "errors files gradient checking trace algorithms ir plan show run",
     # models
     "surrogate": "errors",
     "nn": "gradient errors surrogate trace analyse",

@@ -17,7 +17,7 @@ from ..errors import AlgorithmError, UnsupportedError, checked_count
 from ..files.record import record
 from ..gradient.data import checked_begins
 from ..gradient.loss import Loss, check_reduction, finite_where_masked
-from ..plan import DEFAULT, PassReport, PassReports, Plan
+from ..plan import Plan
 from ..schedule import Target, target_of
 from ..trace import StepFunction
 from ._arguments import Arguments
@@ -236,15 +236,6 @@ class Program(Compiled, Shown):
         run = self._jit_value_and_grad(loss.static, loss.treedef, loss.has_aux, "mean")
         lowered = run.lower(loss.arrays, step.model_leaves.avals, Data(xs, None, None), carry)
         return int(lowered.compile().memory_analysis().temp_size_in_bytes)
-
-    @functools.cached_property
-    def passes(self) -> PassReports:
-        """What each pass of the compiler did to this program: whether it ran, which weight operations it changed, and
-        how many bytes of traces it saved for one example. `print(program.passes)` shows it."""
-        ran = self.plan.passes
-        of = lambda p: tuple(c for c in self.ir.changes if c.by == p.name)
-        every = dict.fromkeys((*ran, *DEFAULT))
-        return PassReports(PassReport(p.name, p.does, p in ran, of(p)) for p in every)
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: as `etpc explain --json` prints it."""

@@ -11,7 +11,7 @@ from ..ir import TraceProgram
 from ..plan import Claim, Group, OpPlan, Plan, claims
 
 if TYPE_CHECKING:
-    from ..show import Graph
+    from ..show import Graph, PassReports
 
 
 class Shown:
@@ -82,6 +82,14 @@ class Shown:
         from ..show import dependency_graph
 
         return dependency_graph(self.plan)
+
+    @cached_property
+    def passes(self) -> "PassReports":
+        """What each pass of the compiler did to this program: whether it ran, which weight operations it changed, and
+        how many bytes of traces it saved for one example. `print(program.passes)` shows it."""
+        from ..show import PassReports
+
+        return PassReports.of(self.plan)
 
     def explain(self, path: str, width: int = 100) -> str:
         """What the program does with one parameter, in sentences with numbers.
