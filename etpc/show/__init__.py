@@ -6,6 +6,7 @@ from ._edits import edits
 from ._explain import explain
 from ._graph import Graph, dependency_graph
 from ._passes import PassReport, PassReports
+from ._record import record_of
 
 __all__ = [
     "Graph",
@@ -16,6 +17,7 @@ __all__ = [
     "each_once",
     "edits",
     "explain",
+    "record_of",
     "shape_text",
     "table",
     "uncut_block",
