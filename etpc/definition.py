@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims
+from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims, replaced
 from ._jax.primitives import facts
 from .algorithms import TBPTT, Algorithm, resolve
 from .analyse import Analysis, WeightOp, analyse, by_equation
@@ -744,8 +744,7 @@ class Definition:
 
     def with_hidden(self, state: Sequence[Any], h: Array) -> list[Any]:
         """A state with other hidden states."""
-        hidden = dict(zip(self.hidden.leaves, self.states.arrays(h), strict=True))
-        return [hidden.get(i, leaf) for i, leaf in enumerate(state)]
+        return replaced(state, self.hidden.leaves, self.states.arrays(h))
 
     def _environment(
         self, others: Sequence[Any], inputs: Sequence[Any], state: Sequence[Any]

@@ -53,6 +53,7 @@ from ._program import (
     promoting,
     propagate,
     prune,
+    replaced,
     result_type,
 )
 
@@ -95,6 +96,7 @@ __all__ = [
     "prune",
     "pvary_p",
     "register_meaning",
+    "replaced",
     "result_type",
     "scatter_sub_p",
     "shard_map_p",

@@ -28,7 +28,7 @@ from . import params
 from ._backward import forward_mode, nonlinear_p
 from ._control import active, is_checkpointed_loop, of_one_example
 from ._flatten import canonicalise, flatten
-from ._program import Equation, Flat, is_complex
+from ._program import Equation, Flat, is_complex, replaced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,9 +180,7 @@ class _Loop:
 
         def push(values: Sequence[Any], parts: Sequence[Array]) -> list[Array]:
             def results(*changed: Any) -> list[Any]:
-                full = list(values)
-                for i, value in zip(varying, changed, strict=True):
-                    full[i] = value
+                full = replaced(values, varying, changed)
                 found = zip(self.function(*full), self.wanted, strict=True)
                 return [y for y, wanted in found if wanted]
 

@@ -219,6 +219,12 @@ def leading(mask: Any, a: Any) -> jax.Array:
     return jnp.reshape(mask, (*jnp.shape(mask), *[1] * (jnp.ndim(a) - jnp.ndim(mask))))
 
 
+def replaced(values: Iterable[Any], places: Iterable[int], new: Iterable[Any]) -> list[Any]:
+    """Values, with new ones at some places."""
+    by_place = dict(zip(places, new, strict=True))
+    return [by_place.get(i, value) for i, value in enumerate(values)]
+
+
 # --- dtypes ---
 
 

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._jax import linear_transpose
+from .._jax import linear_transpose, replaced
 from ..forms import Traces, Uncut
 from ..ir import TraceNode, TraceProgram
 from ._arrays import (
     finite_where,
-    replaced,
     take,
     unless,
     where_over,

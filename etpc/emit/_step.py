@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import Equation, Rule, evaluate, prune
+from .._jax import Equation, Rule, evaluate, prune, replaced
 from ..analyse import Analysis, WeightOp, by_equation, shifted
 from ..schedule import Schedule
 from ._forward import Forward, Values, fixed_values
@@ -60,10 +60,7 @@ class StepFunctions:
 
     def with_parts(self, state: Sequence[Any], parts: Arrays) -> list[Any]:
         """A state whose hidden states have these parts."""
-        leaves = list(state)
-        for i, leaf in zip(self.analysis.hidden.leaves, self.leaves(parts), strict=True):
-            leaves[i] = leaf
-        return leaves
+        return replaced(state, self.analysis.hidden.leaves, self.leaves(parts))
 
     # --- the model ---
 
