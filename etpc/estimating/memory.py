@@ -83,8 +83,8 @@ def _temporary(program: Program, carry: Carry, steps: int) -> int:
     xs = [jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype) for a in step.input_leaves.avals]
     model = step.model_leaves.join(step.model_leaves.avals)
     gradient = program.value_and_grad(_squares)
-    lowered = gradient.lower(model, step.input_leaves.join(xs), None, carry)
-    return int(lowered.compile().memory_analysis().temp_size_in_bytes)
+    compiled: Any = gradient.lower(model, step.input_leaves.join(xs), None, carry).compile()
+    return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
 def _squares(y: Any, _: Any) -> Array:
