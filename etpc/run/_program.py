@@ -13,7 +13,7 @@ from jax import Array
 
 from ..emit import Window, emit
 from ..errors import AlgorithmError, UnsupportedError, checked_count
-from ..gradient.data import checked_begins
+from ..gradient.data import begins_of, checked_begins
 from ..gradient.loss import Loss, check_reduction, finite_where_masked
 from ..plan import Plan
 from ..schedule import Target, target_of
@@ -283,7 +283,7 @@ class Program(Compiled, Shown):
         through a carry, neither the one that goes in nor the new one.
         """
         call = self.arguments.of_call(model, xs, carry)
-        begins = _checked_begins(begins, call.lead)
+        begins = begins_of(begins, call.lead)
         outputs, carry = self._jit_scan(call.parameters, call.xs, carry, begins)
         return self.runner.step.output_leaves.join(outputs), carry
 
@@ -415,17 +415,8 @@ class GradientFunction:
     ) -> tuple[Any, ...]:
         """The arguments of the compiled function, checked."""
         call = self._program.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
-        data = Data(call.xs, targets, call.mask, _checked_begins(begins, call.lead))
+        data = Data(call.xs, targets, call.mask, begins_of(begins, call.lead))
         return self._loss.arrays, call.parameters, data, carry
-
-
-def _checked_begins(begins: Any, lead: tuple[int, ...]) -> Any:
-    """`begins` as booleans with the leading axes of a sequence, if it is given."""
-    return (
-        None
-        if begins is None
-        else checked_begins("begins", begins, [lead], ["[T, B]" if len(lead) > 1 else "[T]"])
-    )
 
 
 def without_past(program: Program, carry: Carry) -> Carry:
