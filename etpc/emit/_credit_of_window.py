@@ -193,7 +193,7 @@ def _parts_of_bars(window: Window[UncutWindow], bars: Arrays) -> list[Array]:
 
     That by a complex leaf is the derivative by its real part minus i times that by the other.
     """
-    parts = real_parts(bar.conj() for bar in bars)
+    parts = real_parts([bar.conj() for bar in bars])
     return [part.reshape(part.shape[0], -1).astype(window.step.dtype) for part in parts]
 
 
