@@ -51,7 +51,7 @@ class StepFunctions:
         """The leaves that are hidden states, from their parts."""
         hidden = self.analysis.hidden
         pairs = zip(parts, hidden.parts, strict=True)
-        real = (part.reshape(aval.shape).astype(aval.dtype) for part, aval in pairs)
+        real = [part.reshape(aval.shape).astype(aval.dtype) for part, aval in pairs]
         return of_real_parts(real, hidden.avals)
 
     def with_parts(self, state: Sequence[Any], parts: Arrays) -> list[Any]:

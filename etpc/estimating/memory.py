@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jax import Array
 from ..errors import checked_count
 from ..files.record import record
 from ..run import Carry, Program
+from ..trace import is_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,37 +66,36 @@ def memory(program: Program, batch_size: int | None, steps: int | None) -> Memor
     count = math.prod(carry.fresh.shape)
     traces = tuple((node.op.path, count * node.bytes) for node in program.ir.traces)
     # one byte says if it is fresh
-    state = count * (_bytes(program.ir.analysis.step.state_avals) + 1)
-    directions = _bytes([*carry.shared, *carry.each])
+    state = count * (bytes_in(program.ir.analysis.step.state_avals) + 1)
+    directions = bytes_in((carry.shared, carry.each))
     batch_size = count if carry.batched else None
-    found = Memory(traces, state, batch_size, directions, _bytes(carry.lookback))
+    found = Memory(traces, state, batch_size, directions, bytes_in(carry.lookback))
     if steps is None:
         return found
     steps = checked_count("steps", steps)
-    temporary = _temporary(program, carry, steps)
+    run, arguments = gradient_of(program, carry, steps)
+    compiled: Any = run.lower(*arguments).compile()
+    temporary = int(compiled.memory_analysis().temp_size_in_bytes)
     return dataclasses.replace(found, steps=steps, temporary=temporary)
 
 
-def _temporary(program: Program, carry: Carry, steps: int) -> int:
-    """The bytes of a gradient of so many steps, beside its arguments and results."""
+def gradient_of(program: Program, carry: Carry, steps: int) -> tuple[Any, tuple[Any, ...]]:
+    """The gradient of the squares of so many steps, as `value_and_grad` gives it, and the shapes of its arguments."""
     step, lead = program.ir.analysis.step, (steps, *carry.fresh.shape)
     xs = [jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype) for a in step.input_leaves.avals]
     model = step.model_leaves.join(step.model_leaves.avals)
-    gradient = program.value_and_grad(_squares)
-    compiled: Any = gradient.lower(model, step.input_leaves.join(xs), None, carry).compile()
-    return int(compiled.memory_analysis().temp_size_in_bytes)
+    return program.value_and_grad(squares), (model, step.input_leaves.join(xs), None, carry)
 
 
-def _squares(y: Any, _: Any) -> Array:
-    floats = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.inexact)]
+def squares(y: Any, _: Any) -> Array:
+    """The sum of the squares of all outputs that are floats."""
+    outputs = map(jnp.asarray, jax.tree.leaves(y))
+    floats = (a for a in outputs if jnp.issubdtype(a.dtype, jnp.inexact))
     squares = (jnp.sum(jnp.abs(a) ** 2).astype(jnp.float32) for a in floats)
     return sum(squares, jnp.zeros((), jnp.float32))
 
 
-def _bytes(arrays: Iterable[Any]) -> int:
+def bytes_in(tree: Any) -> int:
     """The bytes of arrays, given as arrays or as shapes, without those of PRNG keys."""
-    return sum(
-        math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
-        for a in arrays
-        if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
-    )
+    arrays = [a for a in jax.tree.leaves(tree) if not is_key(a)]
+    return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays)
