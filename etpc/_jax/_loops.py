@@ -28,7 +28,7 @@ from . import params
 from ._backward import forward_mode, nonlinear_p
 from ._control import active, is_checkpointed_loop, of_one_example
 from ._flatten import canonicalise, flatten
-from ._program import Equation, Flat, of_real_parts, real_parts, replaced
+from ._program import Equation, Flat, is_float, of_real_parts, real_parts, replaced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,8 +220,7 @@ class _Loop:
 
 def _still(a: Array) -> Any:
     """The tangent of a result that does not vary."""
-    is_float = jnp.issubdtype(a.dtype, jnp.inexact)
-    return jnp.zeros_like(a) if is_float else np.zeros(a.shape, jax.dtypes.float0)
+    return jnp.zeros_like(a) if is_float(a.dtype) else np.zeros(a.shape, jax.dtypes.float0)
 
 
 def _seeds(colour: np.ndarray, parts: Sequence[Array]) -> list[np.ndarray]:
