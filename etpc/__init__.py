@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .checkpoint import load, load_weights, save
     from .definition import reference
     from .estimating.estimate import Estimate, EstimatedRow, estimate
+    from .estimating.memory import Memory
     from .export.functions import ExportedFunctions, export_functions
     from .export.learner import Exported
     from .export.load import load_exported
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from .nn import feedback
     from .plan import Claim, Reason
     from .rules import KFRTRL, OK, OSTL, OTPE, OTTT, RFLO, UORO, CreditRTRL, EProp
-    from .run import Carry, Memory, Online, Program, compile, online
+    from .run import Carry, Online, Program, compile, online
     from .scaling.carries import from_portable, join_streams, portable, take_streams
     from .scaling.mesh import OverMesh
     from .schedule import Target
@@ -72,6 +73,7 @@ else:
         "definition": "reference",
         "nn": "feedback",
         "estimating.estimate": "Estimate EstimatedRow estimate",
+        "estimating.memory": "Memory",
         "export.functions": "ExportedFunctions export_functions",
         "export.learner": "Exported",
         "export.load": "load_exported",
@@ -79,7 +81,7 @@ else:
         "gradient.bptt": "bptt",
         "plan": "Claim Reason",
         "rules": "CreditRTRL EProp KFRTRL OK OSTL OTPE OTTT RFLO UORO",
-        "run": "Carry Memory Online Program compile online",
+        "run": "Carry Online Program compile online",
         "scaling.carries": "from_portable join_streams portable take_streams",
         "scaling.mesh": "OverMesh",
         "schedule": "Target",

@@ -29,7 +29,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims
+from ._jax import (
+    Equation,
+    Variable,
+    derivative_added,
+    evaluate,
+    is_complex,
+    is_key,
+    of_real_parts,
+    prims,
+    real_avals,
+    real_parts,
+    replaced,
+)
 from ._jax.primitives import facts
 from .algorithms import TBPTT, Algorithm, resolve
 from .analyse import Analysis, WeightOp, analyse, by_equation
@@ -131,22 +143,18 @@ class Vector(NamedTuple):
 
     @property
     def size(self) -> int:
-        return sum(aval.size * (1 + is_complex(aval)) for aval in self.avals)
+        return sum(part.size for part in real_avals(self.avals))
 
     def flat(self, arrays: Sequence[Any]) -> Array:
-        parts = [p for a in arrays for p in ((a.real, a.imag) if is_complex(a) else (a,))]
-        return jnp.concatenate([jnp.zeros(0, self.dtype), *(jnp.ravel(p) for p in parts)])
+        parts = map(jnp.ravel, real_parts(arrays))
+        return jnp.concatenate([jnp.zeros(0, self.dtype), *parts])
 
     def arrays(self, flat: Array) -> list[Array]:
-        found, at = [], 0
-        for aval in self.avals:
-            parts = []
-            for _ in range(1 + is_complex(aval)):
-                part = flat[at : at + aval.size].reshape(aval.shape)
-                parts.append(part.astype(jnp.finfo(aval.dtype).dtype))
-                at += aval.size
-            found.append(lax.complex(*parts) if is_complex(aval) else parts[0])
-        return found
+        parts, at = list[Array](), 0
+        for aval in real_avals(self.avals):
+            parts.append(flat[at : at + aval.size].reshape(aval.shape).astype(aval.dtype))
+            at += aval.size
+        return of_real_parts(parts, self.avals)
 
     def cotangents(self, flat: Array) -> list[Array]:
         """The derivative by the arrays, from that by the vector, as JAX has it: the conjugate for complex ones."""
@@ -632,7 +640,7 @@ class Definition:
                 if eqn.inputs[place].is_float:
                     full = self.in_full.get(eqn, False)
                     data = jnp.where(full, operands[place], still[place])
-                    passed[place] = _joined(passed[place], data)
+                    passed[place] = derivative_added(passed[place], data)
                 operands[place] = still[place] = stop(operands[place])
             results, beside = self._acting(eqn, operands, ys), self._acting(eqn, still, ys)
             for v, value, other in zip(eqn.outputs, results, beside, strict=True):
@@ -640,7 +648,8 @@ class Definition:
                 held[v] = kept[v](value, other) if v in kept else other
             through.update(zip(eqn.outputs, self.bind(eqn, passed), strict=True))
         outputs = [
-            _joined(live[v], through[v]) if v.is_float else live[v] for v in self.split.outputs
+            derivative_added(live[v], through[v]) if v.is_float else live[v]
+            for v in self.split.outputs
         ]
         return outputs, self._stored(through)
 
@@ -744,8 +753,7 @@ class Definition:
 
     def with_hidden(self, state: Sequence[Any], h: Array) -> list[Any]:
         """A state with other hidden states."""
-        hidden = dict(zip(self.hidden.leaves, self.states.arrays(h), strict=True))
-        return [hidden.get(i, leaf) for i, leaf in enumerate(state)]
+        return replaced(state, self.hidden.leaves, self.states.arrays(h))
 
     def _environment(
         self, others: Sequence[Any], inputs: Sequence[Any], state: Sequence[Any]
@@ -819,17 +827,6 @@ def _units(op: WeightOp) -> np.ndarray:
         outputs = jnp.eye(op.size).reshape(-1, 1, kind.groups, kind.outputs)
         met = jax.vmap(jax.vmap(kind.contract, (None, 0)), (0, None))(inputs, outputs)
     return np.asarray(met).reshape(kind.groups, kind.inputs, op.size, -1)
-
-
-@jax.custom_jvp
-def _joined(value: Any, other: Any) -> Any:
-    """`value`, with the derivatives of both: they are the same number, as functions of different things."""
-    return value
-
-
-@_joined.defjvp
-def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
-    return primals[0], jax.tree.map(jnp.add, *tangents)
 
 
 def _is_data_movement(eqn: Equation) -> bool:

@@ -22,8 +22,9 @@ from .files.record import read_record, record
 from .gradient.agreement import ROUNDING, default_tolerance, flat, flat_gradients, precision
 from .gradient.data import check_tolerance, one_step
 from .ir import check as check_program
-from .plan import DEFAULT, Pass, PassReport
+from .plan import DEFAULT, Pass
 from .run import Program, compile
+from .show import PassReport
 from .trace import StepFunction
 
 SCHEMA = "etpc-claims/1"

@@ -51,7 +51,7 @@ SEES = {
     "training": "errors checkpoint run",
     "plot": "errors trace checking estimating plan run",
     "scaling": "errors analyse forms run trace",
-    "testing": "errors files gradient checking trace algorithms ir plan run",
+    "testing": "errors files gradient checking trace algorithms ir plan show run",
     # models
     "surrogate": "errors",
     "nn": "gradient errors surrogate trace analyse",
@@ -77,11 +77,12 @@ LATER = {
     f"etpc.run.{module} imports etpc.{part}.__init__"
     for module, parts in {
         "_online": "export scaling",
-        "_program": "draw equations viewing",
+        "_program": "draw equations estimating viewing",
         "_shown": "show",
     }.items()
     for part in parts.split()
 } | {f"etpc.run._online imports etpc.{module}" for module in ("export.learner", "scaling.mesh")}
+LATER.add("etpc.run._program imports etpc.estimating.memory")
 """Imports upwards, in methods of a line or for types alone: a program that is asked to shows and writes itself."""
 
 

@@ -2,7 +2,7 @@
 
 What JAX can do is asked of the objects that it offers, and not of its version number.
 
-- `_marker`: the primitive behind `etpc.mark`, and values whose derivative is refused.
+- `_marker`: the primitive behind `etpc.mark`, and values whose derivative is refused, or is added to.
 - `_program`: the program that the stages read (`Variable`, `Equation`, `Flat`), and how it is evaluated.
 - `params`: the parameters of JAX's equations, by name. A new version of JAX changes these.
 - `_listed`: primitives that `jax.extend` does not list.
@@ -34,7 +34,7 @@ from ._listed import (
     tile_p,
 )
 from ._loops import ColumnTangents, is_unbounded, with_loops_reversed, with_reverse_mode
-from ._marker import etp_p, mark, without_derivative
+from ._marker import derivative_added, etp_p, mark, without_derivative
 from ._meanings import FOREIGN, register_meaning
 from ._program import (
     Equation,
@@ -49,10 +49,14 @@ from ._program import (
     is_key,
     leading,
     manual_axes,
+    of_real_parts,
     partition,
     promoting,
     propagate,
     prune,
+    real_avals,
+    real_parts,
+    replaced,
     result_type,
 )
 
@@ -68,6 +72,7 @@ __all__ = [
     "bcoo_dot_general_primitive",
     "by_parts",
     "canonicalise",
+    "derivative_added",
     "etp_p",
     "evaluate",
     "flatten",
@@ -85,6 +90,7 @@ __all__ = [
     "mark",
     "nonlinear_p",
     "of_one_example",
+    "of_real_parts",
     "optimization_barrier_p",
     "params",
     "partition",
@@ -94,7 +100,10 @@ __all__ = [
     "propagate",
     "prune",
     "pvary_p",
+    "real_avals",
+    "real_parts",
     "register_meaning",
+    "replaced",
     "result_type",
     "scatter_sub_p",
     "shard_map_p",

@@ -20,7 +20,7 @@ from . import params
 from ._control import written_out
 from ._flatten import canonicalise, flatten
 from ._listed import scatter_sub_p, stack_p
-from ._program import Equation, Flat, Primitive, Variable, propagate
+from ._program import Equation, Flat, Primitive, Variable, propagate, replaced
 
 nonlinear_p = Primitive("nonlinear_backward_rule")
 """Stands for the tangent map of a `custom_vjp` that has none, as its rule is not linear."""
@@ -48,10 +48,7 @@ def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
         moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, zero)]
 
         def on_moving(*moving_values: Any) -> list[Any]:
-            full = list(values)
-            for i, value in zip(moving, moving_values, strict=True):
-                full[i] = value
-            out = equation.bind(*full)
+            out = equation.bind(*replaced(values, moving, moving_values))
             return [out[i] for i in outs]
 
         primal_out, pullback = jax.vjp(on_moving, *(values[i] for i in moving))
@@ -66,10 +63,8 @@ def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
             with source_info_util.user_context(equation.traceback.of):
                 moved = nonlinear_p.bind(*moving_tangents, avals=avals)
         out = equation.bind(*values)
-        full: list[Any] = [np.zeros(o.shape, jax.dtypes.float0) for o in out]
-        for i, value in zip(outs, moved, strict=True):
-            full[i] = value
-        return out, full
+        still = (np.zeros(o.shape, jax.dtypes.float0) for o in out)
+        return out, replaced(still, outs, moved)
 
     call.defjvp(call_jvp, symbolic_zeros=True)
     return call

@@ -28,7 +28,7 @@ from . import params
 from ._backward import forward_mode, nonlinear_p
 from ._control import active, is_checkpointed_loop, of_one_example
 from ._flatten import canonicalise, flatten
-from ._program import Equation, Flat, is_complex
+from ._program import Equation, Flat, is_float, of_real_parts, real_parts, replaced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,22 +176,16 @@ class _Loop:
         """The tangents of the results that are wanted."""
         zero = jax.custom_derivatives.SymbolicZero
         varying = [i for i, t in enumerate(tangents) if not isinstance(t, zero)]
-        parts = [part for i in varying for part in _parts(tangents[i])]
+        parts = real_parts(tangents[i] for i in varying)
 
         def push(values: Sequence[Any], parts: Sequence[Array]) -> list[Array]:
             def results(*changed: Any) -> list[Any]:
-                full = list(values)
-                for i, value in zip(varying, changed, strict=True):
-                    full[i] = value
+                full = replaced(values, varying, changed)
                 found = zip(self.function(*full), self.wanted, strict=True)
                 return [y for y, wanted in found if wanted]
 
-            given = iter(parts)
-            dots = [
-                jax.lax.complex(next(given), next(given)) if is_complex(values[i]) else next(given)
-                for i in varying
-            ]
-            return jax.jvp(results, [values[i] for i in varying], dots)[1]
+            moving = [values[i] for i in varying]
+            return jax.jvp(results, moving, of_real_parts(parts, moving))[1]
 
         program = self.traced(push, values, parts)
         found = self.choose(program, [part.size for part in parts])
@@ -224,15 +218,9 @@ class _Loop:
         return program
 
 
-def _parts(a: Array) -> list[Array]:
-    """The real arrays that make up an array."""
-    return [a.real, a.imag] if is_complex(a) else [a]
-
-
 def _still(a: Array) -> Any:
     """The tangent of a result that does not vary."""
-    is_float = jnp.issubdtype(a.dtype, jnp.inexact)
-    return jnp.zeros_like(a) if is_float else np.zeros(a.shape, jax.dtypes.float0)
+    return jnp.zeros_like(a) if is_float(a.dtype) else np.zeros(a.shape, jax.dtypes.float0)
 
 
 def _seeds(colour: np.ndarray, parts: Sequence[Array]) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""The primitive behind `etpc.mark`, and values whose derivative is refused."""
+"""The primitive behind `etpc.mark`, and values whose derivative is refused, or is added to."""
 
 from typing import Any
 
@@ -74,3 +74,14 @@ def without_derivative(tree: Any, message: str) -> Any:
 
     has_derivative = lambda a: hasattr(a, "dtype") and is_float(a.dtype)
     return jax.tree.map(lambda a: same(a) if has_derivative(a) else a, tree)
+
+
+@jax.custom_jvp
+def derivative_added(value: Any, other: Any) -> Any:
+    """A value that has the derivative of another one besides its own: the two may be one quantity, as functions of
+    different things."""
+    # `value + (other - stop_gradient(other))` rounds, and is NaN where `other` is infinite.
+    return value
+
+
+derivative_added.defjvp(lambda values, tangents: (values[0], tangents[0] + tangents[1]))

@@ -219,6 +219,12 @@ def leading(mask: Any, a: Any) -> jax.Array:
     return jnp.reshape(mask, (*jnp.shape(mask), *[1] * (jnp.ndim(a) - jnp.ndim(mask))))
 
 
+def replaced(values: Iterable[Any], places: Iterable[int], new: Iterable[Any]) -> list[Any]:
+    """Values, with new ones at some places."""
+    by_place = dict(zip(places, new, strict=True))
+    return [by_place.get(i, value) for i, value in enumerate(values)]
+
+
 # --- dtypes ---
 
 
@@ -235,6 +241,25 @@ def is_complex(value: Any) -> bool:
 def is_key(value: Any) -> bool:
     """Whether it is an array of PRNG keys, or the type of one."""
     return jnp.issubdtype(getattr(value, "dtype", bool), jax.dtypes.prng_key)
+
+
+def real_avals(avals: Iterable[Any]) -> list[jax.ShapeDtypeStruct]:
+    """The types of the real arrays that make up arrays: a complex one is its real, then its imaginary part."""
+    real = lambda a: jax.ShapeDtypeStruct(a.shape, jnp.finfo(a.dtype).dtype)
+    return [real(a) for a in avals for _ in range(1 + is_complex(a))]
+
+
+def real_parts(arrays: Iterable[Any]) -> list[Any]:
+    """The real arrays that make up arrays."""
+    return [part for a in arrays for part in ((a.real, a.imag) if is_complex(a) else (a,))]
+
+
+def of_real_parts(parts: Iterable[Any], avals: Iterable[Any]) -> list[Any]:
+    """Arrays of these types, from the real ones that make them up."""
+    given = iter(parts)
+    return [
+        jax.lax.complex(next(given), next(given)) if is_complex(a) else next(given) for a in avals
+    ]
 
 
 def by_parts(product: Callable[[Any, Any], jax.Array], a: Any, b: Any) -> jax.Array:

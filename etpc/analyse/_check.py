@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, canonicalise, evaluate, forward_mode, is_float
+from .._jax import (
+    Equation,
+    canonicalise,
+    evaluate,
+    forward_mode,
+    is_float,
+    of_real_parts,
+    real_avals,
+    real_parts,
+    replaced,
+)
 from .._jax.primitives import check_rule, forget, register
 from ..errors import InputError
 from ..trace import Known
@@ -82,22 +92,14 @@ def check_pattern(function: Callable[..., Any], *args: Any) -> np.ndarray:
         lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(treedef, leaves))),
         [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves],
     )
-    outputs = [v for v in flat.outputs if v.is_float]
+    outputs, avals = [v for v in flat.outputs if v.is_float], [leaves[i] for i in moving]
 
     def run(parts: Sequence[Any], given: Sequence[Any]) -> list[Any]:
-        values, arrays = list(given), iter(parts)
-        for i in moving:
-            part = next(arrays)
-            values[i] = jax.lax.complex(part, next(arrays)) if jnp.iscomplexobj(leaves[i]) else part
-        env = flat.environment(values)
+        env = flat.environment(replaced(given, moving, of_real_parts(parts, avals)))
         evaluate(flat.equations, env, lambda eqn, operands: forward_mode(eqn)(*operands))
-        results = [env[v] for v in outputs]
-        return [p for y in results for p in ([y.real, y.imag] if jnp.iscomplexobj(y) else [y])]
+        return real_parts(env[v] for v in outputs)
 
-    parts = []
-    for i in moving:
-        real = jax.ShapeDtypeStruct(leaves[i].shape, jnp.finfo(leaves[i].dtype).dtype)
-        parts += [real] * (1 + jnp.iscomplexobj(leaves[i]))
+    parts = real_avals(avals)
     pattern = _pattern(run, parts, leaves)
     found = np.zeros(pattern.shape, bool)
     for point in range(POINTS if found.size else 0):

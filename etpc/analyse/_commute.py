@@ -26,6 +26,7 @@ from .._jax import (
     Equation,
     Flat,
     Variable,
+    derivative_added,
     in_place_of,
     is_complex,
     prims,
@@ -484,15 +485,6 @@ class _Rewriting:
             same = len(products) == 1 and products[0].aval.dtype == dtype
             self.products[row, dtype] = products[0] if same else self._add(join, products, joined)
         return self.products[row, dtype]
-
-
-@jax.custom_jvp
-def derivative_added(value: Any, other: Any) -> Any:
-    """A value that has the derivative of another one besides its own."""
-    return value
-
-
-derivative_added.defjvp(lambda values, tangents: (values[0], tangents[0] + tangents[1]))
 
 
 def _taken(product: Any, source: np.ndarray) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Variable, is_complex, prims, propagate, result_type
+from .._jax import Variable, is_complex, prims, propagate, real_avals, result_type
 from ..trace import Step
 from ._weights import Split
 
@@ -83,26 +83,7 @@ class HiddenStates:
     @property
     def parts(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Real arrays that make up the vector: a complex leaf is its real, then its imaginary one."""
-        parts = []
-        for aval in self.avals:
-            real = jax.ShapeDtypeStruct(aval.shape, jnp.finfo(aval.dtype).dtype)
-            parts += [real] * (1 + is_complex(aval))
-        return tuple(parts)
-
-    def split(self, leaves: Sequence[Any]) -> list[Any]:
-        """The real parts of float leaves."""
-        parts = []
-        for aval, leaf in zip(self.avals, leaves, strict=True):
-            parts += [leaf.real, leaf.imag] if is_complex(aval) else [leaf]
-        return parts
-
-    def join(self, parts: Sequence[Any]) -> list[Any]:
-        """Float leaves from their real parts."""
-        arrays = iter(parts)
-        return [
-            jax.lax.complex(next(arrays), next(arrays)) if is_complex(aval) else next(arrays)
-            for aval in self.avals
-        ]
+        return tuple(real_avals(self.avals))
 
     def leaf_of(self, elements: np.ndarray) -> np.ndarray:
         """For each element, which of `leaves` holds it."""

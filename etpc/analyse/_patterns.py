@@ -6,7 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._jax import Equation, Flat, Variable, canonicalise, evaluate, forward_mode
+from .._jax import (
+    Equation,
+    Flat,
+    Variable,
+    canonicalise,
+    evaluate,
+    forward_mode,
+    of_real_parts,
+    real_parts,
+)
 from ..trace import Known, Step
 
 # the modules of rules register them
@@ -46,7 +55,7 @@ def linearise(
     ) -> Arrays:
         def moving(real: Arrays, deltas: Arrays) -> Arrays:
             env = step.environment(parameters, inputs, state)
-            env.update(zip(hidden.old, hidden.join(real), strict=True))
+            env.update(zip(hidden.old, of_real_parts(real, hidden.avals), strict=True))
 
             def rule(eqn: Equation, operands: list[Any]) -> list[Any]:
                 ops = table.get(eqn, ())
@@ -58,11 +67,11 @@ def linearise(
                 return shifted(ops, [deltas[op.number] for op in ops], operands, forward_mode(eqn))
 
             evaluate((*parts.prefix, *parts.body), env, rule)
-            return [*hidden.split([env[v] for v in hidden.new]), *(env[v] for v in wanted)]
+            return [*real_parts(env[v] for v in hidden.new), *(env[v] for v in wanted)]
 
         values = [state[i] for i in hidden.leaves[: hidden.stored]]
         values += [jnp.zeros(v.shape, v.aval.dtype) for v in hidden.old[len(values) :]]
-        real = hidden.split(values)
+        real = real_parts(values)
         primals = real, [jnp.zeros(a.shape, a.dtype) for a in zeros]
         return jax.jvp(moving, primals, (state_dots, delta_dots))[1]
 

@@ -106,12 +106,6 @@ def zeros_over(lead: Array, shape: Sequence[int], dtype: Any) -> Array:
     return jnp.broadcast_to(zero, (*lead.shape, *shape))
 
 
-def replaced(arrays: Sequence[Array], places: Sequence[int], new: Sequence[Array]) -> list[Array]:
-    """Arrays, with new ones at some places."""
-    by_place = dict(zip(places, new, strict=True))
-    return [by_place.get(i, a) for i, a in enumerate(arrays)]
-
-
 def over_steps(function: Callable[..., Out]) -> Callable[..., Out]:
     """A function of one example at one step, over the leading axes [W, B] of its arguments."""
     return jax.vmap(jax.vmap(function))

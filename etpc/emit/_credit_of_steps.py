@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .._jax import replaced
 from ..analyse import WeightOp
 from ..forms import Traces, apply_back, passed_back
 from ..ir import Carried, Feed, Layout, TraceNode
@@ -19,7 +20,6 @@ from ._arrays import (
     by_step,
     columns,
     over_steps,
-    replaced,
     rows_of,
     take,
     take_rows,

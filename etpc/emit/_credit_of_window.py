@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._jax import linear_transpose
+from .._jax import linear_transpose, real_parts, replaced
 from ..forms import Traces, Uncut
 from ..ir import TraceNode, TraceProgram
 from ._arrays import (
     finite_where,
-    replaced,
     take,
     unless,
     where_over,
@@ -194,7 +193,7 @@ def _parts_of_bars(window: Window[UncutWindow], bars: Arrays) -> list[Array]:
 
     That by a complex leaf is the derivative by its real part minus i times that by the other.
     """
-    parts = window.program.analysis.hidden.split([bar.conj() for bar in bars])
+    parts = real_parts([bar.conj() for bar in bars])
     return [part.reshape(part.shape[0], -1).astype(window.step.dtype) for part in parts]
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import networkx as nx
 from jax import Array, lax
 
-from .._jax import Equation, Rule, Variable, evaluate, leading, prune
+from .._jax import Equation, Rule, Variable, derivative_added, evaluate, leading, prune
 from .._jax.primitives import facts
 from ..analyse import Analysis
 from ..schedule import Schedule
@@ -200,25 +200,14 @@ class Forward:
         over.update(zip(computed, values, strict=True))
 
 
-@jax.custom_jvp
-def superpose(value: Array, other: Array) -> Array:
-    """`value`, with the tangents of both: `other` is the same quantity, as a function of other things."""
-    # `value + (other - stop_gradient(other))` rounds, and is NaN where `other` is infinite.
-    return value
-
-
-@superpose.defjvp
-def _superpose_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
-    return primals[0], tangents[0] + tangents[1]
-
-
 def enter(stored: Array, running: Array, first: Array) -> Array:
     """The stored states, with the derivatives of the running ones; without any where `first` holds, whose
     axes lead."""
     if not jnp.issubdtype(stored.dtype, jnp.inexact):
         return stored
     stop = lax.stop_gradient
-    return superpose(stop(stored), jnp.where(leading(first, stored), stop(running), running))
+    running = jnp.where(leading(first, stored), stop(running), running)
+    return derivative_added(stop(stored), running)
 
 
 def _entered(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._jax import result_type
+from .._jax import is_float, result_type
 from ..analyse import trace_dtype
 from ..forms import (
     Carry,
@@ -63,8 +63,7 @@ class Moves:
         if self.restarts is None or not node.form.reduces:
             return carry
         goes_on = ~self.restarts.any(0)
-        real = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
-        return tuple(where_over(goes_on, a) if real(a) else a for a in carry)
+        return tuple(where_over(goes_on, a) if is_float(a.dtype) else a for a in carry)
 
 
 def restricted(factors: list[list[Factors]], where: Array) -> list[list[Factors]]:

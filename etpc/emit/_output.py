@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import Equation, Variable, evaluate, prune
+from .._jax import Equation, Variable, derivative_added, evaluate, prune
 from ..analyse import data_of
 from ..ir import OutputPaths
-from ._forward import Values, superpose
+from ._forward import Values
 from ._records import Arrays, Taken, Weights
 from ._step import StepFunctions
 
@@ -71,7 +71,7 @@ class StepOutput:
             still = step.environment(held_weights, taken.xs, held_state)
             second = self._crossed(still, taken, first, shared)
             outputs = [
-                superpose(y, second[v]) if v.is_float else y
+                derivative_added(y, second[v]) if v.is_float else y
                 for v, y in zip(a.split.outputs, outputs, strict=True)
             ]
         data = map(data_of, step.live)
@@ -157,8 +157,10 @@ class StepOutput:
             assert data is not None
             v, full = eqn.inputs[data], step.analysis.in_full.get(step.saved[place].number)
             read = shared[v] if full is None else jnp.where(full.elements, first[v], shared[v])
-            operands = [superpose(a, read) if i == data else a for i, a in enumerate(operands)]
-            return [superpose(saved, eqn.bind(*operands)[0])]
+            operands = [
+                derivative_added(a, read) if i == data else a for i, a in enumerate(operands)
+            ]
+            return [derivative_added(saved, eqn.bind(*operands)[0])]
 
         return evaluate(body, still, rule)
 
@@ -177,4 +179,4 @@ class Forwarded:
         if self.where is None:
             return forwarded
         # an average of copies may be off by rounding: the derivative is that of the copies alone
-        return superpose(lax.stop_gradient(value), jnp.where(self.where, forwarded, value))
+        return derivative_added(lax.stop_gradient(value), jnp.where(self.where, forwarded, value))

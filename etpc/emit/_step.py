@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import Equation, Rule, evaluate, prune
+from .._jax import Equation, Rule, evaluate, of_real_parts, prune, real_parts, replaced
 from ..analyse import Analysis, WeightOp, by_equation, shifted
 from ..schedule import Schedule
 from ._forward import Forward, Values, fixed_values
@@ -45,25 +45,18 @@ class StepFunctions:
         return self._parts([state[i] for i in self.analysis.hidden.leaves])
 
     def _parts(self, leaves: Sequence[Any]) -> list[Array]:
-        parts = self.analysis.hidden.split(leaves)
-        return [jnp.ravel(part).astype(self.dtype) for part in parts]
+        return [jnp.ravel(part).astype(self.dtype) for part in real_parts(leaves)]
 
     def leaves(self, parts: Arrays) -> list[Array]:
         """The leaves that are hidden states, from their parts."""
         hidden = self.analysis.hidden
-        return hidden.join(
-            [
-                part.reshape(aval.shape).astype(aval.dtype)
-                for part, aval in zip(parts, hidden.parts, strict=True)
-            ]
-        )
+        pairs = zip(parts, hidden.parts, strict=True)
+        real = [part.reshape(aval.shape).astype(aval.dtype) for part, aval in pairs]
+        return of_real_parts(real, hidden.avals)
 
     def with_parts(self, state: Sequence[Any], parts: Arrays) -> list[Any]:
         """A state whose hidden states have these parts."""
-        leaves = list(state)
-        for i, leaf in zip(self.analysis.hidden.leaves, self.leaves(parts), strict=True):
-            leaves[i] = leaf
-        return leaves
+        return replaced(state, self.analysis.hidden.leaves, self.leaves(parts))
 
     # --- the model ---
 

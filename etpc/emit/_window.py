@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .._jax import promoting, without_derivative
+from .._jax import promoting, replaced, without_derivative
 from ..forms import Carry, Traces
 from ..ir import AtEnd, TraceNode, TraceProgram
 from ._cut import CutSteps
@@ -181,8 +181,8 @@ class Window(Generic[Residuals]):
 
     def by_input(self, bars: Arrays) -> list[Array | None]:
         """The derivatives by each input, from those by all float inputs; none if there are none."""
-        by_input = dict(zip(self.float_inputs if bars else (), bars, strict=True))
-        return [by_input.get(i) for i in range(len(self.program.analysis.step.inputs))]
+        none = [None] * len(self.program.analysis.step.inputs)
+        return replaced(none, self.float_inputs if bars else (), bars)
 
 
 def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], WindowResult]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
@@ -20,9 +19,10 @@ from ..checking.compare import short_name
 from ..errors import InputError, MemoryLimitError, checked_count
 from ..gradient.bptt import bptt
 from ..run import Program, check_optimizer, compile, online, updated
-from ..trace import Leaves, StepFunction, is_float, is_key, shape_of
+from ..trace import Leaves, StepFunction, shape_of
 from .chips import Chip, Place, place, versions
 from .compiled import Cost, compile_for, cost
+from .memory import bytes_in, squares
 from .results import ADVICE, Estimate, EstimatedRow
 
 LAUNCH = 2e-6  # seconds that a kernel of a GPU takes at least, for what is said in words
@@ -92,7 +92,7 @@ def estimate(
         raise InputError(f"batch_size={batch_size} is no multiple of {spread}, as mesh= needs it.")
     called = dict(inputs=inputs, state=state, step=step, weights=weights)
     data = jax.tree.map(shape_of, (inputs, targets))
-    how = loss_fn or _squares, _averaged(optimiser, axes) if axes else optimiser, every, batch_size
+    how = loss_fn or squares, _averaged(optimiser, axes) if axes else optimiser, every, batch_size
     task = _Task(model, called, data, *how, where, axes)
     listed = [rules] if isinstance(rules, Algorithm | str) else rules
     contestants = [task.bptt("BPTT"), *(task.rule(resolve(rule)) for rule in listed)]
@@ -119,12 +119,6 @@ def _averaged(optimiser: Any, mesh: Mapping[str, int]) -> Any:
         return optimiser.update(jax.lax.pmean(grads, (*mesh,)), *more, **known)
 
     return types.SimpleNamespace(init=optimiser.init, update=update)
-
-
-def _squares(y: Any, _: Any) -> jax.Array:
-    """The squares of all outputs that are floats."""
-    floats = [jnp.asarray(a) for a in jax.tree.leaves(y) if is_float(jnp.result_type(a))]
-    return sum((jnp.sum(jnp.abs(a) ** 2) for a in floats), jnp.zeros(()))
 
 
 class _Contestant(NamedTuple):
@@ -201,7 +195,7 @@ class _Task:
             every = self.every or steps
             window, carry = program.window_for(every), jax.eval_shape(lambda: program.init(batch))
             carried = program.memory(batch and batch // spread).total
-        sizes = _bytes(floats), _bytes(opt_state), carried, _bytes(data) // spread
+        sizes = bytes_in(floats), bytes_in(opt_state), carried, bytes_in(data) // spread
         row, peak, found = EstimatedRow(name, steps, window, *sizes), sum(sizes), Cost()
         try:
             if refusal or peak > chip.memory:
@@ -248,12 +242,6 @@ class _Task:
         into, out = (same, same, by_example, by_step, by_step), (same, same, by_example, same)
         run = jax.shard_map(run, mesh=mesh, in_specs=into, out_specs=out, check_vma=False)
         return jax.jit(run, **donated).lower(*args).compile()
-
-
-def _bytes(tree: Any) -> int:
-    """Those of shapes of arrays, without PRNG keys."""
-    arrays = [a for a in jax.tree.leaves(tree) if not is_key(a)]
-    return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in arrays)
 
 
 def _largest(

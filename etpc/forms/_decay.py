@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Inexact
 
+from .._jax import leading
 from ._defined import Line, Meaning
 from ._in_parallel import passed_back
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
@@ -123,7 +124,7 @@ class Decay(Trace):
         last_weights = jnp.asarray(weights[-1], x.dtype)
         added = jnp.einsum("sb,sbgi->bgi", last_weights, x)
         kept = jnp.asarray(powers[-1], jnp.finfo(last.dtype).dtype)
-        last_x = kept.reshape(-1, *[1] * (carry[0].ndim - 1)) * carry[0]
+        last_x = leading(kept, carry[0]) * carry[0]
         last_x += added.reshape(carry[0].shape)
         return last_x, last.reshape(carry[1].shape), norm[-1]
 

@@ -23,7 +23,7 @@ from ..trace import (
     initial_state,
     repeat,
 )
-from .data import check_data, check_lead, checked_begins, foreign, lead_of, one_step, shapes_text
+from .data import begins_of, check_data, check_lead, foreign, lead_of, one_step, shapes_text
 from .loss import (
     Loss,
     check_reduction,
@@ -129,7 +129,7 @@ class Objective(eqx.Module):
         check_data(xs, targets)
         lead = lead_of(xs, batch_size)
         mask = checked_weights("mask", mask, lead)
-        begins = None if begins is None else checked_begins("begins", begins, [lead], ["[T, B]"])
+        begins = begins_of(begins, lead)
         checked_call(model, step)
         start = initial_state(model) if state is None else state
         leaves = Leaves.of(start, "state", numbers=True)

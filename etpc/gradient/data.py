@@ -118,3 +118,9 @@ def checked_begins(name: str, where: Any, shapes: list[tuple[int, ...]], axes: l
             "each example."
         )
     return as_array(where)
+
+
+def begins_of(begins: Any, lead: tuple[int, ...]) -> Any:
+    """`begins` as booleans with the leading axes of a sequence, if it is given."""
+    axes = "[T, B]" if len(lead) == 2 else "[T]"
+    return None if begins is None else checked_begins("begins", begins, [lead], [axes])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .._jax import is_complex, result_type
+from .._jax import is_complex, leading, result_type
 from ..errors import InputError, InputTypeError
 from .data import as_array
 
@@ -220,7 +220,7 @@ def finite_where_masked(x: Any, mask: Array | None) -> Any:
     x = jnp.asarray(x)
     if mask is None or not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
-    masked = (~mask.astype(bool)).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
+    masked = leading(~mask.astype(bool), x)
     return jnp.where(masked & ~jnp.isfinite(x), jnp.zeros((), x.dtype), x)
 
 

@@ -5,7 +5,6 @@ from ._plain import AT_LEAST, last_steps
 from ._plan import plan
 from ._proofs import Proofs
 from ._records import Group, OpPlan, Plan
-from ._report import PassReport, PassReports
 from ._select import DEFAULT_MEMORY, context
 from .passes import DEFAULT, PASSES, Pass, chosen
 
@@ -18,8 +17,6 @@ __all__ = [
     "Group",
     "OpPlan",
     "Pass",
-    "PassReport",
-    "PassReports",
     "Plan",
     "Proofs",
     "Reason",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from .. import later
 from ._compile import compile
 from ._online import Online, UpdateArguments, check_optimizer, online, strong, updated
-from ._program import Carry, Memory, Program, without_past
+from ._program import Carry, Program, without_past
 
 if TYPE_CHECKING:
     from ._check import check_first
@@ -17,7 +17,6 @@ else:
 
 __all__ = [
     "Carry",
-    "Memory",
     "Online",
     "Program",
     "UpdateArguments",

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .._jax import leading
 from ..trace import Leaves, Step, StepFunction, called, check_new_state, checked_call
 from ._carry import Carry
 
@@ -37,8 +38,7 @@ def predictor(call: StepFunction | None, step: Step) -> Predict:
         if step.initial is not None:  # streams begin with the state of the model that they run with
             begun = old.split(model.init_state())
             for i in old.floats:
-                fresh = carry.fresh.reshape(*carry.fresh.shape, *[1] * len(old.avals[i].shape))
-                state[i] = jnp.where(fresh, begun[i], state[i])
+                state[i] = jnp.where(leading(carry.fresh, state[i]), begun[i], state[i])
         run = lambda x, s: one_step(model, x, s)
         run = jax.vmap(run) if carry.batched else run
 

@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,10 +13,9 @@ from jax import Array
 
 from ..emit import Window, emit
 from ..errors import AlgorithmError, UnsupportedError, checked_count
-from ..files.record import record
-from ..gradient.data import checked_begins
+from ..gradient.data import begins_of, checked_begins
 from ..gradient.loss import Loss, check_reduction, finite_where_masked
-from ..plan import DEFAULT, PassReport, PassReports, Plan
+from ..plan import Plan
 from ..schedule import Target, target_of
 from ..trace import StepFunction
 from ._arguments import Arguments
@@ -29,53 +27,8 @@ from ._shown import Shown
 
 if TYPE_CHECKING:
     from ..equations import Equations
+    from ..estimating.memory import Memory
     from ..viewing import View
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes that a carry holds, and that a gradient takes beside it.
-
-    - `traces`: path and bytes of each trace, in the order of the carry.
-    - `state`: bytes of the hidden state, with a byte for each example that says whether its stream begins.
-    - `batch_size`: B; `None` for one example.
-    - `directions`: bytes of the directions along which escaping influence is followed, beside their rows in the traces.
-    - `lookback`: bytes of the last steps, if the algorithm looks back through them.
-    - `steps`, `temporary`: bytes that the gradient of so many steps takes beside its arguments and results; `None`
-        where that was not asked for.
-    """
-
-    traces: tuple[tuple[str, int], ...]
-    state: int
-    batch_size: int | None
-    directions: int = 0
-    lookback: int = 0
-    steps: int | None = None
-    temporary: int | None = None
-
-    @property
-    def total(self) -> int:
-        """Those of the carry."""
-        return self.state + self.directions + self.lookback + sum(size for _, size in self.traces)
-
-    def as_dict(self) -> dict[str, Any]:
-        """What it says, ready for JSON."""
-        traces = [{"path": path, "bytes": size} for path, size in self.traces]
-        fields = dict(state=self.state, directions=self.directions, lookback=self.lookback)
-        size = dict(total=self.total, batch_size=self.batch_size)
-        window = dict(steps=self.steps, temporary=self.temporary)
-        return record("etpc-memory/1", traces=traces, **fields, **size, **window)
-
-    def __str__(self) -> str:
-        rows = [*self.traces, ("hidden state", self.state)]
-        rows += [("directions", self.directions)] if self.directions else []
-        rows += [("last steps", self.lookback)] if self.lookback else []
-        rows.append(("total", self.total))
-        rows += [(f"beside, {self.steps} steps", self.temporary)] if self.temporary else []
-        width = max(len(path) for path, _ in rows)
-        batch = "one example" if self.batch_size is None else f"batch size {self.batch_size}"
-        lines = [f"{path:<{width}}  {size:>14,} bytes" for path, size in rows]
-        return "\n".join([f"carry, {batch}", *lines])
 
 
 KEPT = 8
@@ -197,7 +150,7 @@ class Program(Compiled, Shown):
 
         return equations(self.ir, path, names)
 
-    def memory(self, batch_size: int | None = None, *, steps: int | None = None) -> Memory:
+    def memory(self, batch_size: int | None = None, *, steps: int | None = None) -> "Memory":
         """Bytes of the carry: of each trace, of the state, of what else there is, in all.
 
         **Arguments:**
@@ -208,43 +161,9 @@ class Program(Compiled, Shown):
 
         **Raises** `etpc.InputError` where one is no int >= 1.
         """
-        batch_size = self._batch_size(batch_size)
-        steps = None if steps is None else checked_count("steps", steps)
-        temporary = None if steps is None else self._temporary(batch_size, steps)
-        count = 1 if batch_size is None else batch_size
-        traces = tuple((node.op.path, count * node.bytes) for node in self.ir.traces)
-        state = count * (_bytes(self.runner.step.state_avals) + 1)  # one byte says if it is fresh
-        carry = jax.eval_shape(lambda: self.init(batch_size))
-        directions = _bytes([*carry.shared, *carry.each])
-        beside = directions, _bytes(carry.lookback), steps, temporary
-        return Memory(traces, state, batch_size, *beside)
+        from ..estimating.memory import memory  # which reads programs
 
-    def _temporary(self, batch_size: int | None, steps: int) -> int:
-        """The bytes of a gradient of so many steps, beside its arguments and results."""
-
-        def squares(y: Any, _: Any) -> Array:
-            floats = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.inexact)]
-            squares = (jnp.sum(jnp.abs(a) ** 2).astype(jnp.float32) for a in floats)
-            return sum(squares, jnp.zeros((), jnp.float32))
-
-        step, loss = self.runner.step, Loss.of(squares, has_aux=False)
-        lead = (steps,) if batch_size is None else (steps, batch_size)
-        xs: list[Any] = [
-            jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype) for a in step.input_leaves.avals
-        ]
-        carry = jax.eval_shape(lambda: self.init(batch_size))
-        run = self._jit_value_and_grad(loss.static, loss.treedef, loss.has_aux, "mean")
-        lowered = run.lower(loss.arrays, step.model_leaves.avals, Data(xs, None, None), carry)
-        return int(lowered.compile().memory_analysis().temp_size_in_bytes)
-
-    @functools.cached_property
-    def passes(self) -> PassReports:
-        """What each pass of the compiler did to this program: whether it ran, which weight operations it changed, and
-        how many bytes of traces it saved for one example. `print(program.passes)` shows it."""
-        ran = self.plan.passes
-        of = lambda p: tuple(c for c in self.ir.changes if c.by == p.name)
-        every = dict.fromkeys((*ran, *DEFAULT))
-        return PassReports(PassReport(p.name, p.does, p in ran, of(p)) for p in every)
+        return memory(self, batch_size, steps)
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: as `etpc explain --json` prints it."""
@@ -364,7 +283,7 @@ class Program(Compiled, Shown):
         through a carry, neither the one that goes in nor the new one.
         """
         call = self.arguments.of_call(model, xs, carry)
-        begins = _checked_begins(begins, call.lead)
+        begins = begins_of(begins, call.lead)
         outputs, carry = self._jit_scan(call.parameters, call.xs, carry, begins)
         return self.runner.step.output_leaves.join(outputs), carry
 
@@ -496,29 +415,11 @@ class GradientFunction:
     ) -> tuple[Any, ...]:
         """The arguments of the compiled function, checked."""
         call = self._program.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
-        data = Data(call.xs, targets, call.mask, _checked_begins(begins, call.lead))
+        data = Data(call.xs, targets, call.mask, begins_of(begins, call.lead))
         return self._loss.arrays, call.parameters, data, carry
-
-
-def _checked_begins(begins: Any, lead: tuple[int, ...]) -> Any:
-    """`begins` as booleans with the leading axes of a sequence, if it is given."""
-    return (
-        None
-        if begins is None
-        else checked_begins("begins", begins, [lead], ["[T, B]" if len(lead) > 1 else "[T]"])
-    )
 
 
 def without_past(program: Program, carry: Carry) -> Carry:
     """A carry with the same state, and the traces of a stream that begins there."""
     empty = program.reset(carry, jnp.ones(jnp.shape(carry.fresh), bool))
     return dataclasses.replace(empty, state=carry.state, fresh=carry.fresh)
-
-
-def _bytes(arrays: Iterable[Any]) -> int:
-    """The bytes of arrays, given as arrays or as shapes, without those of PRNG keys."""
-    return sum(
-        math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
-        for a in arrays
-        if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
-    )

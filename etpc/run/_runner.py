@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .._jax import without_derivative
+from .._jax import is_float, leading, without_derivative
 from ..emit import (
     NO_SECOND_DERIVATIVE,
     Begins,
@@ -134,13 +134,12 @@ class Runner:
         """State, traces and `fresh`, in which the examples in `where` begin a new stream. All have a batch axis."""
 
         def instead(value: Array, old: Array) -> Array:
-            return jnp.where(where.reshape(-1, *[1] * (old.ndim - 1)), value, old)
+            return jnp.where(leading(where, old), value, old)
 
         begins = Begins(where, initial=self.initial_state())
         state = [begins.entered(place, old, where) for place, old in enumerate(state)]
         # An integer, such as a form's counter for keys, goes on.
-        is_float = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
-        zeroed = lambda a: instead(jnp.zeros((), a.dtype), a) if is_float(a) else a
+        zeroed = lambda a: instead(jnp.zeros((), a.dtype), a) if is_float(a.dtype) else a
         carries = [tuple(map(zeroed, carry)) for carry in traces.carries]
         _, begun = self.window.fresh_extension(fresh.shape[0])
         each = tuple(map(instead, begun, traces.each))

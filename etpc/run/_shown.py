@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..analyse import Analysis, analyse
 from ..errors import checked_count
-from ..files.record import record
 from ..ir import TraceProgram
 from ..plan import Claim, Group, OpPlan, Plan, claims
 
 if TYPE_CHECKING:
-    from ..show import Graph
+    from ..show import Graph, PassReports
 
 
 class Shown:
@@ -83,6 +82,14 @@ class Shown:
 
         return dependency_graph(self.plan)
 
+    @cached_property
+    def passes(self) -> "PassReports":
+        """What each pass of the compiler did to this program: whether it ran, which weight operations it changed, and
+        how many bytes of traces it saved for one example. `print(program.passes)` shows it."""
+        from ..show import PassReports
+
+        return PassReports.of(self.plan)
+
     def explain(self, path: str, width: int = 100) -> str:
         """What the program does with one parameter, in sentences with numbers.
 
@@ -111,33 +118,9 @@ class Shown:
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: the algorithm, each traced operation, the claim for each parameter, and as `ir`
         the trace program: its traces, the terms of each gradient as texts, and the window."""
-        plan = self.plan
-        weights = [
-            {
-                "path": p.path,
-                "operation": p.kind,
-                "source": p.op.equation.source,
-                "states": p.states,
-                "block": p.block,
-                "trace_shape": p.trace_shape,
-                "trace_bytes": p.trace_bytes,
-                "exact": p.exact,
-                "left_out": p.escapes,
-                "choice": p.choice,
-            }
-            for p in self.ops
-        ]
-        return record(
-            "etpc-program/1",
-            algorithm=str(self.algorithm),
-            window=plan.window,
-            hidden_states=plan.analysis.hidden.paths,
-            weights=weights,
-            untraced=self.untraced,
-            exact=self.exact,
-            claims={path: claim.as_dict() for path, claim in self.claims.items()},
-            ir=self.ir.as_dict(),
-        )
+        from ..show import record_of
+
+        return record_of(self.plan, self.claims, self.untraced)
 
     def window_for(self, steps: int) -> int:
         """The window in which `value_and_grad` works on a sequence of so many steps.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import is_float, is_key
+from .._jax import is_float, is_key, replaced
 from ..errors import in_one_line
 
 _NUMBERS = (bool, int, float, np.generic)
@@ -164,10 +164,7 @@ class Leaves:
 
     def join(self, arrays: Any) -> Any:
         """Put arrays into the places of the array leaves."""
-        leaves = list(self.static)
-        for i, value in zip(self.places, arrays, strict=True):
-            leaves[i] = value
-        return self.treedef.unflatten(leaves)
+        return self.treedef.unflatten(replaced(self.static, self.places, arrays))
 
     # --- the array leaves that are differentiated ---
 
@@ -192,14 +189,12 @@ class Leaves:
 
     def replaced(self, arrays: Sequence[Any], floats: Sequence[Any]) -> list[Any]:
         """A list of all array leaves, with these float leaves in it."""
-        by_number = dict(zip(self.floats, floats, strict=True))
-        return [by_number.get(i, value) for i, value in enumerate(arrays)]
+        return replaced(arrays, self.floats, floats)
 
     def tree_of_floats(self, floats: Sequence[Any]) -> Any:
         """A tree with these float leaves, and with `None` in the places of all others."""
         return self._placed([None] * len(self.static), floats)
 
     def _placed(self, leaves: list[Any], floats: Sequence[Any]) -> Any:
-        for i, value in zip(self.floats, floats, strict=True):
-            leaves[self.places[i]] = value
-        return self.treedef.unflatten(leaves)
+        places = (self.places[i] for i in self.floats)
+        return self.treedef.unflatten(replaced(leaves, places, floats))

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..estimating.chips import place
 from ..estimating.compiled import compile_for
 from ..estimating.hlo import KERNELS, Instruction, bytes_of, parsed, unescaped
+from ..estimating.memory import gradient_of
 from ..run import Program
 from ._model import Sources, Weights, short
 
@@ -20,12 +20,6 @@ NO_WORK = frozenset("parameter constant tuple get-tuple-element bitcast after-al
 FLOW, PRODUCTS = frozenset({"while", "call", "conditional"}), frozenset({"dot", "convolution"})
 Equations = list[dict[str, Any]]
 """Those of the record of a step."""
-
-
-def squares(y: Any, _: Any) -> Any:
-    """The loss that is compiled: the sum of squares of all outputs."""
-    floats = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return sum((jnp.sum(jnp.abs(a) ** 2).astype(jnp.float32) for a in floats), jnp.float32(0))
 
 
 def hlo_record(
@@ -37,16 +31,8 @@ def hlo_record(
     on: str | None,
 ) -> dict[str, Any]:
     """A window of a program, compiled for a chip or the first device of this process and taken apart, for JSON."""
-    step, steps = program.plan.step, program.ir.window.steps
-    lead = (steps,) if batch_size is None else (steps, batch_size)
-    avals = [jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype) for a in step.input_leaves.avals]
-    args = (
-        step.model_leaves.join(step.model_leaves.avals),
-        step.input_leaves.join(avals),
-        jax.ShapeDtypeStruct(lead, jnp.float32),
-        jax.eval_shape(lambda: program.init(batch_size)),
-    )
-    run = program.value_and_grad(squares)
+    steps, carry = program.ir.window.steps, jax.eval_shape(lambda: program.init(batch_size))
+    run, args = gradient_of(program, carry, steps)
     compiled = run.lower(*args).compile() if on is None else compile_for(place(on), run, *args)
     memory, kinds = compiled.memory_analysis(), ("argument", "output", "temp")
     sizes = {kind: int(getattr(memory, f"{kind}_size_in_bytes", 0)) for kind in kinds}

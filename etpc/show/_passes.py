@@ -3,6 +3,7 @@
 import dataclasses
 
 from ..ir import Change
+from ..plan import DEFAULT, Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,12 @@ class PassReport:
 
 class PassReports(tuple[PassReport, ...]):
     """What each pass did, in the order in which they ran."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> "PassReports":
+        changes = lambda p: tuple(c for c in plan.ir.changes if c.by == p.name)
+        every = dict.fromkeys((*plan.passes, *DEFAULT))
+        return cls(PassReport(p.name, p.does, p in plan.passes, changes(p)) for p in every)
 
     @property
     def fired(self) -> tuple[str, ...]:
