@@ -58,7 +58,6 @@ class Derivatives:
         """Whether credit passes back from step to step, with nothing cut."""
         self.analysis, self.step = program.analysis, Step(program.analysis, names)
         self.nodes, hidden = self.step.nodes, self.step.hidden
-        self.rule = program.algorithm.name
         self.of_eprop = program.algorithm.name == "e_prop" and not self.through
         self.views: dict[Any, tuple[Array, np.ndarray]] = {}
         """The array of each symbol, and the places in it."""

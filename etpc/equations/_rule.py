@@ -1,13 +1,12 @@
 """A learning rule on a step: its equations, in order."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
-from ..forms import Defined, Meaning
+from ..forms import WHOLE_TRACE, Defined, Meaning
 from ..ir import Direct, Through, TraceNode, TraceProgram, end_of
 from ._derivatives import Derivatives, Equation, Term
 from ._eprop import EProp
@@ -133,22 +132,22 @@ def _meanings(program: TraceProgram) -> dict[TraceNode, Meaning]:
 
     **Raises** `UnsupportedError` for a rule whose equations are not written.
     """
-    rule, found, why = program.algorithm, dict[TraceNode, Meaning](), ""
+    found, why = dict[TraceNode, Meaning](), ""
     if program.extends is not None:
         why = "it carries directions of states besides traces, which change from window to window"
     for node in program.traces:
-        form = node.form
-        if not isinstance(form, Defined):
-            why = f"the form of the trace of {node.op.path}, {form}, does not say what it means"
+        if not isinstance(node.form, Defined):
+            why = (
+                f"the form of the trace of {node.op.path}, {node.form}, does not say what it means"
+            )
             continue
-        found[node] = form.meaning()
-        rank = found[node].rank or getattr(form, "rank", None)
-        if not form.exact and found[node].is_whole and rank is None:
+        meaning = node.form.meaning()
+        found[node] = ONE_PAIR if meaning.drawn == ONE_PAIR.drawn else meaning
+        if not (node.form.exact or meaning.drawn) and meaning == WHOLE_TRACE:
             why = f"the trace of {node.op.path} is random, and has a mean alone, that of RTRL"
-        found[node] = dataclasses.replace(found[node], rank=rank)
-        if rule.name == "kf_rtrl" and rank is not None:
-            found[node] = ONE_PAIR
     if why:
         what = "Compile with another rule, such as D_RTRL."
-        raise UnsupportedError(f"The equations of {rule} cannot be written: {why}. {what}")
+        raise UnsupportedError(
+            f"The equations of {program.algorithm} cannot be written: {why}. {what}"
+        )
     return found
