@@ -288,7 +288,7 @@ class Definition:
         if meaning is not None and not reach.closed:
             block = reach.block.toarray()[at].T
             block = np.concatenate([block] * (1 + is_complex(read.aval)), 1)
-        if meaning is not None and meaning.rank is not None:
+        if meaning is not None and meaning.rank is not None and not meaning.drawn:
             units = _units(op)[:, :, at]
         return Operation(op, meaning, rows.get(op, 0), output, weight, block, units)
 

@@ -58,7 +58,6 @@ class Derivatives:
         """Whether credit passes back from step to step, with nothing cut."""
         self.analysis, self.step = program.analysis, Step(program.analysis, names)
         self.nodes, hidden = self.step.nodes, self.step.hidden
-        self.rule = program.algorithm.name
         self.of_eprop = program.algorithm.name == "e_prop" and not self.through
         self.views: dict[Any, tuple[Array, np.ndarray]] = {}
         """The array of each symbol, and the places in it."""
@@ -178,44 +177,30 @@ class Derivatives:
 
     # --- the step ---
 
-    def equations_of(self, array: Array, places: np.ndarray | None) -> Iterator[Equation]:
+    def equation_of(self, array: Array, places: np.ndarray | None) -> Equation:
         """What the step computes an array, or some of its elements, as."""
-        call = self.step.calls.get(array)
         if array.nodes is not None:
             nodes = array.nodes if places is None else array.nodes[places]
             to = lambda where: where if places is None else places[where]
-            terms = [self.term(array, value, to(at)) for at, value in self._families(nodes)]
-            yield Equation(array, terms)
-        elif call is None:
-            yield Equation(array, [*self._products(array)])
-        else:
-            terms = list[Term]()
-            for sums in array.sums:
-                products = self._families(self.nodes.apply("mul", sums.left, sums.right))
-                terms += [self.added(array, value, sums.rows[at]) for at, value in products]
-            given = [self.view(*self.nodes.elements(ids.reshape(-1))) for ids in call.arguments]
-            shown = sp.Function(call.name, real=True)(*given)
-            is_product = call.is_known and any(term.value.has(dot) for term in terms)
-            yield Equation(array, terms, shown=None if is_product else shown)
+            return Equation(array, [self.term(array, a, to(at)) for at, a in self._families(nodes)])
+        call, terms, apply = self.step.calls.get(array), list[Term](), self.nodes.apply
+        for sums in array.sums:
+            right = apply("stop_gradient", sums.right) if self._holds(array) else sums.right
+            for at, value in self._families(apply("mul", sums.left, right)):
+                terms.append(self.added(array, sums.sign * value, sums.rows[at]))
+        if call is None or (call.is_known and any(term.value.has(dot) for term in terms)):
+            return Equation(array, terms)
+        given = [self.view(*self.nodes.elements(ids.reshape(-1))) for ids in call.arguments]
+        return Equation(array, terms, shown=sp.Function(call.name, real=True)(*given))
 
     def _families(self, nodes: Ids) -> Iterator[tuple[np.ndarray, Any]]:
         for where, touched in self.nodes.families(nodes):
             yield where, self._template(self.nodes.expression(int(nodes[where[0]])), touched)
 
-    def _products(self, array: Array) -> Iterator[Term]:
-        """A weight times its data."""
-        (product,) = (p for p in self.step.products.values() if array in p.output)
-        reads = (
-            product.held
-            and not self.through
-            and self.analysis.reach[product.op.number].dependence.anything
-        )
-        stop = self.nodes.defined["stop_gradient"] if reads else lambda a: a
-        for times in product.terms:
-            if product.output[times.part] is array:
-                value = self.view(times.weight, product.grid.weights)
-                value *= times.sign * stop(self.data(times, product.grid))
-                yield self.added(array, value, product.grid.rows)
+    def _holds(self, array: Array) -> bool:
+        """Whether an array is a product whose data is held constant, and depends on states or operations."""
+        held = (p.op.number for p in self.step.products.values() if p.held and array in p.output)
+        return not self.through and any(self.analysis.reach[n].dependence.anything for n in held)
 
     def data(self, times: Times, grid: Grid) -> Any:
         """What a weight is multiplied with, for some uses."""

@@ -1,14 +1,13 @@
 """A learning rule on a step: its equations, in order."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ..analyse import WeightOp
 from ..errors import UnsupportedError
-from ..forms import Defined, Meaning
-from ..ir import AtEnd, Carried, Direct, Product, Steps, Through, TraceNode, TraceProgram
+from ..forms import WHOLE_TRACE, Defined, Meaning
+from ..ir import Direct, Through, TraceNode, TraceProgram, end_of
 from ._derivatives import Derivatives, Equation, Term
 from ._eprop import EProp
 from ._nodes import ACROSS, HERE, Array
@@ -30,7 +29,7 @@ class Rule:
         self.traces = {n: CarriedArrays(d, n, m, program.closed(n)) for n, m in meanings.items()}
         traces = [(node, [*trace.equations()]) for node, trace in self.traces.items()]
         gradients = [(op.path, [*self._gradient(op)]) for op in self.analysis.ops]
-        step = [e for c in (*self.step.once, *self.step.computed) for e in d.equations_of(*c)]
+        step = [d.equation_of(*c) for c in (*self.step.once, *self.step.computed)]
         self.sections: list[Section] = [
             *(("the step", "", step), (_signals(program), "", d.credits))
         ]
@@ -48,55 +47,34 @@ class Rule:
         return {old: new for trace in self.traces.values() for old, new in trace.arrays.items()}
 
     def _gradient(self, op: WeightOp) -> Iterator[Equation]:
-        """The terms of a gradient in a step."""
-        is_read = self.analysis.reach[op.number].role == "output"
-        d, direct = self.derivatives, Product(Steps(op), Direct(op))
-        terms = self.program.step_grads.get(op, (direct,) if is_read else ())
-        if d.through:
-            yield from self._outer(op, [d.credit(s, ACROSS) for s in d.sources(op)], "through")
-            terms = self.program.step_grads.get(op, ())
-        for term in terms:
-            match term:
-                case Product(_, Direct()):
-                    yield from self._outer(op, [d.credit(s) for s in d.sources(op)], "direct")
-                case Product(Steps(_, past), Through(_, node)):
-                    if node is None or self.traces[node].passes_back:
-                        through = [d.into(s, "c") for s in d.sources(op)]
-                        yield from self._outer(op, through, "through")
-                        if past is not None:
-                            yield from self._of_uses(op, past.trace, "past")
-                    else:
-                        yield from self._met(op, node, True)
-                        yield from self._met(op, node, False)
-                case Product(Carried(node)) if self.traces[node].passes_back:
-                    trace = self.traces[node]
-                    is_whole = trace.lines[trace.meaning.meets].of == "uses"
-                    past = self._of_uses(op, node, "past")
-                    yield from past if is_whole else self._met(op, node, False)
-                case Product(AtEnd(node)):
-                    yield from self._of_uses(op, node, "after")
+        """The terms of a gradient in a step: credit past the new states, of these, and of the old ones."""
+        d, program, node = self.derivatives, self.program, self.program.of_op(op)
+        is_output = self.analysis.reach[op.number].role == "output"
+        credit = {type(t.credit) for t in program.step_grads.get(op, ())}
+        is_after = node is not None and program.step_grads[node.op] == (end_of(node),)
+        if d.through or is_output or Direct in credit:
+            given = [d.credit(s, *[ACROSS] * d.through) for s in d.sources(op)]
+            yield from self._outer(op, given, "through" if d.through else "direct")
+        if node is not None and (is_after or not self.traces[node].passes_back):
+            yield from self._met(op, node, "after" if is_after else "through and past")
+        elif Through in credit:
+            yield from self._outer(op, [d.into(s, "c") for s in d.sources(op)], "through")
+        if node is not None and not is_after:
+            yield from self._met(op, node, "past")
 
-    def _met(self, op: WeightOp, node: TraceNode, after: bool) -> Iterator[Equation]:
-        """What credit of states meets where it does not pass back: the learning signals after the step, and before it
-        what passes these by."""
-        d, trace = self.derivatives, self.traces[node]
-        note, line = "through and past" if after else "past", trace.lines.get(trace.meaning.meets)
+    def _met(self, op: WeightOp, node: TraceNode, note: str) -> Iterator[Equation]:
+        """What credit of states meets: after the step that of the new ones, and before it that of the old ones."""
+        d, trace, first = self.derivatives, self.traces[node], node.feeds[0].ops
+        line, after = trace.lines.get(trace.meaning.meets), note != "past"
         if line is not None and line.of == "uses":
-            if op in node.feeds[0].ops:  # the other operations enter it too
-                yield from self._of_uses(op, node, note)
+            for part in range(len(d.weights(op)) if op in first else 0):  # others enter it too
+                yield from self._added(op, part, trace.met(line, (op, part), after), note)
         elif line is not None:
             given = yield from trace.signals(line, after)
             yield from self._outer(op, given, note, trace.data(op, after))
         elif after:  # F of the step itself
             given = [d.into(s, "c") for s in d.sources(op)]
             yield from self._outer(op, given, "through", trace.data(op, after))
-
-    def _of_uses(self, op: WeightOp, node: TraceNode, note: str) -> Iterator[Equation]:
-        """What a trace of uses gives, before the step or after it."""
-        trace, first = self.traces[node], node.feeds[0].ops
-        op, line = first[node.ops.index(op) % len(first)], trace.lines[trace.meaning.meets]
-        for part in range(len(self.derivatives.weights(op))):
-            yield from self._added(op, part, trace.met(line, (op, part), note != "past"), note)
 
     def _added(
         self, op: WeightOp, part: int, terms: Iterable[Term], note: str
@@ -154,22 +132,22 @@ def _meanings(program: TraceProgram) -> dict[TraceNode, Meaning]:
 
     **Raises** `UnsupportedError` for a rule whose equations are not written.
     """
-    rule, found, why = program.algorithm, dict[TraceNode, Meaning](), ""
+    found, why = dict[TraceNode, Meaning](), ""
     if program.extends is not None:
         why = "it carries directions of states besides traces, which change from window to window"
     for node in program.traces:
-        form = node.form
-        if not isinstance(form, Defined):
-            why = f"the form of the trace of {node.op.path}, {form}, does not say what it means"
+        if not isinstance(node.form, Defined):
+            why = (
+                f"the form of the trace of {node.op.path}, {node.form}, does not say what it means"
+            )
             continue
-        found[node] = form.meaning()
-        rank = found[node].rank or getattr(form, "rank", None)
-        if not form.exact and found[node].is_whole and rank is None:
+        meaning = node.form.meaning()
+        found[node] = ONE_PAIR if meaning.drawn == ONE_PAIR.drawn else meaning
+        if not (node.form.exact or meaning.drawn) and meaning == WHOLE_TRACE:
             why = f"the trace of {node.op.path} is random, and has a mean alone, that of RTRL"
-        found[node] = dataclasses.replace(found[node], rank=rank)
-        if rule.name == "kf_rtrl" and rank is not None:
-            found[node] = ONE_PAIR
     if why:
         what = "Compile with another rule, such as D_RTRL."
-        raise UnsupportedError(f"The equations of {rule} cannot be written: {why}. {what}")
+        raise UnsupportedError(
+            f"The equations of {program.algorithm} cannot be written: {why}. {what}"
+        )
     return found

@@ -21,7 +21,11 @@ Key = tuple[WeightOp, Any]
 REDUCED = {"e": "E", "f": "m", "X": "x"}
 """Of a trace of a rank: the letters of what is moved and what a step adds, before these are reduced to it."""
 ONE_PAIR = Meaning(
-    (Line("f", "outputs", moved=1.0), Line("F", "outputs"), Line("X", "inputs")), "f", "X", rank=1
+    (Line("f", "outputs", moved=1.0), Line("F", "outputs"), Line("X", "inputs")),
+    meets="f",
+    data="X",
+    rank=1,
+    drawn="signs",
 )
 """A trace that is one pair of factors. That of a step, F and x, is apart from it until both become one."""
 Data = Callable[[Array | None, Grid], Any]
@@ -37,8 +41,8 @@ class CarriedArrays:
     def __init__(self, step: Derivatives, node: TraceNode, meaning: Meaning, closed: bool):
         self.step, self.node, self.meaning, self.closed = step, node, meaning, closed
         self.lines = {line.name: line for line in meaning.lines}
-        is_whole = meaning.is_whole or meaning is ONE_PAIR
-        self.passes_back = step.through or (is_whole and closed)
+        whole = (Line(meaning.meets, "uses", moved=1.0),), ONE_PAIR.lines
+        self.passes_back = step.through or (meaning.lines in whole and closed)
         """Whether credit passes back by D and F themselves."""
         self.arrays: dict[Array, Array] = {}
         """Those that are carried beside the state, before and after the step."""
@@ -129,10 +133,10 @@ class CarriedArrays:
     def _reduced(self, line: Line, key: Key) -> Iterator[Equation]:
         """A trace of a rank, from the sum of what is moved and what a step adds: of all states together."""
         totals = {old: self.step.view(self.array(line, key, old)[1]) for old in self.slots}
-        name = "least_variance" if self.step.rule == "ok" else "leading_modes"
+        reduce = sp.Function(self.meaning.drawn or "leading_modes", real=True)
         for old, total in totals.items():
             others = (value for value in totals.values() if value is not total)
-            shown = sp.Function(name, real=True)(self.meaning.rank, total, *others)
+            shown = reduce(self.meaning.rank, total, *others)
             before = self.array(line, key, old)[0]
             if before in self.arrays:
                 yield Equation(self.arrays[before], [], shown=shown)

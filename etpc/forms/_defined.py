@@ -44,16 +44,14 @@ class Meaning:
     rank: int | None = None
     """To how many leading modes the trace of one operation is reduced after each window, as a matrix of its inputs by
     states and outputs."""
+    drawn: str = ""
+    """What reduces it at random in their place, so that its mean is the trace: `"signs"` makes the pair of factors of a
+    trace and that of a step one, and another word names a function of the rank and the matrix."""
     shared: tuple[int, ...] | None = None
     """For each output, over all groups, the number of one whose trace is equal, and is carried for both."""
     holomorphic: bool = False
     """Whether the derivatives by the imaginary part of a complex weight are those by the real part times i, and are not
     carried."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is the recursion of the whole trace, by whose D and F credit itself passes back."""
-        return self.lines == (Line(self.meets, "uses", moved=1.0),)
 
 
 @runtime_checkable

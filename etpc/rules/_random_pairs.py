@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ class RandomPairs(Trace):
     rank: int
     seed: int
     reduces = True
+    drawn: ClassVar[str]
+    """What reduces the pairs, by its name in a `Meaning`."""
 
     @property
     def held(self) -> str:
@@ -34,7 +36,7 @@ class RandomPairs(Trace):
         return LowRank(self.rank)
 
     def meaning(self) -> Meaning:
-        return WHOLE_TRACE
+        return dataclasses.replace(WHOLE_TRACE, rank=self.rank, drawn=self.drawn)
 
     def settle(self, site: Site) -> Trace:
         return self if site.factored else Full()
@@ -83,6 +85,7 @@ class KroneckerFactor(RandomPairs):
     seed: int = 0
     rank = 1
     exact = False
+    drawn = "signs"
 
     @property
     def left_out(self) -> str:
@@ -102,6 +105,7 @@ class KroneckerSum(RandomPairs):
     rank: int = 2
     seed: int = 0
     exact = False
+    drawn = "least_variance"
 
     @property
     def left_out(self) -> str:

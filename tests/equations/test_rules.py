@@ -171,9 +171,10 @@ def test_pairs_of_several_groups_are_printed_and_not_run():
         equations.to_numpy()
 
 
-def test_what_reduces_a_trace_to_a_rank_is_printed():
+@pytest.mark.parametrize("rule", [etpc.OK(), type("Mine", (etpc.OK,), {"name": "mine"})()])
+def test_what_reduces_a_trace_to_a_rank_is_printed(rule):
     called = dict(inputs=jnp.zeros(3))
-    optimal = str(etpc.compile(neurons(True, reset="live")[0], etpc.OK(), **called).equations(".r"))
+    optimal = str(etpc.compile(neurons(True, reset="live")[0], rule, **called).equations(".r"))
     assert "e_h_1_r' = least_variance(2, E_h_1_r, E_h_0_0_r, E_h_2_r)" in optimal
     leading = etpc.ES_D_RTRL(rank=2, everywhere=True)
     text = str(etpc.compile(neurons(True, reset="live")[0], leading, **called).equations(".r"))
