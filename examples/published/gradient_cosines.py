@@ -171,6 +171,65 @@ class Past(NamedTuple):
         return jax.lax.while_loop(unfinished, one, (jnp.int32(1), credit, total))[2]
 
 
+# --- KF-RTRL and UORO as in the source ---
+
+SMALL = 1e-7
+
+
+class Mixed(NamedTuple):
+    """An estimate of the influence into which each step is mixed by random signs as it comes.
+
+    The rules of this package know exactly what the present step adds, and mix it in with the next one.
+    """
+
+    size: Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
+    """The shapes of its two factors, for one stream, by the number of columns of the weights."""
+    step: Callable[..., tuple[Array, Array]]
+    """From a key, the factors, the Jacobian [B, N, N], the slopes [B, N] and the data [B, I] to new factors."""
+    gradient: Callable[..., Array]
+    """From the factors and the credit [B, N]."""
+
+
+def length(a: Array) -> Array:
+    """The norm of each stream, as [B, 1] or [B, 1, 1]; at least `SMALL`."""
+    axes = tuple(range(1, a.ndim))
+    return jnp.maximum(jnp.sqrt(jnp.sum(a**2, axes, keepdims=True)), SMALL)
+
+
+def kronecker_step(key: Array, factors: Any, jacobian: Array, slopes: Array, data: Array) -> Any:
+    """Mujika et al., 2018, algorithm 1."""
+    a, b = factors
+    moved, now = jacobian @ b, slopes[:, :, None] * jnp.eye(UNITS)
+    first, second = jax.random.rademacher(key, (2, STREAMS, 1), a.dtype)
+    p = first * jnp.sqrt(length(moved)[..., 0] / length(a))
+    q = second * jnp.sqrt(length(now)[..., 0] / length(data))
+    return p * a + q * data, moved / p[..., None] + now / q[..., None]
+
+
+def kronecker_gradient(factors: Any, credit: Array) -> Array:
+    a, b = factors
+    return jnp.einsum("bn,bnm,bi->mi", credit, b, a)
+
+
+def rank_one_step(key: Array, factors: Any, jacobian: Array, slopes: Array, data: Array) -> Any:
+    """Tallec and Ollivier, 2018, algorithm 1."""
+    s, theta = factors
+    signs = jax.random.rademacher(key, s.shape, s.dtype)
+    moved, now = (jacobian @ s[..., None])[..., 0], (signs * slopes)[:, :, None] * data[:, None]
+    p = jnp.sqrt(length(theta)[..., 0] / length(moved))
+    q = jnp.sqrt(length(now)[..., 0] / length(signs))
+    return p * moved + q * signs, theta / p[..., None] + now / q[..., None]
+
+
+def rank_one_gradient(factors: Any, credit: Array) -> Array:
+    s, theta = factors
+    return jnp.einsum("bn,bn,bmi->mi", credit, s, theta)
+
+
+KF_AT_ONCE = Mixed(lambda i: ((i,), (UNITS, UNITS)), kronecker_step, kronecker_gradient)
+UORO_AT_ONCE = Mixed(lambda i: ((UNITS,), (UNITS, i)), rank_one_step, rank_one_gradient)
+
+
 # --- a run ---
 
 
@@ -202,7 +261,7 @@ TASKS = {
 
 
 def cosines(
-    task: Task, rule: Algorithm, stream: Stream, seed: int
+    task: Task, rule: Algorithm | Mixed, stream: Stream, seed: int
 ) -> Float[np.ndarray, " targets"]:
     """Of the gradients of a rule and of exact RTRL at each target of a run; NaN where one is zero."""
     model = Network(jax.random.key(seed), task.inputs, task.outputs)
@@ -212,38 +271,51 @@ def cosines(
 
 
 @cache
-def run_of(task: Task, rule: Algorithm) -> Callable[[Network, Stream], Array]:
+def run_of(task: Task, rule: Algorithm | Mixed) -> Callable[[Network, Stream], Array]:
     """From a network and its data to the cosine at each step; compiled once for all seeds."""
     example = Network(jax.random.key(0), task.inputs, task.outputs)
-    program = etpc.compile(example, rule, inputs=jnp.zeros(task.inputs))
+    mixed = rule if isinstance(rule, Mixed) else None
+    compiled = etpc.TBPTT(1) if isinstance(rule, Mixed) else rule
+    program = etpc.compile(example, compiled, inputs=jnp.zeros(task.inputs))
     rule_gradient, optimiser = program.value_and_grad(task.loss), optax.adam(1e-3)
     losses = jax.vmap(task.loss)
 
     def step(state: Any, seen: Any) -> Any:
-        model, opt_state, carry, past = state
+        model, opt_state, carry, past, factors = state
         x, target, wanted, begins = seen
         weight_of_loss = jnp.broadcast_to(wanted, (1, STREAMS))
         (_, carry), grads = rule_gradient(
             model, x[None], target[None], carry, mask=weight_of_loss, begins=begins[None]
         )
         past = past.step(model, x, begins)
+        if mixed:
+            kept = [jnp.where(begins.reshape(-1, *[1] * (a.ndim - 1)), 0, a) for a in factors]
+            slot = (past.time - 1) % task.longest
+            slopes, data = past.slopes[slot], past.data[slot]
+            jacobian = slopes[:, :, None] * model.weight[:, :UNITS]
+            key = jax.random.fold_in(jax.random.key(0), past.time)
+            factors = mixed.step(key, kept, jacobian, slopes, data)
 
         def learn() -> Any:
             loss = lambda h: losses(jax.vmap(model.readout)(h), target).mean()
-            exact = past.gradient(jax.grad(loss)(past.hidden))
-            inner = jnp.sum(exact * grads.weight)
-            lengths = jnp.linalg.norm(exact) * jnp.linalg.norm(grads.weight)
-            updates, moved = optimiser.update(grads, opt_state)
-            return eqx.apply_updates(model, updates), moved, inner / lengths
+            credit = jax.grad(loss)(past.hidden)
+            exact = past.gradient(credit)
+            found = mixed.gradient(factors, credit) if mixed else grads.weight
+            lengths = jnp.linalg.norm(exact) * jnp.linalg.norm(found)
+            whole = eqx.tree_at(lambda model: model.weight, grads, found)
+            updates, moved = optimiser.update(whole, opt_state)
+            return eqx.apply_updates(model, updates), moved, jnp.sum(exact * found) / lengths
 
         model, opt_state, cosine = jax.lax.cond(
             wanted, learn, lambda: (model, opt_state, jnp.full((), jnp.nan))
         )
-        return (model, opt_state, carry, past), cosine
+        return (model, opt_state, carry, past, factors), cosine
 
     def run(model: Network, stream: Stream) -> Array:
         past = Past.none(task.longest, task.inputs)
-        begun = model, optimiser.init(model), program.init(STREAMS), past
+        sizes = mixed.size(UNITS + task.inputs + 1) if mixed else ()
+        factors = tuple(jnp.zeros((STREAMS, *size)) for size in sizes)
+        begun = model, optimiser.init(model), program.init(STREAMS), past, factors
         return jax.lax.scan(step, begun, stream)[1]
 
     return jax.jit(run)
@@ -256,7 +328,7 @@ def recorded(cosines: Float[np.ndarray, " targets"], wanted: Bool[np.ndarray, " 
     return float(np.mean(records[-max(1, int(LAST * len(records))) :]))
 
 
-def cosine(task: Task, rule: Algorithm, seed: int) -> list[float]:
+def cosine(task: Task, rule: Algorithm | Mixed, seed: int) -> list[float]:
     """The number of the table."""
     stream = task.draw(np.random.default_rng(seed), STEPS)
     return [recorded(cosines(task, rule, stream, seed), stream.wanted)]
@@ -273,6 +345,8 @@ RULES = {
     "KF-RTRL": etpc.KFRTRL(),
     "RFLO": etpc.RFLO(0.9, "symmetric"),
     "UORO": etpc.UORO(),
+    "KF-RTRL, mixed at once": KF_AT_ONCE,
+    "UORO, mixed at once": UORO_AT_ONCE,
     "D-RTRL": etpc.D_RTRL(),
     "D-RTRL, look-back 8": etpc.D_RTRL(window=1, lookback=8),
     "TBPTT(2) at each step": etpc.TBPTT(2, every=1),
@@ -291,7 +365,7 @@ STUDY = Study(
             task,
             (name,),
             partial(cosine, TASKS[task], rule),
-            (PUBLISHED[name][place] if name in PUBLISHED else None,),
+            (PUBLISHED.get(name.removesuffix(", mixed at once"), (None,) * 4)[place],),
         )
         for place, task in enumerate(TASKS)
         for name, rule in RULES.items()
