@@ -199,7 +199,7 @@ def length(a: Array) -> Array:
 def kronecker_step(key: Array, factors: Any, jacobian: Array, slopes: Array, data: Array) -> Any:
     """Mujika et al., 2018, algorithm 1."""
     a, b = factors
-    moved, now = jacobian @ b, slopes[:, :, None] * jnp.eye(UNITS)
+    moved, now = jacobian @ b, slopes[:, :, None] * jnp.eye(UNITS)[None]
     first, second = jax.random.rademacher(key, (2, STREAMS, 1), a.dtype)
     p = first * jnp.sqrt(length(moved)[..., 0] / length(a))
     q = second * jnp.sqrt(length(now)[..., 0] / length(data))
