@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CORE, PACKAGE = 21_155, 44_867
-TESTS = 43_306
+TESTS = 43_539
 NEEDED = """
 import sys
 import jax.numpy as jnp

@@ -75,10 +75,12 @@ class Study:
     seeds: int = 5
     digits: str = ".4f"
     """How a number is shown."""
+    data: bool = False
+    """Whether it reads data that its user has, so that `make results` leaves it out."""
 
 
-def main(study: Study, arguments: Sequence[str] | None = None) -> None:
-    """The command line of a study, called as `main(STUDY)` by its module."""
+def main(study: Study, arguments: Sequence[str] | None = None, others: str = "") -> None:
+    """The command line of a study, called as `main(STUDY)` by its module, which may have read other options."""
     parser = argparse.ArgumentParser(description=study.title)
     parser.add_argument("--seeds", type=int, default=study.seeds, help="how many")
     parser.add_argument("--only", nargs="+", help="cases whose task or name contains one of these")
@@ -94,7 +96,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     cases = [case for case in study.cases if asked(case)]
     if not cases:
         parser.error("no case is left; they are " + ", ".join(map(label, study.cases)))
-    command = f"python -m {module_name()} --seeds {args.seeds}"
+    command = f"python -m {module_name()}{others} --seeds {args.seeds}"
     before, found = load(args.json) if args.json else [], versions()
     begun = [row for row in before if args.resume and row.versions == found]
     if expected := minutes(cases, before, args.seeds, begun):
