@@ -343,8 +343,8 @@ PREFACE = (
     "Numbers that others published, beside what is reached here. The column *here* is the mean over the seeds, and *s* "
     "the seconds of one run with its compilation, on two cores of a CPU that other work shared: alone, a run takes "
     "half of that or less. `make results` runs one seed of each, two studies at a time, and writes this page: {:.0f} "
-    "minutes of that column, of which it takes half at most. `make results SEEDS=5` runs five seeds. A study that reads "
-    "data of its user is run by its own command."
+    "minutes of that column, of which it takes half at most. `make results SEEDS=5` runs five seeds. A study that "
+    "reads data of its user is run by its own command."
 )
 
 

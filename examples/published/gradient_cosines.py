@@ -277,7 +277,8 @@ def run_of(task: Task, rule: Algorithm | Mixed) -> Callable[[Network, Stream], A
     mixed = rule if isinstance(rule, Mixed) else None
     compiled = etpc.TBPTT(1) if isinstance(rule, Mixed) else rule
     program = etpc.compile(example, compiled, inputs=jnp.zeros(task.inputs))
-    rule_gradient, optimiser = program.value_and_grad(task.loss), optax.adam(1e-3)
+    rule_gradient: Any = program.value_and_grad(task.loss)
+    optimiser: Any = optax.adam(1e-3)
     losses = jax.vmap(task.loss)
 
     def step(state: Any, seen: Any) -> Any:
