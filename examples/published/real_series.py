@@ -111,9 +111,8 @@ FOUND = (
     "**The gradient of the present step alone (D-RTRL) is as good as exact RTRL on the sunspots**, 0.1445 and "
     "0.1440, so these ask for no credit in which the rules differ. On the laser a little is to be had: 0.0232 "
     "without the past, and 0.0188 with eight steps of it. Exact RTRL is no better than these eight steps. "
-    "Sketched RTRL, "
-    "which the source proposes, has 0.1460 and 0.0239 there with rank 4, no less than the present step alone here; it is "
-    "not run."
+    "Sketched RTRL, which the source proposes, has 0.1460 and 0.0239 there with rank 4, no less than the present "
+    "step alone here; it is not run."
 )
 
 
