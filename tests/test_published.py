@@ -1,6 +1,7 @@
 """Published results, `examples/published/`: short forms of the runs, and the tables."""
 
 import dataclasses
+import itertools
 
 import equinox as eqx
 import jax
@@ -10,11 +11,14 @@ import optax
 import pytest
 
 import etpc
+from benchmarks import pages
 from examples.published import (
     chaotic_series,
     copy_lru,
     eprop,
     eprop_online,
+    gradient_cosines,
+    real_series,
     sparse_rtrl,
     study,
     tmaze,
@@ -67,6 +71,38 @@ def test_a_case_runs_for_each_seed_and_its_rows_replace_older_ones(tmp_path, cap
     assert "| a |" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
         study.main(STUDY, ["--only", "nothing"])
+
+
+def test_a_study_goes_on_where_its_file_ends(tmp_path):
+    """Rows of other versions are run anew."""
+    file, runs = tmp_path / "rows.json", []
+
+    def noted(seed):
+        runs.append(seed)
+        return numbers(seed)
+
+    first = dataclasses.replace(STUDY.cases[0], run=noted)
+    noting = dataclasses.replace(STUDY, cases=(first, *STUDY.cases[1:]))
+    options = ["--json", str(file), "--resume", "--seeds"]
+    for seeds in "2", "4", "3":
+        study.main(noting, [*options, seeds])
+    assert runs == [0, 1, 2, 3]
+    rows = study.load(file)
+    assert [row.ours for row in rows] == [[0.5, 1.5, 2.5, 3.5], [0, 2, 4, 6], [7]]
+    study.save([dataclasses.replace(row, versions={"jax": "0"}) for row in rows], file)
+    study.main(noting, [*options, "1"])
+    assert runs == [0, 1, 2, 3, 0]
+    with pytest.raises(SystemExit):
+        study.main(noting, ["--resume"])
+
+
+def test_the_page_has_what_the_records_say():
+    page = (pages.DOCS / "results.md").read_text()
+    assert page == pages.published_page(), "run `python -m benchmarks.pages`"
+    for name in pages.PUBLISHED:
+        rows = study.load(pages.DOCS / f"results/{name}.json")
+        assert rows, name
+        assert all(f"| {row.name} |" in page for row in rows), name
 
 
 def test_a_case_may_run_its_seeds_together():
@@ -153,6 +189,206 @@ def test_rules_of_chaotic_series_run():
         every = 25 if name == "TBPTT(25)" else 1
         (error,) = chaotic_series.error(chaotic_series.lorenz, rule, every, 600, 0)
         assert 0 < error < 2, name
+
+
+# --- sunspots and a laser ---
+
+
+def test_streams_are_parts_of_a_ring(monkeypatch, tmp_path):
+    """Of the numbers 0 to 3328; 3329 // 8 = 416, and the first of 3,000 steps has the value of place 64."""
+    monkeypatch.setattr(real_series, "read", lambda *_: np.arange(3329.0))
+    seen = []
+
+    def losses_of(xs, targets, rule, every, seed):
+        seen.append((xs, targets))
+        return np.arange(15_000.0)
+
+    monkeypatch.setattr(real_series, "losses_of", losses_of)
+    (found,) = real_series.error(tmp_path, real_series.SERIES["Sunspots"], etpc.RTRL(), 3)
+    ends = [13_750, 14_000, 14_250, 14_500, 14_750]  # of records of 200 steps, these included
+    assert found == np.mean([np.arange(end - 199, end + 1).mean() for end in ends])
+    ((xs, targets),) = seen
+    start = int(np.random.default_rng(3).integers(3329))
+    raw = (start + 64 + np.arange(3001)[:, None] + 416 * np.arange(8)) % 3329
+    scaled = (raw - raw[:2000].mean(0)) / raw[:2000].std(0, ddof=1)
+    assert xs.shape == targets.shape == (15_000, 8)
+    for first in range(0, 15_000, 3000):
+        np.testing.assert_allclose(xs[first : first + 3000], scaled[:3000], atol=1e-12)
+        np.testing.assert_allclose(targets[first : first + 3000], scaled[1:], atol=1e-12)
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
+    laser = real_series.SERIES["Laser"]
+    with pytest.raises(FileNotFoundError, match=r"no file .*laser.txt"):
+        real_series.read(tmp_path, laser)
+    (tmp_path / "laser.txt").write_text("86\n141\n")
+    with pytest.raises(ValueError, match="SHA-256"):
+        real_series.read(tmp_path, laser)
+    for arguments, message in ([], "SILSO"), (["--data", str(tmp_path)], "no file"):
+        monkeypatch.setattr("sys.argv", ["real_series", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            real_series.main()
+
+
+# --- gradients beside those of exact RTRL ---
+
+
+def drawn(task, steps):
+    return gradient_cosines.TASKS[task].draw(np.random.default_rng(1), steps)
+
+
+def check_times(stream, length, wanted):
+    steps = np.arange(len(stream.xs))
+    assert stream.xs.shape[1] == 8
+    np.testing.assert_array_equal(stream.wanted, steps % length >= length - wanted)
+    np.testing.assert_array_equal(stream.begins, np.repeat((steps % length == 0)[:, None], 8, 1))
+
+
+def test_copying_asks_for_the_symbols_in_order():
+    stream = drawn("copying", 170)
+    check_times(stream, 50, 5)
+    assert stream.xs.shape == (170, 8, 10)
+    assert (stream.xs.sum(2) == 1).all()
+    shown = stream.xs.argmax(2)
+    for begin in 0, 50, 100:
+        episode = shown[begin : begin + 50]
+        assert (episode[:5] < 8).all() & (episode[5:45] == 8).all() & (episode[45:] == 9).all()
+        np.testing.assert_array_equal(stream.targets[begin + 45 : begin + 50], episode[:5])
+    assert np.unique(shown[100:105]).size > 4
+    assert (shown[:5] != shown[50:55]).any()
+
+
+def test_adding_adds_one_number_of_each_half():
+    stream = drawn("adding", 250)
+    check_times(stream, 100, 1)
+    assert (stream.xs.shape, stream.targets.shape) == ((250, 8, 2), (250, 8, 1))
+    for begin in 0, 100:
+        numbers, marks = np.moveaxis(stream.xs[begin : begin + 100], 2, 0)
+        assert (numbers.min() >= 0) & (numbers.max() < 1) & (numbers.std() > 0.2)
+        for lane in range(8):
+            first, second = np.flatnonzero(marks[:, lane])
+            assert first < 50 <= second
+            total = numbers[first, lane] + numbers[second, lane]
+            assert stream.targets[begin + 99, lane, 0] == pytest.approx(total)
+
+
+def test_rotation_wants_the_vector_turned_once_more_at_each_step():
+    stream = drawn("rotation", 130)
+    check_times(stream, 64, 64)
+    assert (stream.xs.shape, stream.targets.shape) == ((130, 8, 9), (130, 8, 8))
+    assert (stream.xs[::64, :, 8] == 1).all()
+    assert not np.delete(stream.xs, [0, 64, 128], 0).any()
+    np.testing.assert_allclose(np.linalg.norm(stream.xs[64, :, :8], axis=1), 1)
+    turn = np.linalg.lstsq(stream.xs[0, :, :8], stream.targets[0])[0].T
+    np.testing.assert_allclose(turn @ turn.T, np.eye(8), atol=1e-9)
+    assert np.linalg.det(turn) == pytest.approx(1)
+    assert np.abs(turn - np.eye(8)).max() > 0.3
+    vectors = stream.xs[64, :, :8]
+    for step in range(64):
+        vectors = vectors @ turn.T
+        np.testing.assert_allclose(stream.targets[64 + step], vectors, atol=1e-9)
+
+
+def test_counting_is_of_strings_that_end():
+    stream = drawn("counting", 3000)
+    symbols, lengths = stream.xs.argmax(2), set()
+    assert stream.wanted.all()
+    for lane in range(8):
+        text = "".join("ab."[symbol] for symbol in symbols[:, lane])
+        *whole, _ = text.split(".")
+        for string in whole:
+            n = string.count("a")
+            assert string == "a" * n + "b" * n
+            lengths.add(n)
+        begins = np.flatnonzero(stream.begins[:, lane])
+        assert begins.tolist() == [i for i in range(3000) if i == 0 or text[i - 1] == "."]
+        wanted = [2 if a == "." else "ab.".index(b) for a, b in itertools.pairwise(text)]
+        assert stream.targets[:-1, lane].tolist() == wanted
+    assert lengths == set(range(1, 17))
+    assert gradient_cosines.TASKS["counting"].longest == 33
+
+
+def test_the_last_fifth_of_the_records_counts():
+    """As one would log it: at steps 0, 250, ... the mean of the last 200 cosines so far."""
+    wanted = np.arange(3000) % 3 == 2
+    cosines = np.random.default_rng(0).normal(size=wanted.sum())
+    cosines[700] = np.nan
+    log, so_far, left = [], [], list(cosines)
+    for step in range(3000):
+        if wanted[step]:
+            so_far.append(left.pop(0))
+        if step % 250 == 0 and so_far:
+            last = [c for c in so_far[-200:] if c == c]
+            log.append(sum(last) / len(last))
+    assert len(log) == 11
+    found = gradient_cosines.recorded(cosines, wanted)
+    assert found == pytest.approx(sum(log[-2:]) / 2, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_rtrl_has_the_weights_of_each_step():
+    """The influence is moved forwards by hand; episodes are of four steps at most, as many as are kept."""
+    draw, inputs = np.random.default_rng(0), 2
+    model = chaotic_series.Network(jax.random.key(0), inputs, 1)
+    past = gradient_cosines.Past.none(4, inputs)
+    rows = 64, 64 + inputs + 1
+    hidden, influence = np.zeros((8, 64)), np.zeros((8, 64, *rows))
+    for step in range(6):
+        weight, x = draw.normal(size=rows) / 8, draw.normal(size=(8, inputs))
+        begins = np.isin(range(8), {0: range(8), 2: range(5, 8), 3: range(5)}.get(step, ()))
+        model = eqx.tree_at(lambda m: m.weight, model, jnp.asarray(weight))
+        past = past.step(model, jnp.asarray(x), jnp.asarray(begins))
+        hidden[begins], influence[begins] = 0, 0
+        data = np.concatenate([hidden, x, np.ones((8, 1))], 1)
+        hidden = np.tanh(data @ weight.T)
+        slopes = 1 - hidden**2
+        jacobian = slopes[:, :, None] * weight[:, :64]
+        influence = (jacobian @ influence.reshape(8, 64, -1)).reshape(8, 64, *rows)
+        influence[:, range(64), range(64)] += slopes[:, :, None] * data[:, None]
+    credit = draw.normal(size=(8, 64))
+    found = past.gradient(jnp.asarray(credit))
+    np.testing.assert_allclose(past.hidden, hidden, rtol=1e-12)
+    np.testing.assert_allclose(found, np.einsum("bn,bnmi->mi", credit, influence), atol=1e-11)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", gradient_cosines.TASKS)
+def test_exact_rtrl_has_the_cosine_one_and_the_current_step_less(task):
+    stream, about = drawn(task, 105), gradient_cosines.TASKS[task]
+    run = lambda rule: gradient_cosines.cosines(about, rule, stream, 0)
+    exact = run(etpc.RTRL())
+    assert len(exact) == stream.wanted.sum()
+    np.testing.assert_allclose(exact, 1, rtol=0, atol=1e-10)
+    assert np.mean(run(etpc.TBPTT(1))) < 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["KF_AT_ONCE", "UORO_AT_ONCE"])
+def test_what_is_mixed_at_once_has_the_gradient_as_its_mean(name):
+    """Over 1,000 draws of signs, within five standard errors; three steps."""
+    mixed, inputs, draw = getattr(gradient_cosines, name), 2, np.random.default_rng(0)
+    model = chaotic_series.Network(jax.random.key(0), inputs, 1)
+    past, steps = gradient_cosines.Past.none(3, inputs), []
+    for step in range(3):
+        x = jnp.asarray(draw.normal(size=(8, inputs)))
+        past = past.step(model, x, jnp.full(8, step == 0))
+        jacobian = past.slopes[step][:, :, None] * model.weight[None, :, :64]
+        steps.append((jacobian, past.slopes[step], past.data[step]))
+    credit = jnp.asarray(draw.normal(size=(8, 64)))
+    direction = jnp.asarray(draw.normal(size=(64, 64 + inputs + 1)))
+
+    def along(key):
+        factors = tuple(jnp.zeros((8, *size)) for size in mixed.size(64 + inputs + 1))
+        for number, step in enumerate(steps):
+            factors = mixed.step(jax.random.fold_in(key, number), factors, *step)
+        return jnp.sum(direction * mixed.gradient(factors, credit))
+
+    found = jax.jit(lambda keys: jax.lax.map(along, keys))(
+        jax.random.split(jax.random.key(1), 1000)
+    )
+    exact = jnp.sum(direction * past.gradient(credit))
+    assert abs(found.mean() - exact) < 5 * found.std() / 1000**0.5
+    assert found.std() > 0.1 * abs(exact)
 
 
 # --- copying ---

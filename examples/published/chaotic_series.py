@@ -10,6 +10,7 @@ generator; the random signs of KF-RTRL and UORO are the same for all seeds.
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -33,23 +34,25 @@ Series = Float[np.ndarray, "L B"]
 class Network(eqx.Module):
     """All weights into the units as one matrix, as KF-RTRL has it."""
 
-    weight: Float[Array, "N N+2"]
+    weight: Float[Array, "N N+I+1"]
     readout: eqx.nn.Linear
 
-    def __init__(self, key: PRNGKeyArray):
+    def __init__(
+        self, key: PRNGKeyArray, inputs: int = 1, outputs: int | Literal["scalar"] = "scalar"
+    ):
         weight_key, readout_key = jax.random.split(key)
         bound = UNITS**-0.5
-        shape = UNITS, UNITS + 1
+        shape = UNITS, UNITS + inputs
         weight = jax.random.uniform(weight_key, shape, minval=-bound, maxval=bound)
         self.weight = jnp.pad(weight, ((0, 0), (0, 1)))  # no bias yet
-        self.readout = eqx.nn.Linear(UNITS, 1, key=readout_key)
+        self.readout = eqx.nn.Linear(UNITS, outputs, key=readout_key)
 
     def init_state(self) -> Array:
         return jnp.zeros(UNITS)
 
-    def __call__(self, x: Float[Array, " 1"], h: Array) -> tuple[Array, Array]:
+    def __call__(self, x: Float[Array, " I"], h: Array) -> tuple[Array, Array]:
         h = jnp.tanh(self.weight @ jnp.concatenate([h, x, jnp.ones(1)]))
-        return self.readout(h)[0], h
+        return self.readout(h), h
 
 
 # --- the series ---
@@ -93,16 +96,28 @@ def error(
     """The normalised mean squared error at the end of a stream."""
     values = series(seed)
     values = (values - values.mean(0)) / values.std(0, ddof=1)
-    xs = values[SKIPPED : SKIPPED + steps, :, None].astype(np.float32)
-    targets = values[SKIPPED + 1 : SKIPPED + 1 + steps].astype(np.float32)
-    fresh = np.zeros((steps // every, STREAMS), bool)
+    xs, targets = values[SKIPPED : SKIPPED + steps], values[SKIPPED + 1 : SKIPPED + 1 + steps]
+    losses = np.repeat(losses_of(xs, targets, rule, every, seed), every)
+    return [at_the_end(losses, RECORD_EVERY)]
+
+
+def losses_of(
+    xs: Series, targets: Series, rule: Algorithm, every: int, seed: int
+) -> Float[np.ndarray, " L/every"]:
+    """Of each update of a network that learns a stream."""
+    fresh = np.zeros((len(xs) // every, STREAMS), bool)
     fresh[:: RESTART // every] = True
     model, learner = Network(jax.random.key(seed)), learner_of(rule, every)
     opt_state, carry = learner.init(model, STREAMS)
-    *_, losses = learner.update(model, opt_state, carry, xs, targets, begins=fresh)
-    losses = np.repeat(losses, every)
-    ends = range(steps - RECORD_EVERY + 1, 0, -RECORD_EVERY)[:RECORDS]
-    return [float(np.mean([losses[max(end - RECORD, 0) : end].mean() for end in ends]))]
+    seen = xs[:, :, None].astype(np.float32), targets.astype(np.float32)
+    *_, losses = learner.update(model, opt_state, carry, *seen, begins=fresh)
+    return np.asarray(losses)
+
+
+def at_the_end(losses: Float[np.ndarray, " L"], every: int) -> float:
+    """The mean of the last five records, one in so many steps, and each the mean of the steps up to then."""
+    ends = range(len(losses) - every + 1, 0, -every)[:RECORDS]
+    return float(np.mean([losses[max(end - RECORD, 0) : end].mean() for end in ends]))
 
 
 @cache

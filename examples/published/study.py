@@ -5,6 +5,7 @@ A study is a module of this folder with a `Study` in it. Its docstring says what
     python -m examples.published.chaotic_series                       # all of it, a table
     python -m examples.published.chaotic_series --seeds 2 --only Lorenz
     python -m examples.published.chaotic_series --json FILE           # adds the rows to a file, or replaces them
+    python -m examples.published.chaotic_series --json FILE --resume  # runs the cases and seeds that it does not have
 
 `docs/results.md` is made of the files in `docs/results/` by `python -m benchmarks.pages`.
 """
@@ -37,7 +38,7 @@ class Row:
     ours: list[float]
     """For each seed."""
     seconds: float
-    """The median over the seeds of the time of a run, compilation included."""
+    """The median over the seeds of the time of a run, compilation included; of those that ran together last."""
     command: str
     date: str
     versions: dict[str, str]
@@ -74,30 +75,57 @@ class Study:
     seeds: int = 5
     digits: str = ".4f"
     """How a number is shown."""
+    data: bool = False
+    """Whether it reads data that its user has, so that `make results` leaves it out."""
 
 
-def main(study: Study, arguments: Sequence[str] | None = None) -> None:
-    """The command line of a study, called as `main(STUDY)` by its module."""
+def main(study: Study, arguments: Sequence[str] | None = None, others: str = "") -> None:
+    """The command line of a study, called as `main(STUDY)` by its module, which may have read other options."""
     parser = argparse.ArgumentParser(description=study.title)
     parser.add_argument("--seeds", type=int, default=study.seeds, help="how many")
     parser.add_argument("--only", nargs="+", help="cases whose task or name contains one of these")
     parser.add_argument("--json", type=Path, help="add the rows to this file, case by case")
+    parser.add_argument(
+        "--resume", action="store_true", help="run the seeds and cases that the file does not have"
+    )
     args = parser.parse_args(arguments)
+    if args.resume and not args.json:
+        parser.error("--resume is of a file: say which by --json")
     named = lambda text: any(part in text for part in args.only)
     asked = lambda case: not args.only or named(" ".join((case.task, *case.names)))
     cases = [case for case in study.cases if asked(case)]
     if not cases:
         parser.error("no case is left; they are " + ", ".join(map(label, study.cases)))
-    command = f"python -m {module_name()} --seeds {args.seeds}"
-    if before := minutes(cases, load(args.json) if args.json else [], args.seeds):
-        print(f"{before:.0f} min, if as before", file=sys.stderr)
-    begin, rows, found = time.perf_counter(), [], versions()
+    command = f"python -m {module_name()}{others} --seeds {args.seeds}"
+    before, found = load(args.json) if args.json else [], versions()
+    begun = [row for row in before if args.resume and row.versions == found]
+    if expected := minutes(cases, before, args.seeds, begun):
+        print(f"{expected:.0f} min, if as before", file=sys.stderr)
+    begin, rows = time.perf_counter(), []
     for case in cases:
-        rows += run(case, range(args.seeds), command, found)
+        left = range(done(case, begun), args.seeds if case.random else 1)
+        rows += joined(case, begun, run(case, left, command, found) if left else [])
         print(f"{label(case)}: {rows[-1].seconds:.0f} s", file=sys.stderr)
-        if args.json:
+        if args.json and left:
             save(merged(study, load(args.json), rows), args.json)
     print(f"{tables(study, rows)}\n\n{time.perf_counter() - begin:.0f} s")
+
+
+def done(case: Case, begun: Sequence[Row]) -> int:
+    """For how many seeds rows have all numbers of a case."""
+    seeds = {(row.task, row.name): len(row.ours) for row in begun}
+    return min(seeds.get((case.task, name), 0) for name in case.names)
+
+
+def joined(case: Case, begun: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """The rows of a case with the numbers of the seeds before, and those rows where nothing is new."""
+    numbers = done(case, begun)
+    rows = {row.name: row for row in begun if row.task == case.task}
+    if not new:
+        return [rows[name] for name in case.names]
+    if not numbers:
+        return list(new)
+    return [dataclasses.replace(r, ours=rows[r.name].ours[:numbers] + r.ours) for r in new]
 
 
 def run(case: Case, seeds: Sequence[int], command: str, found: dict[str, str]) -> list[Row]:
@@ -108,7 +136,7 @@ def run(case: Case, seeds: Sequence[int], command: str, found: dict[str, str]) -
         numbers = [[float(number) for number in result] for result in case.run(seeds)]
         seconds.append((time.perf_counter() - start) / len(seeds))
     else:
-        for seed in seeds if case.random else seeds[:1]:
+        for seed in seeds:
             start = time.perf_counter()
             numbers.append([float(number) for number in case.run(seed)])
             seconds.append(time.perf_counter() - start)
@@ -117,11 +145,13 @@ def run(case: Case, seeds: Sequence[int], command: str, found: dict[str, str]) -
     return [Row(case.task, name, theirs, list(ours), *about) for name, theirs, ours in columns]
 
 
-def minutes(cases: Sequence[Case], rows: Sequence[Row], seeds: int) -> float:
-    """How long cases take by the rows of them that there are, with so many seeds."""
+def minutes(
+    cases: Sequence[Case], rows: Sequence[Row], seeds: int, begun: Sequence[Row] = ()
+) -> float:
+    """How long cases take by the rows of them that there are, with so many seeds less those that have begun."""
     seconds = {(row.task, row.name): row.seconds for row in rows}
-    each = [seconds.get((c.task, c.names[0]), 0) * (seeds if c.random else 1) for c in cases]
-    return sum(each) / 60
+    left = lambda case: max((seeds if case.random else 1) - done(case, begun), 0)
+    return sum(seconds.get((case.task, case.names[0]), 0) * left(case) for case in cases) / 60
 
 
 def label(case: Case) -> str:
