@@ -12,7 +12,7 @@ import pytest
 
 import etpc
 from examples.published import tmaze
-from examples.rl import chains, conditioning, encoder, ppo, runs, streaming
+from examples.rl import chains, conditioning, encoder, popgym, ppo, runs, streaming
 from examples.rl.environments import evaluate, memory_chain
 from examples.rl.runs import Arm
 
@@ -53,9 +53,13 @@ def test_the_page_has_the_tables_of_the_runs(name):
     assert f"(rl/{name}.svg)" in page
 
 
-def test_the_page_has_the_table_of_the_chains():
-    records = json.loads((DOCS / "rl" / "chains.json").read_text())
-    assert chains.table(records) in (DOCS / "rl.md").read_text()
+def test_the_page_has_the_tables_of_the_chains_and_of_popgym():
+    page, records = (
+        (DOCS / "rl.md").read_text(),
+        json.loads((DOCS / "rl" / "chains.json").read_text()),
+    )
+    assert chains.table(records) in page
+    assert popgym.table(DOCS / "rl" / "popgym.json") in page
 
 
 @pytest.mark.slow
