@@ -211,10 +211,12 @@ class Race:
     def run(self, end: float) -> bool:
         """Work until no piece fits; see `Race`. **Returns** whether one was left."""
         begun, self.over = monotonic(), False
-        left, worked = True, True
-        while worked and (now := monotonic()) < end:
+        left, worked, to_the_end = True, True, False
+        while (worked or not to_the_end) and (now := monotonic()) < end:
+            to_the_end = not worked  # what is longer than half of the time
             worked, left, before, settled = False, False, self.updates, self._settled
-            for pieces, stop in ((self.pieces(), (now + end) / 2), (self._settling(), end)):
+            half = end if to_the_end else (now + end) / 2
+            for pieces, stop in ((self.pieces(), half), (self._settling(), end)):
                 for seconds, work in pieces:
                     if (now := monotonic()) + seconds > stop:
                         left = True

@@ -939,6 +939,17 @@ def test_a_longer_comparison_counts_if_its_rate_is_chosen_too(monkeypatch):
     assert len(reached) > 2
 
 
+def test_a_piece_of_more_than_half_of_the_time_is_done_if_it_fits(monkeypatch):
+    track = Track(
+        monkeypatch, {"a": lambda n, rate: n, "b": lambda n, rate: 0.0}, {"a": 7.0, "b": 7.0}
+    )
+    track.race.run(8.0)
+    track.race.run(16.0)
+    assert [rule for rule, *_ in track.ran] == ["a", "a"]
+    assert track.race.run(17.0)
+    assert len(track.ran) == 2
+
+
 def test_where_the_number_of_updates_is_given_time_does_not_count(monkeypatch):
     skill = {"slow": lambda n, rate: 2.0 * n, "slower": lambda n, rate: 1.5 * n}
     skill |= {"fast": lambda n, rate: 1.0 * n, "no": lambda n, rate: 0.5 * n}
