@@ -170,6 +170,12 @@ class Task:
         drawn = jax.eval_shape(self.batch, jax.random.key(0), *([level] if needs else []))
         return jax.tree.leaves(drawn[0])[0].shape[0]
 
+    def optimiser(
+        self, rate: Any, moves: Callable[[Any], Any] = optax.adam
+    ) -> optax.GradientTransformation:
+        """With the schedule of the task; the norm of gradients is clipped to 1."""
+        return optax.chain(optax.clip_by_global_norm(1.0), moves(self.schedule(rate)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -364,9 +370,7 @@ class Learner:
         return sum(a.nbytes for a in jax.tree.leaves(self.rule.carry))
 
     def optimiser(self, rate: Any) -> optax.GradientTransformation:
-        """The norm of gradients is clipped to 1."""
-        moves = self.arm.optimiser(self.task.schedule(rate))
-        return optax.chain(optax.clip_by_global_norm(1.0), moves)
+        return self.task.optimiser(rate, self.arm.optimiser)
 
     def draw(self, key: PRNGKeyArray, level: Array) -> tuple[Any, Any]:
         """Inputs, and targets with the weight of each step; the weights add up to 1 over time.

@@ -94,7 +94,7 @@ def suggestion(task: Task, budget: float) -> etpc.Suggestion:
     return etpc.suggest(
         *(task.make_model(model_key), task.fixed() if task.fixed else draw, task.loss_fn),
         score=right if answers else None,
-        optimiser=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(task.schedule(task.rate))),
+        optimiser=task.optimiser(task.rate),
         every=task.every,
         batch_size=task.batch_size,
         updates=task.updates,
