@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CORE, PACKAGE = 20_974, 44_850
+CORE, PACKAGE = 20_974, 44_858
 TESTS = 43_596
 NEEDED = """
 import sys

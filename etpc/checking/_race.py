@@ -229,10 +229,14 @@ class Race:
         return left
 
     @property
+    def _first(self) -> Contender | None:
+        """The rule that is ahead."""
+        return next(iter(self._rules(self.order)), None)
+
+    @property
     def _settled(self) -> bool:
-        """Whether the rate of the rule that is ahead is chosen."""
-        best = next(iter(self._rules(self.order)), None)
-        return best is not None and self.settled(best)
+        """Whether its rate is chosen."""
+        return (first := self._first) is not None and self.settled(first)
 
     def pieces(self) -> Iterator[Piece]:
         """What is next, and what would be after that."""
@@ -265,7 +269,7 @@ class Race:
 
     def _settling(self) -> Iterator[Piece]:
         """All rates of the rule that is ahead, with several seeds; then those of the rule that is ahead by that."""
-        while best := next(iter(self._rules(self.order)), None):
+        while best := self._first:
             if best.diverged or self.settled(best):
                 return
             rates = [c for c in self.contenders if c.name == best.name and not c.diverged]
@@ -364,21 +368,25 @@ class Race:
         last = self.updates if last is None else last
         if math.isinf(one.score(last)) or (other and other.diverged):
             return math.isfinite(one.score(last))
-        then = last if other else 0
-        gaps = [
-            a.judged[last][0] - b.judged[then][0]
-            for a, b in zip(one.trainings, (other or one).trainings, strict=True)
-            if last in a.judged and then in b.judged
-        ]
+        gaps = self._gaps(one, other, last)
         means = np.array([gap.mean() for gap in gaps])
         least = 2 * error(means) if len(means) > 2 else means.mean() - means.min()
         return bool(means.mean() > max(least, *(2 * error(gap) for gap in gaps)))
 
     def lucky(self, one: Contender) -> int:
         """With how many seeds it is far above the first weights, where it is not ahead of them in the mean."""
-        found = [t.judged for t in one.trainings if self.updates in t.judged]
-        gaps = [judged[self.updates][0] - judged[0][0] for judged in found]
+        gaps = self._gaps(one, None, self.updates)
         return 0 if self.ahead(one, None) else sum(gap.mean() > SURE * error(gap) for gap in gaps)
+
+    def _gaps(self, one: Contender, other: Contender | None, last: int) -> list[np.ndarray]:
+        """How much higher it scores than another, or than the first weights, with each seed that both have: for each
+        example that is held out."""
+        then = last if other else 0
+        return [
+            a.judged[last][0] - b.judged[then][0]
+            for a, b in zip(one.trainings, (other or one).trainings, strict=True)
+            if last in a.judged and then in b.judged
+        ]
 
     def decided(self, one: Contender, other: Contender) -> bool:
         """Whether one is ahead of another, with three seeds or as many as there are, and two at least."""
