@@ -11,7 +11,7 @@ from jax import Array
 from ..errors import checked_count
 from ..files.record import record
 from ..run import Carry, Program
-from ..trace import is_key
+from ..trace import is_float, is_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def gradient_of(program: Program, carry: Carry, steps: int) -> tuple[Any, tuple[
 def squares(y: Any, _: Any) -> Array:
     """The sum of the squares of all outputs that are floats."""
     outputs = map(jnp.asarray, jax.tree.leaves(y))
-    floats = (a for a in outputs if jnp.issubdtype(a.dtype, jnp.inexact))
+    floats = (a for a in outputs if is_float(a.dtype))
     squares = (jnp.sum(jnp.abs(a) ** 2).astype(jnp.float32) for a in floats)
     return sum(squares, jnp.zeros((), jnp.float32))
 
