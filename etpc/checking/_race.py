@@ -164,8 +164,8 @@ class Race:
     until two rules are left, which train with three seeds. The next bracket compares all for the first time at twice
     the updates: scores may be noise before a task is learned. Better is who scores higher after equal numbers of
     updates; where no `longest` number is given, in equal time too. In the place of more than the longest number, the
-    better half trains with one seed more. Half of the time is for the rule that is ahead, which trains at all its rates
-    with three seeds; a longer comparison counts if there is time for that again.
+    better half trains with one seed more. Once two are left, half of the time is for the rule that is ahead, which
+    trains at all its rates with three seeds; a longer comparison counts if there is time for that again.
 
     What is next follows from what has been reached, wherever the race stopped.
 
@@ -215,10 +215,11 @@ class Race:
         while (worked or not to_the_end) and (now := monotonic()) < end:
             to_the_end = not worked  # what is longer than half of the time
             worked, left, before, settled = False, False, self.updates, self._settled
-            half = end if to_the_end else (now + end) / 2
-            for pieces, stop in ((self.pieces(), half), (self._settling(), end)):
-                for seconds, work in pieces:
-                    if (now := monotonic()) + seconds > stop:
+            half = (now + end) / 2
+            for settling in (False, True):
+                for seconds, work in self._settling() if settling else self.pieces():
+                    whole = settling or to_the_end or not self._final
+                    if (now := monotonic()) + seconds > (end if whole else half):
                         left = True
                         break
                     show(int(20 * (now - begun) / (end - begun)), 20, "training")
@@ -269,7 +270,7 @@ class Race:
 
     def _settling(self) -> Iterator[Piece]:
         """All rates of the rule that is ahead, with several seeds; then those of the rule that is ahead by that."""
-        while best := self._first:
+        while self._final and (best := self._first):
             if best.diverged or self.settled(best):
                 return
             rates = [c for c in self.contenders if c.name == best.name and not c.diverged]
@@ -374,9 +375,12 @@ class Race:
         return bool(means.mean() > max(least, *(2 * error(gap) for gap in gaps)))
 
     def lucky(self, one: Contender) -> int:
-        """With how many seeds it is far above the first weights, where it is not ahead of them in the mean."""
+        """With how many seeds it is far above the first weights, where it is not ahead of them in the mean; with none
+        where one example is held out, which has no spread."""
         gaps = self._gaps(one, None, self.updates)
-        return 0 if self.ahead(one, None) else sum(gap.mean() > SURE * error(gap) for gap in gaps)
+        if self.ahead(one, None):
+            return 0
+        return sum(gap.size > 1 and gap.mean() > SURE * error(gap) for gap in gaps)
 
     def _gaps(self, one: Contender, other: Contender | None, last: int) -> list[np.ndarray]:
         """How much higher it scores than another, or than the first weights, with each seed that both have: for each

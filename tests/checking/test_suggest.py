@@ -974,6 +974,17 @@ def test_what_is_learned_with_one_seed_of_three_is_learned(monkeypatch):
         training.judged[race.updates] = 0 * training.judged[race.updates] + 1.0
     assert race.ahead(one, None)
     assert race.lucky(one) == 0
+    for training, score in zip(one.trainings, (1.0, -1.0, 0.0), strict=True):
+        training.judged = {0: np.zeros((2, 1)), race.updates: np.full((2, 1), score)}
+    assert race.lucky(one) == 0  # one example has no spread
+
+
+def test_rates_are_chosen_once_all_rules_have_been_compared_at_all_rates(monkeypatch):
+    """In a budget of twice what the first rates take."""
+    track = Track(monkeypatch, CONSTANT, SECONDS, rates=RATES)
+    track.race.run(2 * 8 * (16 * 1.0 + 0.1))
+    assert {seeds[1:] == [0, 0] for seeds in track.updates().values()} == {True}
+    assert all(track.updates()[rule, rate][0] for rule in CONSTANT for rate in RATES[:2])
 
 
 def test_noise_is_not_ahead(monkeypatch):
