@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CORE, PACKAGE = 20_974, 44_862
+CORE, PACKAGE = 20_974, 44_852
 TESTS = 43_607
 NEEDED = """
 import sys

@@ -474,8 +474,8 @@ def test_what_is_within_the_seeds() -> None:
     assert len(columns["BPTT"][1]) == 10
     assert record["within"]
     assert not record["within_kept"]
-    assert suggested.is_within(columns, "kept", True)
-    assert not suggested.is_within(columns | {"suggested": ["no rule", []]}, "suggested", False)
+    assert suggested.is_within([0.5, 0.51], [1.0, 1.0], "bits lost")
+    assert not suggested.is_within([], [1.0, 1.0], "accuracy")
 
 
 def test_a_task_is_asked_about_once_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ class StepCredit(Credits):
         """By old states; `None` if no output reads them past the new ones."""
         if window.cut.reads_old:
             self.old = [unless(residuals.first, part) for part in by.old]
-        self.place = {op: place for place, op in enumerate(window.cut.live)}
+        self.place = {op: place for place, op in enumerate(window.step.live)}
         self.paths = dict(zip(window.program.traces, residuals.paths, strict=True))
         self._through: dict[Feed, Array] = {}
 

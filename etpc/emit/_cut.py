@@ -52,14 +52,13 @@ class CutSteps:
 
     def __init__(self, program: TraceProgram, step: StepFunctions):
         self.program, self.step = program, step
-        self.live = step.live
         self.output = StepOutput(step, program.paths)
         self.reads_old = program.paths.from_old_states
 
     def deltas(self, parts: Arrays) -> list[Array]:
         """Perturbations of zero of the live operations, [W, B, ...], spread over devices as the parts are."""
         lead = next(part[:, :, 0] for part in parts if part.shape[-1])
-        return [zeros_over(lead, op.delta.shape, op.delta.dtype) for op in self.live]
+        return [zeros_over(lead, op.delta.shape, op.delta.dtype) for op in self.step.live]
 
     # --- outputs and data ---
 
@@ -93,7 +92,7 @@ class CutSteps:
         arguments = rollout.taken, sources.old, sources.new, sources.deltas
         outputs, data = over_steps(one)(*arguments)
         return outputs, {
-            op.number: _canonical(op, x) for op, x in zip(self.live, data, strict=True)
+            op.number: _canonical(op, x) for op, x in zip(self.step.live, data, strict=True)
         }
 
     # --- Jacobians ---
@@ -122,7 +121,7 @@ class CutSteps:
         else:
             transition, by_ops = jax.vmap(pull)(seeds)
         immediate: list[list[Array]] = []
-        for place, op in enumerate(self.live):
+        for place, op in enumerate(self.step.live):
             columns = colours.columns.get(op.number)
             if columns is None:
                 by_op = by_ops[place]
@@ -149,7 +148,7 @@ class CutSteps:
                 xs = [x for op in feed.ops if (x := data[op.number]) is not None]
                 x = joined(xs, -1) if xs else None
                 op = feed.ops[0]
-                compressed = jacobians.immediate[self.live.index(op)]
+                compressed = jacobians.immediate[self.step.live.index(op)]
                 immediate = take(rows_of(compressed), compression.immediate(op, node.blocks))
                 factors.append(Factors(x, immediate, transitions[layout], begins))
             by_node.append(factors)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .._jax import Equation, Rule, evaluate, of_real_parts, prune, real_parts, replaced
-from ..analyse import Analysis, WeightOp, by_equation, shifted
+from ..analyse import Analysis, by_equation, shifted
 from ..schedule import Schedule
 from ._forward import Forward, Values, fixed_values
 from ._prefix import prefix_rule
@@ -30,7 +30,7 @@ class StepFunctions:
         a, body = analysis, analysis.split.body
         self.analysis, self.schedule = analysis, schedule
         self.dtype = a.hidden.dtype
-        self.live: list[WeightOp] = [op for op in a.ops if a.reach[op.number].role == "state"]
+        self.live = a.live
         self.saved = [op for op in self.live if op.number in a.cut]
         self.saved_equations = {op.equation: i for i, op in enumerate(self.saved)}
         self.live_by_equation = by_equation(self.live)

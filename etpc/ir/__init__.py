@@ -5,7 +5,7 @@ from ._compression import Colouring, Columns, Compression, Index, Layout, block_
 from ._nodes import Feed, TraceNode
 from ._pairs import uses
 from ._paths import ForwardedStates, OutputPaths
-from ._program import Change, Length, TraceProgram, WindowSpec
+from ._program import Change, Length, TraceProgram, WindowSpec, numbered
 from ._terms import (
     AtEnd,
     AtStart,
@@ -53,6 +53,7 @@ __all__ = [
     "check",
     "end_of",
     "entered",
+    "numbered",
     "past_of",
     "terms_of",
     "uses",

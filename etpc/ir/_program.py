@@ -20,9 +20,10 @@ A trace is one recursion that is carried, `eps' = D eps + F_1 x_1 + F_2 x_2 + ..
 """
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -270,13 +271,14 @@ class TraceProgram:
 
     def names(self) -> dict[WeightOp, str]:
         """Names of all operations: their paths, numbered where several have one."""
-        total, seen = Counter(op.path for op in self.analysis.ops), Counter[str]()
-        names: dict[WeightOp, str] = {}
-        for op in self.analysis.ops:
-            seen[op.path] += 1
-            several = f" ({seen[op.path]} of {total[op.path]})" if total[op.path] > 1 else ""
-            names[op] = op.path + several
-        return names
+        ops = self.analysis.ops
+        return dict(zip(ops, numbered([op.path for op in ops]), strict=True))
+
+
+def numbered(paths: Sequence[str]) -> list[str]:
+    """Paths, each with its number among those that are equal, where these are several."""
+    total, number = Counter(paths), {path: itertools.count(1) for path in paths}
+    return [f"{p} ({next(number[p])} of {total[p]})" if total[p] > 1 else p for p in paths]
 
 
 def _head(program: TraceProgram, node: TraceNode) -> str:

@@ -23,7 +23,7 @@ class KFRTRL(Algorithm):
 
     **Source:** Mujika, Meier and Steger, "Approximating real-time recurrent learning with random Kronecker factors",
     NeurIPS 2018, algorithm 1. Deviation: what the steps of a window add is exact in the gradient of that window, while
-    it is mixed already in the source; each weight matrix has signs of its own.
+    it is mixed already in the source; each weight matrix has a pair of its own, and all have the same signs.
     """
 
     seed: int = dataclasses.field(default=0, kw_only=True, repr=False)

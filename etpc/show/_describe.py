@@ -1,8 +1,8 @@
 """A program as text."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from ..ir import numbered
 from ..plan import Claim, OpPlan, Plan, last_steps
 
 Claims = Mapping[str, Claim]
@@ -24,7 +24,7 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     if not plan.traced:
         last = last_steps(plan.algorithm)
         lines += ["", f"no weight has a trace: nothing from before {last} enters a gradient"]
-    names = use_names(plan)
+    names = numbered([p.path for p in plan.traced])
     several = {
         name: f"at {p.op.equation.source}"
         for name, p in zip(names, plan.traced, strict=True)
@@ -76,20 +76,8 @@ def rows(plan: Plan, claims: Claims) -> list[list[str]]:
             f"{p.trace_bytes:,}",
             verdict(plan, p, claims),
         ]
-        for name, p in zip(use_names(plan), plan.traced, strict=True)
+        for name, p in zip(numbered([p.path for p in plan.traced]), plan.traced, strict=True)
     ]
-
-
-def use_names(plan: Plan) -> list[str]:
-    """The path of each traced operation, numbered where others have the same."""
-    totals = Counter(p.path for p in plan.traced)
-    seen: Counter[str] = Counter()
-    names = []
-    for p in plan.traced:
-        seen[p.path] += 1
-        number = f" ({seen[p.path]} of {totals[p.path]})" if totals[p.path] > 1 else ""
-        names.append(p.path + number)
-    return names
 
 
 def verdict(plan: Plan, p: OpPlan, claims: Claims) -> str:

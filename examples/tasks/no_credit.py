@@ -23,7 +23,7 @@ import optax
 import etpc
 
 from .arms import FAST, Arm, Task, best_rate, fast, prepared, trained
-from .suggested import NEW, TASKS, better, scores_of, shown, spread, task_of
+from .suggested import NEW, TASKS, is_within, scores_of, shown, task_of
 
 OPTIMISERS = {
     "Adam": optax.adam,
@@ -49,19 +49,13 @@ def scores(task: Task, seeds: int, known: dict[str, Any] | None = None) -> dict[
     return {"unit": task.unit, "chance": task.chance, "by": name, "rate": rate, "scores": values}
 
 
-def holds(unit: str, mine: list[float], bptt: list[float]) -> bool:
-    (mean, off), (best, best_off) = spread(mine), spread(bptt)
-    behind = mean - best if better(unit) is min else best - mean
-    return behind <= off + best_off
-
-
 def table(found: dict[str, Any]) -> str:
     heads = ("task", "chance", "no credit", "optimiser", "seeds", "BPTT", "D-RTRL", "holds")
     lines = [f"| {' | '.join(heads)} |", "|---|---:|---:|---|---:|---:|---:|---|"]
     for name, one in found.items():
         known, mine = scores_of(name), one["scores"]
         by = f"{one['by']} at {one['rate']:.2g}"
-        yes = "yes" if holds(one["unit"], mine, known["BPTT"]) else "no"
+        yes = "yes" if is_within(mine, known["BPTT"], one["unit"]) else "no"
         cells = [f"{name} ({one['unit']})", f"{one['chance']:.3g}", shown(mine), by, str(len(mine))]
         cells += [shown(known["BPTT"]), shown(known["D-RTRL"]), yes]
         lines.append(f"| {' | '.join(cells)} |")

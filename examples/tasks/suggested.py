@@ -150,7 +150,7 @@ def columns(
 
     own = kept = found(f"{rule}, x {rate:.2g}", at_this_rate)
     cells |= {"kept": [rate, kept]}
-    if not is_within(cells, "kept", better(task.unit) is min):
+    if not is_within(kept, cells["best"][1], task.unit):
         own = found(f"{rule}, tuned", lambda: tuned_scores(task, arm_of(rule), seeds, tuning))
     return cells | {"suggested": [rule, own]}
 
@@ -178,7 +178,7 @@ def brought_up_to_date(name: str, record: dict[str, Any]) -> None:
     """The record of a task with the scores of its own table as they are now."""
     scores, columns = scores_of(name), record["scores"]
     columns |= {"BPTT": ["BPTT", scores["BPTT"]]}
-    within = lambda kind: is_within(columns, kind, better(record["unit"]) is min)
+    within = lambda kind: is_within(columns[kind][1], columns["best"][1], record["unit"])
     record |= {"within": within("suggested"), "within_kept": within("kept")}
 
 
@@ -192,12 +192,12 @@ def shown(scores: list[float]) -> str:
     return " ± ".join(f"{value:.3f}" for value in spread(scores))
 
 
-def is_within(columns: Mapping[str, Any], name: str, less_is_better: bool) -> bool:
-    """Whether one column scores within the seeds of the best: by no more than both standard deviations less."""
-    if not columns[name][1]:
+def is_within(scores: list[float], best: list[float], unit: str) -> bool:
+    """Whether scores are within the seeds of the best: behind by no more than both standard deviations."""
+    if not scores:
         return False
-    (mean, off), (best, best_off) = (spread(columns[column][1]) for column in (name, "best"))
-    return (mean - best if less_is_better else best - mean) <= off + best_off
+    (mean, off), (top, top_off) = spread(scores), spread(best)
+    return (mean - top if better(unit) is min else top - mean) <= off + top_off
 
 
 def asked(task: Task, advice: etpc.Suggestion) -> dict[str, Any]:
