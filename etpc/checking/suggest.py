@@ -584,7 +584,7 @@ class _Advice:
         cost = f"BPTT takes {bptt.ms:.3g} ms a step and {best.name} {best.ms:.3g}"
         if not found.losses or not mine.losses:
             return f"{cost}; their scores were not compared."
-        texts = "BPTT is not ahead", "BPTT scores higher", "BPTT is exact and scores less"
+        texts = "BPTT is not surely ahead", "BPTT scores higher", "BPTT is exact and scores less"
         scores = (f"{row.score:.3g} after {row.updates} updates" for row in (found, mine))
         fits = ": take it if all sequences are about so long, and their steps fit into memory"
         return f"{texts[order]} ({', '.join(scores)}){fits * (order > 0)}. {cost}."

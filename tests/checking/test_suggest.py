@@ -1299,7 +1299,7 @@ def test_advice_on_bptt_and_on_the_network_follows_from_scores_and_is_said_once(
     wanted = {
         9: "BPTT scores higher (",
         1: "BPTT is exact and scores less (",
-        5: "BPTT is not ahead (",
+        5: "BPTT is not surely ahead (",
     }
     (text,) = (text for text in found.reasons if "BPTT takes" in text)
     assert text.startswith(wanted[of_bptt])
