@@ -82,12 +82,12 @@ def sub_steps(p, x, h, how):
 
 
 def resets(p, x, state, how):
-    """Spiking neurons; a second layer reads the potential before the reset, and the first one old spikes."""
+    """Spiking neurons; a second layer reads the potential before the reset in full, and the first one old spikes."""
     v, z, g = state
     current = how.product("w", p["w"], x) + how.product("u", p["u"], how.old(z))
-    before, held = 0.8 * v + current, 0.8 * how.old(v) + current
+    before = 0.8 * v + current
     new = spike(before - 0.3)
-    above = 0.6 * g + jnp.tanh(how.product("v", p["v"], held))
+    above = 0.6 * g + jnp.tanh(how.product("v", p["v"], before))
     return p["out"] @ above + new[:2], (before - 0.5 * new, new, above)
 
 
