@@ -263,9 +263,7 @@ ACCELERATOR_MEANS = """\
 ## Beside BPTT
 
 Cycles on TPUs, kernels on the H100, relative to plain BPTT of the same steps, of programs with all passes. *BPTT,
-4 steps in a loop's body* is `jax.lax.scan(unroll=4)`, which is what the pass `unroll` does to a program. The
-tables of N = 512 for a v6e, and for a v5e at B = 1, are older than [`outputs_last`](passes.md), which makes updates at
-each step faster.
+4 steps in a loop's body* is `jax.lax.scan(unroll=4)`, which is what the pass `unroll` does to a program.
 """
 
 
