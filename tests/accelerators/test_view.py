@@ -10,17 +10,18 @@ pytestmark = [pytest.mark.accelerators, pytest.mark.usefixtures("as_users_have_i
 
 @pytest.mark.parametrize(("on", "unit"), [("v5e:2x2", "cycles"), ("h100", "kernels")])
 def test_what_an_instruction_costs_and_where_it_comes_from(on, unit):
-    def step(w, x, h):
-        h = jnp.tanh(w @ h + x)
+    def step(model, x, h):
+        h = jnp.tanh(model["gain"] * (model["w"] @ h) + x)
         return h, h
 
+    model = {"w": jnp.eye(64), "gain": 1.0}  # a number of Python is no data
     of = dict(state=jnp.zeros(64), step=step, inputs=jnp.zeros(64))
     platform = {"cycles": "tpu", "kernels": "cuda"}[unit]
-    program = etpc.compile(jnp.eye(64), etpc.ES_D_RTRL(decay=0.9), target=platform, **of)
+    program = etpc.compile(model, etpc.ES_D_RTRL(decay=0.9), target=platform, **of)
     hlo = program.view(batch_size=8, on=on).as_dict()["emitted"]["hlo"]
     assert hlo["unit"] == unit
     row = etpc.estimate(
-        jnp.eye(64), etpc.ES_D_RTRL(decay=0.9), on=on, steps=program.plan.window, batch_size=8, **of
+        model, etpc.ES_D_RTRL(decay=0.9), on=on, steps=program.plan.window, batch_size=8, **of
     )
     instructions = [i for c in hlo["computations"] for i in c["instructions"]]
     total = sum(i[unit] for i in instructions)
