@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -51,10 +52,13 @@ class Cost:
 
 
 def compile_for(place: Place, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """`jax.jit(function)`, compiled for arguments of these shapes and dtypes on one device of a place."""
+    """`jax.jit(function)`, compiled for arguments of these shapes and dtypes on one device of a place; numbers of
+    Python are constants."""
     on_one = NamedSharding(Mesh(np.array(place.devices[:1]), ("one",)), PartitionSpec())
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
-    return jax.jit(function, in_shardings=on_one, **options).lower(*shapes).compile()
+    given, rest = eqx.partition(args, lambda a: hasattr(a, "shape"))
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), given)
+    run = lambda *given: function(*eqx.combine(given, rest))
+    return jax.jit(run, in_shardings=on_one, **options).lower(*shapes).compile()
 
 
 def cost(compiled: Any) -> Cost:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import equinox as eqx
 import jax
 
 from ..estimating.chips import place
@@ -29,16 +28,13 @@ def hlo_record(
     """A window of a program, compiled for a chip or the first device of this process and taken apart, for JSON."""
     steps, carry = program.ir.window.steps, jax.eval_shape(lambda: program.init(batch_size))
     run, args = gradient_of(program, carry, steps)
-    is_array = lambda a: hasattr(a, "shape")  # a number of Python is no data
-    arrays, rest = eqx.partition(args, is_array)
-    of_arrays = lambda *arrays: run(*eqx.combine(arrays, rest))
-    one = run.lower(*args).compile() if on is None else compile_for(place(on), of_arrays, *arrays)
-    memory, kinds = one.memory_analysis(), ("argument", "output", "temp")
+    compiled = run.lower(*args).compile() if on is None else compile_for(place(on), run, *args)
+    memory, kinds = compiled.memory_analysis(), ("argument", "output", "temp")
     sizes = {kind: int(getattr(memory, f"{kind}_size_in_bytes", 0)) for kind in kinds}
     device = jax.devices()[0].device_kind if on is None else place(on).chip.kind
     unit = None if on is None else {"tpu": "cycles", "cuda": "kernels"}.get(place(on).chip.platform)
     about = dict(device=device, steps=steps, batch_size=batch_size, bytes=sizes, unit=unit)
-    origins = Origins(one.as_text() or "", *of)
+    origins = Origins(compiled.as_text() or "", *of)
     return {**about, **origins.record()}
 
 

@@ -50,8 +50,8 @@ class View:
         weights, sources = Weights(plan), Sources()
         step = step_record(plan, weights, sources)
         emitted = _emitted(program, self.batch_size)
-        of, compiled_for = (weights, sources, step["equations"]), (self.batch_size, self.on)
-        emitted["hlo"] = hlo_record(program, of, *compiled_for) if self.hlo else None
+        of = weights, sources, step["equations"]
+        emitted["hlo"] = hlo_record(program, of, self.batch_size, self.on) if self.hlo else None
         hidden = plan.analysis.hidden
         states = zip(hidden.paths, hidden.avals, hidden.offsets, hidden.offsets[1:], strict=False)
         drawn = Drawn(program, weights)
